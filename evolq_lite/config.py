@@ -1,0 +1,117 @@
+"""What a run is made of, in two frozen dataclasses. Checked when built, so that a run cannot fail late on a typing error.
+
+Each field carries its help text; the command line makes its flags from them, so nothing is configured twice.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from evolq_lite.fitness import FITNESS
+from evolq_lite.numerics import IntRange
+from evolq_lite.observers import OBSERVERS
+
+TENSOR_OBSERVERS = tuple(name for name in OBSERVERS if name != "ptf")
+
+
+def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    """Declare a field with the help text and the choices that the command line shows."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+class _Checked:
+    """Common part of both: types and choices checked, to and from JSON."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type]
+            value, choices = getattr(self, f.name), f.metadata["choices"]
+            if choices and value not in choices:
+                raise ValueError(f"unknown {f.name} {value!r}; known: {', '.join(choices)}")
+            wanted = (int, float) if f.type in (float, float | None) else f.type
+            if not isinstance(value, wanted) or (isinstance(value, bool) and f.type is not bool):  # type: ignore[arg-type]
+                if not (value is None and f.default is None):
+                    raise ValueError(f"{f.name} must be of type {getattr(f.type, '__name__', f.type)}, not {value!r}")
+
+    def require(self, name: str, least: float) -> None:
+        """Raise ValueError unless the field is a finite number of at least `least`."""
+        value = getattr(self, name)
+        if not math.isfinite(value) or value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+
+    def to_json(self) -> str:
+        """All fields as a JSON object."""
+        return json.dumps(asdict(self), indent=1)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The reverse of `to_json`; ValueError for text that is no such object, or with unknown fields."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a JSON text: {error}") from None
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        if not isinstance(values, dict) or not set(values) <= known:
+            raise ValueError(f"a {cls.__name__} is a JSON object with fields out of: {', '.join(sorted(known))}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class QuantConfig(_Checked):
+    """How a network is quantized; the defaults are FQ-ViT's scheme as Evol-Q uses it."""
+
+    weight_bits: int = option(4, "bits of weights, 2 to 8")
+    act_bits: int = option(8, "bits of activations, 2 to 8")
+    weight_observer: str = option("minmax", "first weight scales, per output channel", TENSOR_OBSERVERS)
+    act_observer: str = option("minmax", "activation scales, per tensor", TENSOR_OBSERVERS)
+    weight_symmetric: bool = option(True, "weights with zero point 0")
+    act_symmetric: bool = option(False, "activations with the zero point in the middle")
+    ptf: bool = option(True, "power-of-two factors per channel on residual sums, the inputs of LayerNorm")
+    log2_attention: bool = option(False, "attention probabilities as powers of two instead of uniform")
+    attention_bits: int | None = option(None, "bits of attention probabilities; none: those of activations")
+    bias_correction: bool = option(False, "shift biases by the mean error of the quantized weights")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("weight_bits", "act_bits", "attention_bits"):
+            if (bits := getattr(self, name)) is not None:
+                try:
+                    IntRange(bits, True)
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from None
+
+
+@dataclass(frozen=True)
+class SearchConfig(_Checked):
+    """How scales are searched; the defaults are the paper's (method: 10 passes, population 15, 3 cycles, infoNCE)."""
+
+    passes: int = option(10, "how often every block is visited")
+    cycles: int = option(3, "candidates per visit")
+    population: int = option(15, "members kept per visit; all start as copies of the present scales")
+    tournament: int = option(10, "members drawn, with replacement; the best is the parent")
+    step: float | None = option(None, "mutation width; none: the paper's, 1e-3 up to 4-bit weights, 1e-4 above")
+    mutation: str = option("absolute", "width in the units of the scale, or relative to it", ("absolute", "relative"))
+    scales: str = option(
+        "attention", "which scales: attention weights, all weights, or all with activations", ("attention", "weights", "all")
+    )
+    granularity: str = option("block", "what is visited at a time", ("layer", "block", "global"))
+    order: str = option("last_first", "order of the blocks in a pass", ("last_first", "first_last"))
+    algorithm: str = option("evolq", "evolutionary search, or random search at the same cost", ("evolq", "random"))
+    fitness: str = option("info_nce", "distance to the float network's predictions", tuple(FITNESS))
+    temperature: float = option(3.0, "temperature of infoNCE")
+    batch: int = option(100, "calibration images per batch; infoNCE's negatives come from it")
+    seed: int = option(0, "random seed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("passes", "cycles", "population", "tournament"):
+            self.require(name, 1)
+        self.require("batch", 2)
+        self.require("seed", 0)
+        self.require("temperature", 1e-3)
+        if self.step is not None:
+            self.require("step", 0)
+
+    def width(self, weight_bits: int) -> float:
+        """The mutation width in force: `step`, or the paper's for these weight bits."""
+        return self.step if self.step is not None else (1e-3 if weight_bits <= 4 else 1e-4)

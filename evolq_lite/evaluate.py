@@ -1,0 +1,100 @@
+"""Accuracy with an interval, and the paired comparison of two networks: the only place where test images are read.
+
+Two networks are compared on the same images. Only the images on which one is right and the other wrong tell them apart;
+under the hypothesis of no difference, each such image is a fair coin: McNemar's exact test is a binomial test on them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1: how many of how many images are right."""
+
+    correct: int
+    images: int
+
+    @property
+    def top1(self) -> float:
+        """Share of right images, 0 to 1."""
+        return self.correct / self.images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval."""
+        ci = binomtest(self.correct, self.images).proportion_ci(0.95, "wilson")
+        return float(ci.low), float(ci.high)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.top1:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired difference of two networks on the same images."""
+
+    gained: int  # wrong before, right after
+    lost: int  # right before, wrong after
+    images: int
+
+    @property
+    def gain(self) -> float:
+        """Difference of top-1, 0 to 1, positive if the second network is better."""
+        return (self.gained - self.lost) / self.images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the gain: Wald with half a count added to each cell (Agresti and Min, 2005)."""
+        n, b, c = self.images + 2, self.gained + 0.5, self.lost + 0.5
+        middle, half = (b - c) / n, 1.96 * sqrt((b + c) - (b - c) ** 2 / n) / n
+        return middle - half, middle + half
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided exact McNemar test."""
+        changed = self.gained + self.lost
+        return float(binomtest(self.gained, changed).pvalue) if changed else 1.0
+
+    @property
+    def verdict(self) -> str:
+        """The result in words."""
+        if self.p_value >= 0.05:
+            return "no significant difference (McNemar exact test, 5 %)"
+        return f"significantly {'better' if self.gain > 0 else 'worse'} (McNemar exact test, 5 %)"
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}], p = {self.p_value:.2g}"
+
+
+@torch.no_grad()
+def predict(
+    models: Mapping[str, nn.Module],
+    images: Iterable[Tensor],
+    progress: Callable[[int], None] = lambda images: None,
+) -> dict[str, Tensor]:
+    """The classes (n,) that each model predicts for batches of images, which are read once for all models."""
+    found: dict[str, list[Tensor]] = {name: [] for name in models}
+    for x in images:
+        for name, model in models.items():
+            found[name].append(model(x).argmax(1))
+        progress(len(x))
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def accuracy(predictions: Tensor, labels: Tensor) -> Accuracy:
+    """Top-1 of predictions (n,) against labels (n,)."""
+    return Accuracy(int((predictions == labels).sum()), len(labels))
+
+
+def compare(before: Tensor, after: Tensor, labels: Tensor) -> Comparison:
+    """Compare two networks by their predictions (n,) for the same images with labels (n,)."""
+    was, now = before == labels, after == labels
+    return Comparison(int((~was & now).sum()), int((was & ~now).sum()), len(labels))

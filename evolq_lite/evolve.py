@@ -1,0 +1,161 @@
+"""The paper's outer loop: passes over the blocks, last to first, a short search at each, and a commit. Read with lesson 6.
+
+One visit searches the scales of one block with the loss at the network's output; the best vector is written into the
+model before the next block is visited. Going last to first means that, within a pass, nothing before the visited block
+has changed yet: one forward pass at its start gives the inputs of all blocks.
+
+A visit's random numbers depend on the seed and the visit's number only, so a run that goes on from visit n ends exactly
+like one that was never stopped.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from evolq_lite.chain import Chain
+from evolq_lite.config import SearchConfig
+from evolq_lite.fitness import fitness_of
+from evolq_lite.genome import Genome, Vector, genome_of
+from evolq_lite.objective import BlockObjective, batches
+from evolq_lite.search import EvolQ, RandomSearch, minimize
+
+TRACE_LIMIT = 2 * 2**30  # bytes of block inputs to keep; above it they are computed anew at each visit
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a run: a line of history.jsonl. `cycle` 0 is the start of the run, before any mutation.
+
+    `seconds` counts from the evaluation before, so that their sum is the time of the search.
+    """
+
+    visit: int
+    pass_: int
+    block: str
+    cycle: int
+    fitness: float
+    accepted: bool
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, `pass_` under its plain name."""
+        return {key.rstrip("_"): value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What one visit searches: a label, the segments whose scales it touches, and the genome."""
+
+    label: str
+    blocks: tuple[str, ...]
+    genome: Genome
+
+
+def visits_of(chain: Chain, config: SearchConfig) -> list[Visit]:
+    """The visits of one pass, in order: blocks, single layers, or everything at once."""
+    blocks = chain.searchable if config.order == "first_last" else chain.searchable[::-1]
+    if config.granularity == "global":
+        return [Visit("all", tuple(blocks), genome_of(chain.model, blocks, config.scales))]
+    out = []
+    for block in blocks:
+        genome = genome_of(chain.model, [block], config.scales)
+        if config.granularity == "block":
+            out.append(Visit(block, (block,), genome))
+            continue
+        layers = [Visit(n, (block,), Genome((n,), (s,))) for n, s in zip(genome.names, genome.shapes)]
+        out += layers if config.order == "first_last" else layers[::-1]
+    return out
+
+
+def evaluations_of(chain: Chain, config: SearchConfig) -> int:
+    """How many evaluations a whole run takes: every candidate, and the start once."""
+    return config.passes * len(visits_of(chain, config)) * config.cycles + 1
+
+
+class Inputs:
+    """The batches that enter a segment, kept for a whole pass where that is exact and memory allows."""
+
+    def __init__(self, chain: Chain, images: Tensor, batch: int, keep: bool) -> None:
+        self.chain, self.images, self.batch, self.keep = chain, images, batch, keep
+        self.traces: list[list[Tensor | None]] = []
+
+    def sweep(self) -> None:
+        """Start a pass: one forward of all images."""
+        self.traces = []
+        for x in batches(self.images, self.batch) if self.keep else ():
+            self.traces.append(list(self.chain.trace(x)))
+            size = sum(t.numel() * t.element_size() for t in self.traces[0] if t is not None)
+            if size * len(self.images) / len(x) > TRACE_LIMIT:
+                self.keep, self.traces = False, []
+                return
+
+    def of(self, segment: int) -> list[Tensor] | None:
+        """The inputs of a segment, or None if they must be computed; later segments' inputs are let go."""
+        for trace in self.traces:
+            trace[segment + 1 :] = [None] * (len(trace) - segment - 1)
+        found = [trace[segment] for trace in self.traces]
+        return [x for x in found if x is not None] or None
+
+
+def evolve(
+    chain: Chain,
+    images: Tensor,
+    targets: Tensor,
+    config: SearchConfig,
+    step: float,
+    on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
+    on_visit: Callable[[int, float], None] = lambda visits, fitness: None,
+    done: int = 0,
+    fitness: float | None = None,
+) -> float:
+    """Search the scales of a calibrated chain, in place; returns the final fitness on the calibration images.
+
+    `images` (n, channels, height, width) and `targets` (n, classes) are calibration data: the float network's logits,
+    no labels. `step` is the mutation width. `on_evaluation` hears of every evaluation, and may raise to stop;
+    `on_visit(visits done, fitness)` is called when the model holds a finished visit, the moment to save. To go on from
+    there, pass `done` and `fitness`.
+    """
+    loss = fitness_of(config.fitness, config.temperature)
+    visits = visits_of(chain, config)
+    inputs = Inputs(chain, images, config.batch, keep=config.order == "last_first")
+    for number in range(done, config.passes * len(visits)):
+        visit, began = visits[number % len(visits)], perf_counter()
+        if number == done or number % len(visits) == 0:
+            inputs.sweep()
+        first = min(chain.index(block) for block in visit.blocks)
+        objective = BlockObjective(
+            chain, visit.blocks, images, targets, loss, config.batch, genome=visit.genome, inputs=inputs.of(first)
+        )
+        start = objective.start
+        where = {"visit": number, "pass_": number // len(visits), "block": visit.label}
+        if fitness is None:
+            fitness = float(objective(start[None])[0])
+            on_evaluation(Evaluation(**where, cycle=0, fitness=fitness, accepted=True, seconds=perf_counter() - began))
+            began = perf_counter()
+        search = optimizer_of(config, start, fitness, step, number)
+        best, cycle = fitness, 0
+
+        def note(vector: Vector, value: float) -> None:
+            nonlocal best, cycle, began
+            now, cycle = perf_counter(), cycle + 1
+            accepted = value < best
+            best = min(best, value) if value == value else best
+            on_evaluation(Evaluation(**where, cycle=cycle, fitness=value, accepted=accepted, seconds=now - began))
+            began = now
+
+        vector, fitness = minimize(objective, search, config.cycles, note)
+        objective.commit(vector)
+        on_visit(number + 1, fitness)
+    assert fitness is not None
+    return fitness
+
+
+def optimizer_of(config: SearchConfig, start: Vector, value: float, step: float, visit: int) -> RandomSearch:
+    """The optimiser of one visit; its seed comes from the run's seed and the visit's number."""
+    seed, relative = 1_000_003 * config.seed + visit, config.mutation == "relative"
+    if config.algorithm == "random":
+        return RandomSearch(start, value, step, seed, relative)
+    return EvolQ(start, value, step, config.population, config.tournament, seed, relative)

@@ -1,0 +1,321 @@
+"""Layers whose numbers pass through quantizers: every quantization point of a network, on two screens.
+
+A layer is made from a trained one with `from_float`: the same object in a new class, with quantizers added. It shares the
+weights (nothing is copied) and keeps timm's names, so `blocks.3.attn.qkv.weight` stays where it was. Only `forward` is
+written anew, and only where timm has no slot for a quantizer: between a matrix product and a softmax, after a sum.
+
+In a transformer block, with [ ] for a quantizer:
+
+    x --+--> norm1 --> [] qkv --> [q] [k] --> q k^T --> [scores] --> softmax --> [probabilities] x [v] --> [] proj --+--> [sum]
+        +------------------------------------------------------------------------------------------------------+
+
+and the same for norm2 --> [] fc1 --> GELU --> [] fc2. The weights of qkv, proj, fc1, fc2 have one scale per output
+channel; these scales are what Evol-Q searches.
+"""
+
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models import levit, resnet, swin_transformer, vision_transformer
+from torch import Tensor, nn
+
+from evolq_lite.config import QuantConfig
+from evolq_lite.numerics import IntRange, fake_quantize, log2_fake_quantize
+from evolq_lite.observers import OBSERVERS, Observer
+
+
+class Quantizer(nn.Module):
+    """One quantization point: scale and zero point as buffers, so `parameters()` stays the float weights.
+
+    `axis` is the channel axis of per-channel scales, None for one scale per tensor. While `observing`, tensors pass
+    unchanged and are only looked at; `freeze` then sets the buffers. Before that, using it raises RuntimeError.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, integers: IntRange, observer: str, symmetric: bool, axis: int | None = None) -> None:
+        super().__init__()
+        self.integers, self.observer_name, self.symmetric, self.axis = integers, observer, symmetric, axis
+        self.register_buffer("scale", torch.tensor(torch.nan))
+        self.register_buffer("zero_point", torch.tensor(0.0))
+        self.observer: Observer | None = None
+        self.frozen = False
+
+    def observe(self) -> None:
+        """Start looking at what passes."""
+        self.observer = OBSERVERS[self.observer_name](self.integers, self.axis, self.symmetric)
+
+    def freeze(self) -> None:
+        """Stop looking, and choose scale and zero point."""
+        assert self.observer is not None
+        self.scale, self.zero_point = self.observer.params()
+        self.observer, self.frozen = None, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantize, or look on; any shape."""
+        if self.observer is not None:
+            self.observer.update(x)
+            return x
+        if not self.frozen:
+            raise RuntimeError("this network is not calibrated; call calibrate(qmodel, images) first")
+        return fake_quantize(x, self.scale, self.zero_point, self.integers, self.axis)
+
+
+class Log2Quantizer(nn.Module):
+    """Probabilities as powers of two; has no scale, so there is nothing to calibrate."""
+
+    def __init__(self, integers: IntRange) -> None:
+        super().__init__()
+        self.integers = integers
+        self.passing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantize probabilities of any shape."""
+        return x if self.passing else log2_fake_quantize(x, self.integers.bits)
+
+
+def act_quantizer(config: QuantConfig) -> Quantizer:
+    """A per-tensor activation quantizer."""
+    symmetric = config.act_symmetric
+    return Quantizer(IntRange(config.act_bits, signed=symmetric), config.act_observer, symmetric)
+
+
+def sum_quantizer(config: QuantConfig) -> Quantizer:
+    """A quantizer of a residual sum of tokens (..., channels): with power-of-two factors if the config says so."""
+    integers = IntRange(config.act_bits, signed=config.act_symmetric)
+    if not config.ptf:
+        return act_quantizer(config)
+    return Quantizer(integers, "ptf", config.act_symmetric, axis=-1)
+
+
+def probability_quantizer(config: QuantConfig) -> nn.Module:
+    """A quantizer of softmax outputs: uniform on [0, max], or log2."""
+    integers = IntRange(config.attention_bits or config.act_bits, signed=False)
+    return Log2Quantizer(integers) if config.log2_attention else Quantizer(integers, config.act_observer, False)
+
+
+def weight_quantizer(config: QuantConfig) -> Quantizer:
+    """A quantizer of weights, one scale per output channel (axis 0)."""
+    symmetric = config.weight_symmetric
+    return Quantizer(IntRange(config.weight_bits, signed=symmetric), config.weight_observer, symmetric, axis=0)
+
+
+class FromFloat:
+    """Mixin: become the quantized form of a timm or torch module."""
+
+    @classmethod
+    def from_float(cls, module: Any, config: QuantConfig) -> Self:
+        """Make this layer from a float one, which stays as it was; parameters are shared."""
+        new = cls.__new__(cls)
+        new.__dict__ = module.__dict__.copy()
+        for kind in ("_parameters", "_buffers", "_modules"):
+            new.__dict__[kind] = module.__dict__[kind].copy()
+        new.add_quantizers(config)
+        return new
+
+    def add_quantizers(self, config: QuantConfig) -> None:
+        """Create the quantizers that `forward` uses."""
+        raise NotImplementedError
+
+
+class QuantWeight(FromFloat):
+    """What linear and convolution share: a quantized input times a quantized weight, the weight kept between calls."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def add_quantizers(self, config: QuantConfig) -> None:
+        """One quantizer for the input, one for the weight."""
+        self.input_quant = act_quantizer(config)
+        self.weight_quant = weight_quantizer(config)
+        self._kept: tuple[Tensor, Tensor, tuple[int, int], Tensor] | None = None
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's matrix product."""
+        raise NotImplementedError
+
+    def quantized_weight(self) -> Tensor:
+        """The fake-quantized weight; computed anew only for another scale or weight, or one that was written to.
+
+        A candidate's scales are other tensors, so it pays for the weights of the searched block only, and once.
+        """
+        scale, weight = self.weight_quant.scale, self.weight
+        if self.weight_quant.observer is not None or (torch.is_grad_enabled() and scale.requires_grad):
+            return self.weight_quant(weight)
+        versions = (scale._version, weight._version)
+        kept = self._kept
+        if kept is None or kept[0] is not scale or kept[1] is not weight or kept[2] != versions:
+            with torch.no_grad():
+                kept = self._kept = (scale, weight, versions, self.weight_quant(weight))
+        return kept[3]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the float layer, on quantized numbers."""
+        return self.product(self.input_quant(x), self.quantized_weight(), self.bias)
+
+
+class QuantLinear(QuantWeight, nn.Linear):
+    """`nn.Linear` on quantized input and weight."""
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., in) times (out, in), plus bias (out,)."""
+        return F.linear(x, weight, bias)
+
+
+class QuantConv2d(QuantWeight, nn.Conv2d):
+    """`nn.Conv2d` on quantized input and weight."""
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(images, in, height, width) convolved with (out, in / groups, kernel, kernel)."""
+        return self._conv_forward(x, weight, bias)
+
+
+class QuantProducts(nn.Module):
+    """The two products of attention with all five operands quantized: q, k, scores, probabilities, v."""
+
+    def __init__(self, config: QuantConfig) -> None:
+        super().__init__()
+        self.q, self.k, self.v = act_quantizer(config), act_quantizer(config), act_quantizer(config)
+        self.scores, self.probabilities = act_quantizer(config), probability_quantizer(config)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Attend: q, k (..., tokens, key dim), q already scaled; v (..., tokens, value dim).
+
+        `bias` is added to the scores before they are quantized, `mask` (0 or very negative, or boolean) after.
+        """
+        scores = self.q(q) @ self.k(k).transpose(-2, -1)
+        scores = self.scores(scores if bias is None else scores + bias)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        return self.probabilities(scores.softmax(-1)) @ self.v(v)
+
+
+class QuantAttention(FromFloat, Attention):
+    """timm's `Attention`: ViT and DeiT. Takes timm's `attn_mask`; ValueError for gated or causal variants."""
+
+    def add_quantizers(self, config: QuantConfig) -> None:
+        """Quantize the operands of both products."""
+        if self.gate is not None:
+            raise ValueError("gated attention is not supported; quantize it by hand with QuantProducts")
+        self.products = QuantProducts(config)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(images, tokens, channels) to the same."""
+        if is_causal:
+            raise ValueError("causal attention is not supported: pass attn_mask instead")
+        images, tokens, _ = x.shape
+        q, k, v = self.qkv(x).view(images, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        x = self.products(self.q_norm(q) * self.scale, self.k_norm(k), v, mask=attn_mask)
+        x = self.norm(x.transpose(1, 2).reshape(images, tokens, self.attn_dim))
+        return self.proj_drop(self.proj(x))
+
+
+class QuantBlock(FromFloat, vision_transformer.Block):
+    """timm's ViT block, with its two residual sums quantized: they are the inputs of the next LayerNorm."""
+
+    def add_quantizers(self, config: QuantConfig) -> None:
+        """Quantize the sums."""
+        self.sum1, self.sum2 = sum_quantizer(config), sum_quantizer(config)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(images, tokens, channels) to the same."""
+        attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+        x = self.sum1(x + self.drop_path1(self.ls1(attended)))
+        return self.sum2(x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
+
+
+class QuantWindowAttention(FromFloat, swin_transformer.WindowAttention):
+    """timm's Swin attention within windows, with relative position bias."""
+
+    def add_quantizers(self, config: QuantConfig) -> None:
+        """Quantize the operands of both products."""
+        self.products = QuantProducts(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(windows, tokens, channels) to the same; mask (windows per image, tokens, tokens)."""
+        windows, tokens, _ = x.shape
+        q, k, v = self.qkv(x).view(windows, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if mask is not None:  # one mask for every window of an image, the same for all images and heads
+            mask = mask.repeat(windows // len(mask), 1, 1).unsqueeze(1)
+        x = self.products(q * self.scale, k, v, bias=self._get_rel_pos_bias(), mask=mask)
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(windows, tokens, -1)))
+
+
+class QuantSwinBlock(FromFloat, swin_transformer.SwinTransformerBlock):
+    """timm's Swin block, with its two residual sums quantized."""
+
+    def add_quantizers(self, config: QuantConfig) -> None:
+        """Quantize the sums."""
+        self.sum1, self.sum2 = sum_quantizer(config), sum_quantizer(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(images, height, width, channels) to the same."""
+        x = self.sum1(x + self.drop_path1(self._attn(self.norm1(x))))
+        return self.sum2(x + self.drop_path2(self.mlp(self.norm2(x))))
+
+
+class QuantLevitAttention(FromFloat, levit.Attention):
+    """timm's LeViT attention, in its linear form."""
+
+    def add_quantizers(self, config: QuantConfig) -> None:
+        """Quantize the operands of both products; ValueError for the convolutional form."""
+        if self.use_conv:
+            raise ValueError("LeViT with convolutions (levit_conv_*) is not supported; use levit_*")
+        self.products = QuantProducts(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(images, tokens, channels) to the same."""
+        images, tokens, _ = x.shape
+        qkv = self.qkv(x).view(images, tokens, self.num_heads, -1).transpose(1, 2)
+        q, k, v = qkv.split([self.key_dim, self.key_dim, self.val_dim], dim=3)
+        x = self.products(q * self.scale, k, v, bias=self.get_attention_biases(x.device))
+        return self.proj(x.transpose(1, 2).reshape(images, tokens, self.val_attn_dim))
+
+
+class QuantLevitDownsample(FromFloat, levit.AttentionDownsample):
+    """timm's LeViT attention with fewer queries than keys, between stages."""
+
+    def add_quantizers(self, config: QuantConfig) -> None:
+        """Quantize the operands of both products; ValueError for the convolutional form."""
+        if self.use_conv:
+            raise ValueError("LeViT with convolutions (levit_conv_*) is not supported; use levit_*")
+        self.products = QuantProducts(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(images, tokens, channels) to (images, fewer tokens, more channels)."""
+        images, tokens, _ = x.shape
+        kv = self.kv(x).view(images, tokens, self.num_heads, -1).transpose(1, 2)
+        k, v = kv.split([self.key_dim, self.val_dim], dim=3)
+        q = self.q(x).view(images, -1, self.num_heads, self.key_dim).transpose(1, 2)
+        x = self.products(q * self.scale, k, v, bias=self.get_attention_biases(x.device))
+        return self.proj(x.transpose(1, 2).reshape(images, -1, self.val_attn_dim))
+
+
+class QuantLevitBlock(FromFloat, levit.LevitBlock):
+    """timm's LeViT block, with its two residual sums quantized (per tensor: no LayerNorm follows)."""
+
+    def add_quantizers(self, config: QuantConfig) -> None:
+        """Quantize the sums."""
+        self.sum1, self.sum2 = act_quantizer(config), act_quantizer(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(images, tokens, channels) to the same."""
+        x = self.sum1(x + self.drop_path1(self.attn(x)))
+        return self.sum2(x + self.drop_path2(self.mlp(x)))
+
+
+QUANTIZED: dict[type[nn.Module], type[FromFloat]] = {
+    nn.Linear: QuantLinear,
+    nn.Conv2d: QuantConv2d,
+    Attention: QuantAttention,
+    vision_transformer.Block: QuantBlock,
+    swin_transformer.WindowAttention: QuantWindowAttention,
+    swin_transformer.SwinTransformerBlock: QuantSwinBlock,
+    levit.Attention: QuantLevitAttention,
+    levit.AttentionDownsample: QuantLevitDownsample,
+    levit.LevitBlock: QuantLevitBlock,
+}
+LAST_ACTIVATION: dict[type[nn.Module], str] = {resnet.BasicBlock: "act2", resnet.Bottleneck: "act3"}

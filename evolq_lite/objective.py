@@ -1,0 +1,123 @@
+"""What a search minimises: the fitness of a vector of scales, seen at the network's output.
+
+`Objective` is the one interface of the package: optimisers, landscapes, counters and remote workers all speak it.
+`BlockObjective` is its main form. The loss is global (the logits), but only the scales of one block differ, so the inputs
+of that block are kept and every candidate runs just the blocks from there on. A candidate never writes to the model:
+`functional_call` evaluates the model *as if* the vector were in it, and can be differentiated.
+"""
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import functional_call
+
+from evolq_lite.chain import Chain
+from evolq_lite.fitness import Fitness, info_nce
+from evolq_lite.genome import Genome, Vector, genome_of
+
+Population = Float[Tensor, "p d"]
+Values = Float[Tensor, "p"]
+
+
+class Objective(Protocol):
+    """A function to minimise: `start` (d,), and a call from candidates (p, d) to values (p,). NaN means failed."""
+
+    @property
+    def start(self) -> Vector:
+        """The present scales."""
+        ...
+
+    def __call__(self, population: Population) -> Values:
+        """Evaluate candidates, one a row."""
+        ...
+
+
+class BlockObjective:
+    """Mean fitness over calibration batches, as a function of the scales of one or more segments.
+
+    `images` (n, channels, height, width) and `targets` (n, classes; the float network's logits) are cut into batches of
+    `batch` in the given order; `inputs`, where known, are the batches that enter the first of the segments. ValueError if
+    the numbers do not match, or if a batch would hold fewer than two images: infoNCE needs negatives.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        blocks: str | Sequence[str],
+        images: Tensor,
+        targets: Tensor,
+        fitness: Fitness = info_nce,
+        batch: int = 100,
+        scales: str = "attention",
+        genome: Genome | None = None,
+        inputs: list[Tensor] | None = None,
+    ) -> None:
+        self.chain, self.fitness = chain, fitness
+        names = [blocks] if isinstance(blocks, str) else list(blocks)
+        self.genome = genome or genome_of(chain.model, names, scales)
+        self.first = min(chain.index(name) for name in names)
+        self.targets = list(batches(targets, batch))
+        if len(images) != len(targets):
+            raise ValueError(f"{len(images)} images but {len(targets)} targets")
+        if inputs is None:
+            with torch.no_grad():
+                inputs = [chain(x, stop=self.first) for x in batches(images, batch)]
+        self.inputs = inputs
+
+    @property
+    def start(self) -> Vector:
+        """The scales that are in the model now."""
+        return self.genome.read(self.chain.model)
+
+    def loss(self, vector: Vector) -> Float[Tensor, ""]:
+        """The fitness of one vector, differentiable: `torch.func.grad(objective.loss)` is the gradient."""
+        scales = {f"model.{name}": values for name, values in self.genome.unpack(vector).items()}
+        losses = [
+            self.fitness(functional_call(self.chain, scales, (x, self.first), tie_weights=False), target)
+            for x, target in zip(self.inputs, self.targets)
+        ]
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def __call__(self, population: Population) -> Values:
+        """Evaluate candidates one after another: on a CPU a loop is faster than vmap."""
+        return torch.stack([self.loss(vector) for vector in population])
+
+    def commit(self, vector: Vector) -> None:
+        """Write a vector into the model."""
+        self.genome.write(self.chain.model, vector)
+
+
+def batches(x: Tensor, batch: int) -> tuple[Tensor, ...]:
+    """Cut into batches of the given size; a last one that would hold a single image joins its neighbour."""
+    if len(x) < 2:
+        raise ValueError(f"{len(x)} calibration images; give at least 2: infoNCE compares images with each other")
+    parts = x.split(batch)
+    if len(parts[-1]) == 1:
+        parts = (*parts[:-2], torch.cat(parts[-2:]))
+    return parts
+
+
+class Counted:
+    """An objective that counts its evaluations and their seconds."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.evaluations, self.seconds = 0, 0.0
+
+    @property
+    def start(self) -> Vector:
+        """The start of the objective inside."""
+        return self.objective.start
+
+    def __call__(self, population: Population) -> Values:
+        """Evaluate, and count."""
+        began = perf_counter()
+        values = self.objective(population)
+        self.evaluations += len(population)
+        self.seconds += perf_counter() - began
+        return values
