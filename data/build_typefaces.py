@@ -1,18 +1,21 @@
-"""Render Typefaces-62: the characters A-Z, a-z, 0-9 of Debian's free typefaces as 28x28 grey images.
+"""Render Typefaces-62: characters A-Z, a-z, 0-9 of Debian's free typefaces as 28x28 grey images.
 
-    python data/build_typefaces.py --packages      # the Debian packages that it needs; installs nothing
-    python data/build_typefaces.py                 # writes typefaces-{train,test}.npz and typefaces.csv
+    python data/build_typefaces.py --packages  # the Debian packages that it needs; installs nothing
+    python data/build_typefaces.py             # writes typefaces-{train,test}.npz and typefaces.csv
 
 What is done to a face, in order:
 
-1. *Read.* All `.ttf` and `.otf` files of the packages in `typefaces-packages.txt` whose character map holds all 62.
-2. *Draw.* All 62 at one size, so that the tallest and deepest of them just fit: a `c` stays smaller than a `C`. One
-   baseline, each character centred. Drawn four times too large without hinting, then averaged, so that the pixels do
-   not depend on a hinting engine.
-3. *Skip.* Blank or doubled glyphs (a font that draws the same box for many characters); fonts whose small letters are
-   capitals; symbol fonts, told by how few of their characters look like the average character of that name.
-4. *Group.* Faces of one family, and families that draw nearly the same shapes (Arimo and Liberation Sans, say), form one
-   group. A group lies wholly in the training or wholly in the test part: test typefaces are never seen in training.
+1. *Read.* All `.ttf` and `.otf` files of the packages in `typefaces-packages.txt` whose character
+   map holds all 62.
+2. *Draw.* All 62 at one size, so that the tallest and deepest of them just fit: a `c` stays smaller
+   than a `C`. One baseline, each character centred. Drawn four times too large without hinting,
+   then averaged, so that the pixels do not depend on a hinting engine.
+3. *Skip.* Blank or doubled glyphs (a font that draws the same box for many characters); fonts whose
+   small letters are capitals; symbol fonts, told by how few of their characters look like the
+   average character of that name.
+4. *Group.* Faces of one family, and families that draw nearly the same shapes (Arimo and Liberation
+   Sans, say), form one group. A group lies wholly in the training or wholly in the test part: test
+   typefaces are never seen in training.
 
 Deterministic: the same packages and the same Pillow give the same bytes.
 """
@@ -43,15 +46,27 @@ SIDE, MARGIN, OVERSAMPLE = 28, 1, 4
 FACES_PER_GROUP = {"train": 7, "test": 1}
 TEST_GROUPS = 160
 LARGEST_TEST_GROUP = 24  # faces
-SAME_DESIGN = 0.005  # mean squared difference (ink 0 to 1) below which two families count as one design
+SAME_DESIGN = (
+    0.005  # mean squared difference (ink 0 to 1) below which two families count as one design
+)
 SAME_FACE = 0.002  # and below which two faces of one group are not both taken
 LEGIBLE = 0.7  # share of letters that must look like the average letter of that name
-LOOKALIKE = ("O0o", "lI1", "Il", "sS", "vV", "wW", "xX", "zZ", "cC")  # may coincide in an honest font
+LOOKALIKE = (
+    "O0o",
+    "lI1",
+    "Il",
+    "sS",
+    "vV",
+    "wW",
+    "xX",
+    "zZ",
+    "cC",
+)  # may coincide in an honest font
 DIFFERENT_IN_LOWER_CASE = "abdeghnqr"
 STYLE_WORDS = re.compile(
-    r"\b(thin|hairline|extra|ultra|semi|demi|light|book|regular|roman|normal|medium|bold|black|heavy|fat|italic|"
-    r"oblique|slanted|condensed|cond|narrow|wide|expanded|extended|compressed|mono|monospaced|sans|serif|caps|sc|osf|"
-    r"text|display|caption|small|std|pro|new|nf|otf|ttf|[0-9]+(pt)?)\b",
+    r"\b(thin|hairline|extra|ultra|semi|demi|light|book|regular|roman|normal|medium|bold|black|heavy|"
+    r"fat|italic|oblique|slanted|condensed|cond|narrow|wide|expanded|extended|compressed|mono|"
+    r"monospaced|sans|serif|caps|sc|osf|text|display|caption|small|std|pro|new|nf|otf|ttf|[0-9]+(pt)?)\b",
     re.IGNORECASE,
 )
 LICENCES = (  # first match wins, in the text of /usr/share/doc/PACKAGE/copyright
@@ -86,15 +101,22 @@ class Face:
 
 def package_files(package: str) -> list[str]:
     """List the font files of an installed Debian package, sorted; empty if it is not installed."""
-    listing = subprocess.run(["dpkg", "-L", package], capture_output=True, text=True, check=False).stdout
-    return sorted(f for f in listing.splitlines() if re.search(r"\.(ttf|otf)$", f, re.I) and Path(f).is_file())
+    listing = subprocess.run(
+        ["dpkg", "-L", package], capture_output=True, text=True, check=False
+    ).stdout
+    return sorted(
+        f for f in listing.splitlines() if re.search(r"\.(ttf|otf)$", f, re.I) and Path(f).is_file()
+    )
 
 
 def licence_of(package: str) -> str:
     """Name the licence in a package's copyright file, in one word or two."""
     file = Path(f"/usr/share/doc/{package}/copyright")
     text = file.read_text(errors="replace") if file.is_file() else ""
-    return next((name for name, pattern in LICENCES if re.search(pattern, text)), "see the package's copyright file")
+    return next(
+        (name for name, pattern in LICENCES if re.search(pattern, text)),
+        "see the package's copyright file",
+    )
 
 
 def read_face(package: str, path: str) -> Face | None:
@@ -114,7 +136,7 @@ def read_face(package: str, path: str) -> Face | None:
 
 
 def draw(path: str) -> np.ndarray | None:
-    """Draw the 62 characters of a font: (62, 28, 28) uint8, ink is 255; None if a glyph is blank."""
+    """Draw the 62 characters of a font: (62, 28, 28) uint8, ink 255; None if a glyph is blank."""
     probe = ImageFont.truetype(path, 200, layout_engine=ImageFont.Layout.BASIC)
     boxes = np.array([probe.getbbox(c, anchor="ls") for c in CHARACTERS], dtype=float)
     if (boxes[:, 2] <= boxes[:, 0]).any() or (boxes[:, 3] <= boxes[:, 1]).any():
@@ -130,7 +152,9 @@ def draw(path: str) -> np.ndarray | None:
     for i, character in enumerate(CHARACTERS):
         image = Image.new("L", (canvas, canvas))
         left, _, right, _ = font.getbbox(character, anchor="ls")
-        ImageDraw.Draw(image).text(((canvas - left - right) // 2, baseline), character, fill=255, font=font, anchor="ls")
+        ImageDraw.Draw(image).text(
+            ((canvas - left - right) // 2, baseline), character, fill=255, font=font, anchor="ls"
+        )
         large = np.asarray(image, np.float32).reshape(SIDE, OVERSAMPLE, SIDE, OVERSAMPLE)
         out[i] = np.round(large.mean((1, 3)))
     return out
@@ -145,7 +169,7 @@ def draw_or_none(path: str) -> np.ndarray | None:
 
 
 def cropped(image: np.ndarray, side: int = 16) -> np.ndarray:
-    """Crop to the ink and stretch to a unit-norm, zero-mean square, so that only the shape counts."""
+    """Crop to the ink and stretch to a unit-norm, zero-mean square, so that only shape counts."""
     rows, columns = np.where(image.max(1) > 40)[0], np.where(image.max(0) > 40)[0]
     if not len(rows):
         return np.zeros(side * side, np.float32)
@@ -156,13 +180,15 @@ def cropped(image: np.ndarray, side: int = 16) -> np.ndarray:
 
 
 def why_unfit(pixels: np.ndarray) -> str | None:
-    """Say why a face is no honest alphabet: blank, doubled, or small capitals; None if it is one."""
+    """Say why a face is no honest alphabet: blank, doubled, small capitals; None if it is one."""
     if (pixels.reshape(len(pixels), -1).max(1) < 100).any():
         return "blank"
     seen: dict[bytes, str] = {}
     for character, image in zip(CHARACTERS, pixels):
         other = seen.setdefault(image.tobytes(), character)
-        if other != character and not any(other in pair and character in pair for pair in LOOKALIKE):
+        if other != character and not any(
+            other in pair and character in pair for pair in LOOKALIKE
+        ):
             return "doubled"
     alike = [
         float(cropped(pixels[CHARACTERS.index(c)]) @ cropped(pixels[CHARACTERS.index(c.upper())]))
@@ -172,7 +198,7 @@ def why_unfit(pixels: np.ndarray) -> str | None:
 
 
 def resemblance(faces: list[Face]) -> np.ndarray:
-    """Share of each face's 52 letters that lie among the 12 nearest class averages, shape (faces,)."""
+    """Share of each face's 52 letters among the 12 nearest class averages, shape (faces,)."""
     shapes = np.stack([[cropped(image) for image in face.pixels] for face in faces])
     means = np.median(shapes, 0)
     means /= np.linalg.norm(means, axis=1, keepdims=True)
@@ -182,8 +208,10 @@ def resemblance(faces: list[Face]) -> np.ndarray:
 
 
 def differences(faces: list[Face]) -> np.ndarray:
-    """Mean squared difference of the drawings of every two faces, ink 0 to 1, shape (faces, faces)."""
-    flat = np.stack([face.pixels for face in faces]).reshape(len(faces), -1).astype(np.float32) / 255
+    """Mean squared difference of every two faces' drawings, ink 0 to 1, shape (faces, faces)."""
+    flat = (
+        np.stack([face.pixels for face in faces]).reshape(len(faces), -1).astype(np.float32) / 255
+    )
     norms = (flat**2).sum(1)
     return np.maximum(norms[:, None] + norms - 2 * flat @ flat.T, 0) / flat.shape[1]
 
@@ -214,7 +242,11 @@ def plainness(face: Face) -> tuple[int, str, str]:
     rank = 0
     rank += 2 * bool(re.search(r"italic|oblique|slanted", style))
     rank += 1 * bool(re.search(r"bold|black|heavy", style))
-    rank += 4 * bool(re.search(r"thin|hairline|light|extra|ultra|cond|narrow|expanded|outline|semi|demi|medium", style))
+    rank += 4 * bool(
+        re.search(
+            r"thin|hairline|light|extra|ultra|cond|narrow|expanded|outline|semi|demi|medium", style
+        )
+    )
     return rank, face.family, face.style
 
 
@@ -239,20 +271,27 @@ def collect(packages: list[str], jobs: int) -> list[Face]:
 
 
 def split(faces: list[Face]) -> list[tuple[str, int, Face]]:
-    """Choose (part, group, face) rows: test groups by a hash of their plainest name, so that adding fonts moves few."""
+    """Choose (part, group, face) rows.
+
+    Test groups are chosen by a hash of their plainest name, so that adding fonts moves few.
+    """
     groups: dict[int, list[Face]] = defaultdict(list)
     for number, face in zip(grouped(faces), faces):
         groups[number].append(face)
     members = [sorted(group, key=plainness) for group in groups.values()]
     members.sort(key=lambda group: hashlib.sha256(group[0].family.encode()).hexdigest())
-    # A group of very many faces is a chain of alike designs, too broad to stand for one test typeface.
-    test = {id(group) for group in [group for group in members if len(group) <= LARGEST_TEST_GROUP][:TEST_GROUPS]}
+    # A group of very many faces is a chain of alike designs, too broad to be one test typeface.
+    test = {
+        id(group)
+        for group in [group for group in members if len(group) <= LARGEST_TEST_GROUP][:TEST_GROUPS]
+    }
     rows = []
     for number, group in enumerate(members):
         part = "test" if id(group) in test else "train"
         far = differences(group) >= SAME_FACE
         chosen: list[int] = []
-        for i in range(len(group)):  # the plainest first, then those that look different from all chosen ones
+        # The plainest first, then those that look different from all chosen ones.
+        for i in range(len(group)):
             if len(chosen) < FACES_PER_GROUP[part] and far[i, chosen].all():
                 chosen.append(i)
         rows += [(part, number, group[i]) for i in chosen]
@@ -268,7 +307,9 @@ def write(rows: list[tuple[str, int, Face]]) -> None:
         for part in ("train", "test"):
             chosen = [(group, face) for p, group, face in rows if p == part]
             for i, (group, face) in enumerate(chosen):
-                table.writerow([part, i, group, face.family, face.style, face.package, licences[face.package]])
+                table.writerow(
+                    [part, i, group, face.family, face.style, face.package, licences[face.package]]
+                )
             images = np.concatenate([face.pixels for _, face in chosen])
             np.savez_compressed(
                 HERE / f"typefaces-{part}.npz",
@@ -278,13 +319,18 @@ def write(rows: list[tuple[str, int, Face]]) -> None:
                 groups=np.repeat(np.array([group for group, _ in chosen], np.uint16), 62),
             )
             size = (HERE / f"typefaces-{part}.npz").stat().st_size / 1e6
-            print(f"{part}: {len(chosen)} faces, {len({g for g, _ in chosen})} groups, {len(images)} images, {size:.1f} MB")
+            print(
+                f"{part}: {len(chosen)} faces, {len({g for g, _ in chosen})} groups, "
+                f"{len(images)} images, {size:.1f} MB"
+            )
 
 
 def main() -> int:
     """Command line: list the packages, or build."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--packages", action="store_true", help="print the Debian packages needed, and stop")
+    parser.add_argument(
+        "--packages", action="store_true", help="print the Debian packages needed, and stop"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes that draw (default: 2)")
     arguments = parser.parse_args()
     packages = (HERE / "typefaces-packages.txt").read_text().split()
@@ -294,7 +340,8 @@ def main() -> int:
     missing = [p for p in packages if not package_files(p)]
     if missing:
         print(
-            f"{len(missing)} of {len(packages)} font packages are not installed (first: {missing[0]}); "
+            f"{len(missing)} of {len(packages)} font packages are not installed "
+            f"(first: {missing[0]}); "
             "install what `python data/build_typefaces.py --packages` prints, then run this again.",
             file=sys.stderr,
         )

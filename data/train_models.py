@@ -1,16 +1,17 @@
-"""Train the two embedded networks on Typefaces-62: `python data/train_models.py cnn`, then `... vit`.
+"""Train both embedded networks on Typefaces-62: `python data/train_models.py cnn`, then `... vit`.
 
 | | CNN (timm `ResNet`) | ViT (timm `VisionTransformer`) |
 |---|---|---|
 | optimizer | AdamW | AdamW |
 | schedule | one cycle: 10 % warm-up, cosine to zero | the same |
-| loss | cross-entropy, label smoothing 0.05 | half of it, half KL to the CNN's soft labels (distillation) |
+| loss | cross-entropy, label smoothing 0.05 | half of it, half KL to the CNN's soft labels |
 | augmentation | shift, rotation, shear, size; thicker or thinner strokes | the same |
 
-The CNN comes first because it is the ViT's teacher: a small ViT lacks the CNN's sense of neighbourhood and learns much
-faster from soft labels (Touvron et al., DeiT, 2021). Every 16th group of training faces is held out to watch progress;
-the test typefaces are read once, at the end. An epoch is a checkpoint: start the same command again and it goes on,
-with the same random numbers, so that a stopped run ends like one that was not.
+The CNN comes first because it is the ViT's teacher: a small ViT lacks the CNN's sense of
+neighbourhood and learns much faster from soft labels (distillation: Touvron et al., DeiT, 2021).
+Every 16th group of training faces is held out to watch progress; the test typefaces are read once,
+at the end. An epoch is a checkpoint: start the same command again and it goes on, with the same
+random numbers, so that a stopped run ends like one that was not.
 """
 
 from __future__ import annotations
@@ -30,9 +31,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sums import write_sums  # noqa: E402
+from sums import write_sums
 
-from evolq_lite.data import DATA, DEMO_MODELS, build_demo_model, demo_file, normalised, read_typefaces  # noqa: E402
+from evolq_lite.data import (
+    DATA,
+    DEMO_MODELS,
+    build_demo_model,
+    demo_file,
+    normalised,
+    read_typefaces,
+)
 
 HERE = Path(__file__).resolve().parent
 HELD_OUT_EVERY = 16
@@ -59,7 +67,7 @@ RECIPES = {
 
 
 def augment(images: Tensor) -> Tensor:
-    """Move, turn, shear, resize and re-stroke images (n, 1, 28, 28) in [0, 1]: typefaces differ in just these."""
+    """Move, turn, shear, resize, re-stroke images (n, 1, 28, 28) in [0, 1], as typefaces differ."""
     n = len(images)
     angle = (torch.rand(n) - 0.5) * 0.25
     shear = (torch.rand(n) - 0.5) * 0.4
@@ -73,7 +81,9 @@ def augment(images: Tensor) -> Tensor:
         ],
         1,
     )
-    images = F.grid_sample(images, F.affine_grid(matrix, list(images.shape), False), align_corners=False)
+    images = F.grid_sample(
+        images, F.affine_grid(matrix, list(images.shape), False), align_corners=False
+    )
     thick = F.max_pool2d(images, 3, 1, 1)
     thin = -F.max_pool2d(-images, 3, 1, 1)
     kind, amount = torch.rand(n, 1, 1, 1), torch.rand(n, 1, 1, 1)
@@ -93,7 +103,10 @@ def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW, with weight decay on matrices only."""
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decay, "weight_decay": recipe.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
@@ -101,7 +114,9 @@ def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of images (n, 1, 28, 28), normalised, whose largest logit is the label."""
     model.eval()
-    hits = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(512), labels.split(512)))
+    hits = sum(
+        int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(512), labels.split(512))
+    )
     return hits / len(labels)
 
 
@@ -115,7 +130,11 @@ def train(name: str, recipe: Recipe, threads: int) -> None:
     images, labels = images[~held], labels[~held]
     torch.manual_seed(recipe.seed)
     model = build_demo_model(name).to(memory_format=torch.channels_last)
-    teacher = build_demo_model(recipe.teacher, DATA / demo_file(recipe.teacher)).eval() if recipe.teacher else None
+    teacher = (
+        build_demo_model(recipe.teacher, DATA / demo_file(recipe.teacher)).eval()
+        if recipe.teacher
+        else None
+    )
     optimizer = optimizer_of(model, recipe)
     steps_per_epoch = len(labels) // recipe.batch
     checkpoint = HERE / "checkpoints" / f"{name}.pt"
@@ -142,14 +161,19 @@ def train(name: str, recipe: Recipe, threads: int) -> None:
             if teacher is not None:
                 with torch.no_grad():
                     soft = teacher(x).softmax(1)
-                loss = 0.5 * loss + 0.5 * F.kl_div(logits.log_softmax(1), soft, reduction="batchmean")
+                loss = 0.5 * loss + 0.5 * F.kl_div(
+                    logits.log_softmax(1), soft, reduction="batchmean"
+                )
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             if i % 20 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
-        print(f"{name} epoch {epoch + 1}: held-out top-1 {top1(model, held_images, held_labels):.4f}", flush=True)
+        print(
+            f"{name} epoch {epoch + 1}: held-out top-1 {top1(model, held_images, held_labels):.4f}",
+            flush=True,
+        )
         checkpoint.parent.mkdir(exist_ok=True)
         state = {
             "model": model.state_dict(),
@@ -162,8 +186,16 @@ def train(name: str, recipe: Recipe, threads: int) -> None:
     test = read_typefaces("test")
     score = top1(model, normalised(test.images.float() / 255), test.labels)
     print(f"{name}: top-1 {score:.4f} on {len(test.labels)} images of typefaces never seen")
-    metadata = {"architecture": json.dumps(DEMO_MODELS[name]), "recipe": json.dumps(asdict(recipe)), "top1": f"{score:.4f}"}
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, DATA / demo_file(name), metadata=metadata)
+    metadata = {
+        "architecture": json.dumps(DEMO_MODELS[name]),
+        "recipe": json.dumps(asdict(recipe)),
+        "top1": f"{score:.4f}",
+    }
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()},
+        DATA / demo_file(name),
+        metadata=metadata,
+    )
     write_sums()
 
 

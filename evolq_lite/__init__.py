@@ -1,7 +1,8 @@
-"""evolq_lite: post-training quantization of vision transformers by evolutionary search (Evol-Q, ICCV 2023).
+"""evolq_lite: post-training quantization of vision transformers by evolution (Evol-Q, ICCV 2023).
 
-A quantized model is a float model plus a vector of scales; Evol-Q searches that vector. Read the modules in this order:
-numerics, fitness, observers, config, layers, chain, convert, genome, objective, search, evolve, evaluate, record.
+A quantized model is a float model plus a vector of scales; Evol-Q searches that vector. Read the
+modules in this order: numerics, fitness, observers, config, layers, chain, convert, genome,
+objective, search, evolve, evaluate, record.
 """
 
 from evolq_lite import _torchvision  # noqa: F401  isort: skip  (before timm)
@@ -14,7 +15,13 @@ from evolq_lite.evaluate import Accuracy, Comparison, accuracy, compare, predict
 from evolq_lite.evolve import Evaluation, evolve
 from evolq_lite.fitness import FITNESS, cosine, fisher, info_nce, kl, mse
 from evolq_lite.genome import Genome, genome_of
-from evolq_lite.numerics import IntRange, affine_params, fake_quantize, log2_fake_quantize, round_ste
+from evolq_lite.numerics import (
+    IntRange,
+    affine_params,
+    fake_quantize,
+    log2_fake_quantize,
+    round_ste,
+)
 from evolq_lite.objective import BlockObjective, Counted, Objective
 from evolq_lite.observers import OBSERVERS
 from evolq_lite.record import load_scales, save_scales

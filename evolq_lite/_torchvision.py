@@ -1,9 +1,10 @@
 """Let timm import where torchvision's compiled extension cannot load.
 
-timm needs torchvision for transforms only, but `import torchvision` also registers fake kernels for `torchvision::nms`.
-Beside a CPU-only torch the PyPI build of torchvision cannot load its extension, so the operator does not exist and the
-import fails (`operator torchvision::nms does not exist`). Declaring the two operators, without a body, is enough. Import
-this module before timm; where the extension loads, it does nothing.
+timm needs torchvision for transforms only, but `import torchvision` also registers fake kernels for
+`torchvision::nms`. Beside a CPU-only torch the PyPI build of torchvision cannot load its extension,
+so the operator does not exist and the import fails (`operator torchvision::nms does not exist`).
+Declaring the two operators, without a body, is enough. Import this module before timm; where the
+extension loads, it does nothing.
 """
 
 from __future__ import annotations

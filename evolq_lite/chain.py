@@ -1,13 +1,15 @@
-"""A timm model as a chain of segments, so that a forward pass can stop at a block and go on from there.
+"""A timm model as a chain of segments: a forward pass can stop at a block and go on from there.
 
     chain(x) == model(x)                                     bit for bit
     chain(chain(x, stop=i), start=i) == chain(x)             for every i
 
-This is what makes a candidate cheap: when only block i's scales differ, the blocks before it need not run again.
+This is what makes a candidate cheap: when only block i's scales differ, the blocks before it need
+not run again.
 """
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.levit import Levit
@@ -19,13 +21,14 @@ from torch import Tensor, nn
 Segment = tuple[str, Callable[[Tensor], Tensor], bool]  # name, function, whether it is searchable
 
 BY_HAND = (
-    "supported are timm's VisionTransformer (ViT, DeiT), SwinTransformer, Levit and ResNet; for another network build "
-    "Chain(model, segments) by hand, segments being (name, function, searchable) whose composition is the model"
+    "supported are timm's VisionTransformer (ViT, DeiT), SwinTransformer, Levit and ResNet; "
+    "for another network build Chain(model, segments) by hand, segments being "
+    "(name, function, searchable) whose composition is the model"
 )
 
 
 class Chain(nn.Module):
-    """A model and its segments, in order; segment names are the prefixes of timm's parameter names."""
+    """A model and its segments, in order; their names are prefixes of timm's parameter names."""
 
     def __init__(self, model: nn.Module, segments: Iterable[Segment]) -> None:
         super().__init__()
@@ -56,7 +59,7 @@ class Chain(nn.Module):
 
     @torch.no_grad()
     def trace(self, x: Tensor) -> list[Tensor]:
-        """The input of every segment, from one forward pass; tensors stay float32, so that suffixes are exact."""
+        """The input of each segment, from one forward pass; float32, so that suffixes are exact."""
         inputs = []
         for _, function, _ in self.segments:
             inputs.append(x)
@@ -83,10 +86,14 @@ def _resnet_stem(model: ResNet, x: Tensor) -> Tensor:
 
 def _vit(model: VisionTransformer) -> list[Segment]:
     blocks: list[Segment] = [(f"blocks.{i}", block, True) for i, block in enumerate(model.blocks)]
-    return [("stem", partial(_vit_stem, model), False), *blocks, ("head", partial(_norm_and_head, model), False)]
+    return [
+        ("stem", partial(_vit_stem, model), False),
+        *blocks,
+        ("head", partial(_norm_and_head, model), False),
+    ]
 
 
-def _stages(name: str, stages: nn.Sequential) -> list[Segment]:
+def _stages(name: str, stages: Any) -> list[Segment]:
     """The segments of Swin's and LeViT's stages: a downsampling step, then blocks."""
     out: list[Segment] = []
     for i, stage in enumerate(stages):
@@ -107,9 +114,15 @@ def _levit(model: Levit) -> list[Segment]:
 
 def _resnet(model: ResNet) -> list[Segment]:
     blocks: list[Segment] = [
-        (f"layer{i}.{j}", block, True) for i in range(1, 5) for j, block in enumerate(getattr(model, f"layer{i}"))
+        (f"layer{i}.{j}", block, True)
+        for i in range(1, 5)
+        for j, block in enumerate(getattr(model, f"layer{i}"))
     ]
-    return [("stem", partial(_resnet_stem, model), False), *blocks, ("head", model.forward_head, False)]
+    return [
+        ("stem", partial(_resnet_stem, model), False),
+        *blocks,
+        ("head", model.forward_head, False),
+    ]
 
 
 FAMILIES: dict[type[nn.Module], Callable[..., list[Segment]]] = {
@@ -121,7 +134,10 @@ FAMILIES: dict[type[nn.Module], Callable[..., list[Segment]]] = {
 
 
 def chain_of(model: nn.Module) -> Chain:
-    """The chain of a timm ViT, DeiT, Swin, LeViT or ResNet, float or quantized; ValueError says what to do for others."""
+    """The chain of a timm ViT, DeiT, Swin, LeViT or ResNet, float or quantized.
+
+    ValueError says what to do for others.
+    """
     for family, segments in FAMILIES.items():
         if isinstance(model, family):
             return Chain(model, segments(model))

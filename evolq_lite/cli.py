@@ -1,19 +1,19 @@
-"""The command line: `python -m evolq_lite demo | run | check`. Flags are made from the dataclasses of `config`.
+"""The command line: `python -m evolq_lite demo | run | check`.
 
-Every command that searches does the same: quantize, calibrate, evolve on calibration images, then read the test images
-once and say what was gained. Bad input gets one sentence and exit status 2.
+Flags are made from the dataclasses of `config`. Every command that searches does the same:
+quantize, calibrate, evolve on calibration images, then read the test images once and say what was
+gained. Bad input gets one sentence and exit status 2.
 """
 
 import argparse
 import errno
-import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,12 @@ from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, describe, quantize, twin
 from evolq_lite.data import (
-    DATA,
     checked,
     list_folder,
     load_demo,
     load_images,
     load_timm,
+    read_class_map,
     sha256,
     subset,
     transform_of,
@@ -45,7 +45,7 @@ TEST_BATCH = 100
 
 @dataclass(frozen=True)
 class Task:
-    """What is searched: a float network, calibration images, and test images that are read batch by batch, once."""
+    """What is searched: a float network, calibration images, test images read once, by batches."""
 
     source: dict[str, Any]  # what identifies it, for config.json
     hashes: dict[str, str]
@@ -57,18 +57,50 @@ class Task:
     note: str
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise ValueError(f"{message}; {self.prog} --help says what is possible")
+
+
+def number(kind: Any, text: str) -> Callable[[str], Any]:
+    """Read an int or a float (or a text as it is); the error says what the option is."""
+
+    def read(value: str) -> Any:
+        try:
+            return kind(value)
+        except ValueError:
+            name = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{value!r} is not a {name} ({text})") from None
+
+    return read
+
+
 def add_options(parser: argparse.ArgumentParser, defaults: QuantConfig | SearchConfig) -> None:
     """Add a flag for every field of a config."""
     group = parser.add_argument_group(type(defaults).__name__)
     for f in fields(defaults):
-        kind = next((k for k in get_args(f.type) if k is not types.NoneType), f.type)
+        kind: Any = next((k for k in get_args(f.type) if k is not types.NoneType), f.type)
         value = getattr(defaults, f.name)
-        flag, text = "--" + f.name.replace("_", "-"), f"{f.metadata['help']} (default: {str(value).lower()})"
+        flag, text = (
+            "--" + f.name.replace("_", "-"),
+            f"{f.metadata['help']} (default: {str(value).lower()})",
+        )
         if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=value, help=text)
+            group.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=value, help=text
+            )
         else:
-            names = "{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else kind.__name__.upper()
-            group.add_argument(flag, type=kind, default=value, metavar=names, help=text)
+            names = (
+                "{" + ",".join(f.metadata["choices"]) + "}"
+                if f.metadata["choices"]
+                else str(kind.__name__).upper()
+            )
+            group.add_argument(
+                flag, type=number(kind, f.metadata["help"]), default=value, metavar=names, help=text
+            )
 
 
 def options_of(cls: type[Any], arguments: argparse.Namespace) -> Any:
@@ -80,10 +112,14 @@ def demo_task(arguments: argparse.Namespace) -> Task:
     """The embedded network on Typefaces-62."""
     images = arguments.calibration_images
     demo = load_demo(arguments.model, images, arguments.seed)
-    files = ("typefaces-train.npz", "typefaces-test.npz", f"typefaces-{arguments.model}.safetensors")
+    files = (
+        "typefaces-train.npz",
+        "typefaces-test.npz",
+        f"typefaces-{arguments.model}.safetensors",
+    )
     return Task(
         {"model": f"typefaces-{arguments.model}", "calibration_images": images},
-        {name: sha256(DATA / name) for name in files},
+        {name: sha256(checked(name)) for name in files},
         demo.model,
         demo.calibration,
         demo.targets,
@@ -95,21 +131,35 @@ def demo_task(arguments: argparse.Namespace) -> Task:
 
 def folder_task(arguments: argparse.Namespace) -> Task:
     """Any supported timm network on folders of images."""
+    calibration, _ = list_folder(arguments.calibration)
+    test, labels = list_folder(arguments.test, arguments.class_map)
+    if len(calibration) < 2:
+        raise ValueError(
+            f"{arguments.calibration} holds 1 image; give at least 2: infoNCE compares images"
+        )
     model = load_timm(arguments.model, arguments.checkpoint)
     chain_of(model)
     transform = transform_of(model)
-    calibration, _ = list_folder(arguments.calibration)
-    test, labels = list_folder(arguments.test, arguments.class_map)
-    folders, classes = len({path.parent for path in test}), int(model.num_classes)  # type: ignore[arg-type]
+    folders, classes = len(labels.unique()), int(model.num_classes)  # type: ignore[arg-type]
+    if (
+        arguments.class_map is not None
+        and (lines := len(read_class_map(arguments.class_map))) != classes
+    ):
+        raise ValueError(
+            f"{arguments.class_map} lists {lines} class folders, "
+            f"the network has {classes} classes; "
+            "list all of them in index order, those without images too"
+        )
     if int(labels.max()) >= classes or (arguments.class_map is None and folders != classes):
         raise ValueError(
             f"{arguments.test} has {folders} class folders, the network {classes} classes; "
             "give --class-map FILE with the class folders in index order"
         )
-    wanted = arguments.calibration_images or min(1000, len(calibration))
+    wanted = arguments.calibration_images
+    wanted = min(1000, len(calibration)) if wanted is None else wanted
     chosen = [calibration[int(i)] for i in subset(len(calibration), wanted, arguments.seed)]
     if arguments.test_images is not None:
-        picked = subset(len(test), arguments.test_images, 0).sort().values
+        picked = subset(len(test), arguments.test_images, 0, "test images").sort().values
         test, labels = [test[int(i)] for i in picked], labels[picked]
     with tqdm(total=len(chosen), desc="calibration images", unit="image") as bar:
         images = load_images(chosen, transform, bar.update)
@@ -119,14 +169,19 @@ def folder_task(arguments: argparse.Namespace) -> Task:
             parts.append(model(x))
             bar.update(len(x))
     names = ("model", "checkpoint", "calibration", "test", "class_map")
-    source = {name: str(v) if (v := getattr(arguments, name)) is not None else None for name in names}
+    source = {
+        name: str(v) if (v := getattr(arguments, name)) is not None else None for name in names
+    }
     return Task(
-        {**source, "calibration_images": wanted, "test_images": len(test)},
+        {**source, "calibration_images": wanted, "test_images": arguments.test_images},
         {"checkpoint": sha256(arguments.checkpoint)} if arguments.checkpoint else {},
         model,
         images,
         torch.cat(parts),
-        lambda: (load_images(test[i : i + TEST_BATCH], transform) for i in range(0, len(test), TEST_BATCH)),
+        lambda: (
+            load_images(test[i : i + TEST_BATCH], transform)
+            for i in range(0, len(test), TEST_BATCH)
+        ),
         lambda: labels,
         f"{len(test):,}-image check on {arguments.test}",
     )
@@ -136,23 +191,26 @@ def run(task: Task, arguments: argparse.Namespace) -> int:
     """Quantize, calibrate, evolve, evaluate, report: the main job."""
     quant, search = options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)
     config = {**task.source, "quantization": asdict(quant), "search": asdict(search)}
-    if arguments.replace and (arguments.out / "config.json").is_file():
-        shutil.rmtree(arguments.out)
-    folder = (RunFolder.resume if arguments.resume else RunFolder.create)(arguments.out, config)
-    folder.write("environment.json", environment(seed=search.seed, sha256=task.hashes))
-
+    if arguments.resume:  # refuse other options before calibration
+        RunFolder.resume(arguments.out, config)
     qmodel = quantize(task.model, quant)
     calibrate(qmodel, task.calibration, quant, search.batch)
+    if arguments.replace:
+        RunFolder.remove(arguments.out)
+    folder = (RunFolder.resume if arguments.resume else RunFolder.create)(arguments.out, config)
     if arguments.describe:
         print(describe(qmodel))
     before, chain = twin(qmodel), chain_of(qmodel)
     done, fitness = folder.restore(qmodel)
+    folder.write("environment.json", environment(seed=search.seed, sha256=task.hashes))
     total = evaluations_of(chain, search)
     with tqdm(total=total, initial=len(folder.history()), desc="search", unit="evaluation") as bar:
 
         def on_evaluation(evaluation: Evaluation) -> None:
             folder.append(evaluation)
-            bar.set_postfix(block=evaluation.block, fitness=f"{evaluation.fitness:.5f}", refresh=False)
+            bar.set_postfix(
+                block=evaluation.block, fitness=f"{evaluation.fitness:.5f}", refresh=False
+            )
             bar.update()
 
         fitness = evolve(
@@ -168,8 +226,12 @@ def run(task: Task, arguments: argparse.Namespace) -> int:
         )
     labels = task.labels()
     with tqdm(total=len(labels), desc="test, once", unit="image") as bar:
-        found = predict({"float": task.model, "before": before, "evolved": qmodel}, task.test(), bar.update)
-    report(task, quant, folder, {name: accuracy(p, labels) for name, p in found.items()}, found, labels)
+        found = predict(
+            {"float": task.model, "before": before, "evolved": qmodel}, task.test(), bar.update
+        )
+    report(
+        task, quant, folder, {name: accuracy(p, labels) for name, p in found.items()}, found, labels
+    )
     return 0
 
 
@@ -188,12 +250,17 @@ def report(
     setting = f"W{quant.weight_bits}A{quant.act_bits}"
     names = {"float": "float", "before": f"{setting} before", "evolved": f"{setting} evolved"}
     print(f"\n{task.source['model']}, {setting}: {task.note}\n")
-    print(f"{'':16}{'top-1 [95 % interval]':28}{'gain over before':46}{'evaluations':>12}{'seconds':>9}")
+    print(
+        f"{'':16}{'top-1 [95 % interval]':28}{'gain over before':46}"
+        f"{'evaluations':>12}{'seconds':>9}"
+    )
     for name, title in names.items():
         evolved = name == "evolved"
         more = f"{gain!s:46}{len(history):>12}{seconds:>9.1f}" if evolved else ""
         print(f"{title:16}{results[name]!s:28}{more}")
-    print(f"\nEvolved against before: {gain.verdict}; {gain.gained} images gained, {gain.lost} lost.")
+    print(
+        f"\nEvolved against before: {gain.verdict}; {gain.gained} images gained, {gain.lost} lost."
+    )
     summary = {
         "setting": setting,
         "float_top1": results["float"].top1,
@@ -211,7 +278,9 @@ def report(
         "images": gain.images,
     }
     save_figure(history_figure(history), folder.path / "fitness.png")
-    save_figure(top1_figure({names[k]: v for k, v in results.items()}, gain), folder.path / "top1.png")
+    save_figure(
+        top1_figure({names[k]: v for k, v in results.items()}, gain), folder.path / "top1.png"
+    )
     folder.write("summary.json", summary)
     print(f"Written to {folder.path}: summary.json, fitness.png, top1.png, and the run itself.")
 
@@ -220,49 +289,106 @@ def check() -> int:
     """Say whether this machine is ready, and what to do if not."""
     ready = True
     state = environment()
-    print(f"python {state['python']}, " + ", ".join(f"{k} {v}" for k, v in state["versions"].items()))
+    print(
+        f"python {state['python']}, " + ", ".join(f"{k} {v}" for k, v in state["versions"].items())
+    )
     lock = Path(__file__).resolve().parents[1] / "requirements.lock"
-    pins = dict(line.split("==") for line in lock.read_text().split() if "==" in line) if lock.is_file() else {}
+    pins = (
+        dict(line.split("==") for line in lock.read_text().split() if "==" in line)
+        if lock.is_file()
+        else {}
+    )
     for package, wanted in pins.items():
         try:
             have = version(package).split("+")[0]
         except ModuleNotFoundError:
             have = "missing"
         if have != wanted:
-            print(f"  note: {package} is {have}, the lock says {wanted}; results may differ in the last digits")
-    for name in ("typefaces-train.npz", "typefaces-test.npz", "typefaces-vit.safetensors", "typefaces-cnn.safetensors"):
+            print(
+                f"  note: {package} is {have}, the lock says {wanted}; "
+                "results may differ in the last digits"
+            )
+    for name in (
+        "typefaces-train.npz",
+        "typefaces-test.npz",
+        "typefaces-vit.safetensors",
+        "typefaces-cnn.safetensors",
+    ):
         try:
             checked(name)
             print(f"  data: {name} is as it should be")
         except ValueError as error:
             ready = False
             print(f"  data: {error}")
-    print(f"  processor: {state['processor']}, {state['vector_instructions']}, {state['threads']} threads")
+    print(
+        f"  processor: {state['processor']}, {state['vector_instructions']}, "
+        f"{state['threads']} threads"
+    )
     print("Ready." if ready else "Not ready: see above.")
     return 0 if ready else 2
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    top = argparse.ArgumentParser(prog="python -m evolq_lite", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    top = Parser(prog="python -m evolq_lite", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="{demo,run,check}")
-    demo = commands.add_parser("demo", help="the embedded network: search, then one table and two figures, offline")
-    demo.add_argument("--model", default="vit", metavar="{vit,cnn}", help="embedded network (default: vit)")
-    demo.add_argument("--calibration-images", type=int, default=DEMO_IMAGES, help=f"default: {DEMO_IMAGES}")
-    own = commands.add_parser("run", help="any timm ViT, DeiT, Swin, LeViT or ResNet on folders of images")
+    demo = commands.add_parser(
+        "demo", help="the embedded network: search, then one table and two figures, offline"
+    )
+    demo.add_argument(
+        "--model", default="vit", metavar="{vit,cnn}", help="embedded network (default: vit)"
+    )
+    demo.add_argument(
+        "--calibration-images",
+        type=number(int, "2 or more"),
+        default=DEMO_IMAGES,
+        help=f"default: {DEMO_IMAGES}",
+    )
+    own = commands.add_parser(
+        "run", help="any timm ViT, DeiT, Swin, LeViT or ResNet on folders of images"
+    )
     own.add_argument("--model", required=True, help="timm name, such as deit_tiny_patch16_224")
-    own.add_argument("--checkpoint", type=Path, help="weights with timm's key names (default: timm's pretrained ones)")
-    own.add_argument("--calibration", type=Path, required=True, help="folder of calibration images, labels unused")
-    own.add_argument("--test", type=Path, required=True, help="folder of test images, one folder a class")
-    own.add_argument("--class-map", type=Path, help="file of class folders in index order, if some are missing")
-    own.add_argument("--calibration-images", type=int, help="drawn by seed (default: 1000, or all if fewer)")
-    own.add_argument("--test-images", type=int, help="a fixed random subset (default: all)")
+    own.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="weights with timm's key names (default: timm's pretrained ones)",
+    )
+    own.add_argument(
+        "--calibration",
+        type=Path,
+        required=True,
+        help="folder of calibration images, labels unused",
+    )
+    own.add_argument(
+        "--test", type=Path, required=True, help="folder of test images, one folder a class"
+    )
+    own.add_argument(
+        "--class-map", type=Path, help="file of class folders in index order, if some are missing"
+    )
+    own.add_argument(
+        "--calibration-images",
+        type=number(int, "2 or more"),
+        help="drawn by seed (default: 1000, or all if fewer)",
+    )
+    own.add_argument(
+        "--test-images", type=number(int, "2 or more"), help="a fixed random subset (default: all)"
+    )
     for command, default in ((demo, Path("runs/demo")), (own, Path("runs/run"))):
-        command.add_argument("--out", type=Path, default=default, help=f"run folder (default: {default})")
-        command.add_argument("--resume", action="store_true", help="go on with the stopped run in --out")
+        command.add_argument(
+            "--out", type=Path, default=default, help=f"run folder (default: {default})"
+        )
+        command.add_argument(
+            "--resume", action="store_true", help="go on with the stopped run in --out"
+        )
         command.add_argument("--replace", action="store_true", help="remove the run in --out first")
-        command.add_argument("--threads", type=int, help="processor threads (default: torch's choice)")
-        command.add_argument("--describe", action="store_true", help="print every quantization point")
+        command.add_argument(
+            "--threads",
+            type=number(int, "1 to 1024"),
+            help="processor threads (default: torch's choice)",
+        )
+        command.add_argument(
+            "--describe", action="store_true", help="print every quantization point"
+        )
         add_options(command, DEMO_QUANT if command is demo else QuantConfig())
         add_options(command, SearchConfig())
     commands.add_parser("check", help="is this machine ready?")
@@ -271,26 +397,42 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    arguments = parser().parse_args(argv)
     try:
+        arguments = parser().parse_args(argv)
         if arguments.command == "check":
             return check()
         if arguments.threads is not None:
-            if arguments.threads < 1:
-                raise ValueError(f"--threads must be at least 1, not {arguments.threads}")
+            if not 1 <= arguments.threads <= 1024:
+                raise ValueError(f"--threads must be from 1 to 1024, not {arguments.threads}")
             torch.set_num_threads(arguments.threads)
         options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)  # before any work
         if arguments.resume and arguments.replace:
             raise ValueError("--resume keeps the run and --replace removes it; give one of them")
-        if not (arguments.resume or arguments.replace) and (arguments.out / "config.json").exists():
-            raise FileExistsError(f"{arguments.out} holds a run; give another --out, --resume or --replace")
-        return run((demo_task if arguments.command == "demo" else folder_task)(arguments), arguments)
+        RunFolder.claim(arguments.out, arguments.resume, arguments.replace)
+        task = (demo_task if arguments.command == "demo" else folder_task)(arguments)
+        return run(task, arguments)
     except KeyboardInterrupt:
-        print("\nstopped; the same command with --resume goes on from the last finished block", file=sys.stderr)
+        begun = arguments.command != "check" and (arguments.out / "config.json").is_file()
+        how = (
+            "; the same command with --resume goes on from the last finished block"
+            if begun
+            else " before the run began"
+        )
+        print(f"\nevolq_lite: stopped{how}", file=sys.stderr)
         return 130
     except OSError as error:
-        hint = "; free some space, then the same command with --resume" if error.errno == errno.ENOSPC else ""
-        named = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
+        hint = "; check the path, or give another --out" if error.errno is not None else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            begun = (arguments.out / "config.json").is_file()
+            hint = (
+                "; free some space, then give the same command"
+                f"{' with --resume' if begun else ' again'}"
+            )
+        named = (
+            f"{error.strerror}: {error.filename}"
+            if error.strerror and error.filename
+            else str(error)
+        )
         print(f"evolq_lite: {named}{hint}", file=sys.stderr)
         return 2
     except ValueError as error:

@@ -1,6 +1,7 @@
-"""What a run is made of, in two frozen dataclasses. Checked when built, so that a run cannot fail late on a typing error.
+"""What a run is made of, in two frozen dataclasses.
 
-Each field carries its help text; the command line makes its flags from them, so nothing is configured twice.
+They are checked when built, so that a run cannot fail late on a typing error. Each field carries
+its help text; the command line makes its flags from them, so nothing is configured twice.
 """
 
 import json
@@ -29,9 +30,10 @@ class _Checked:
             if choices and value not in choices:
                 raise ValueError(f"unknown {f.name} {value!r}; known: {', '.join(choices)}")
             wanted = (int, float) if f.type in (float, float | None) else f.type
-            if not isinstance(value, wanted) or (isinstance(value, bool) and f.type is not bool):  # type: ignore[arg-type]
-                if not (value is None and f.default is None):
-                    raise ValueError(f"{f.name} must be of type {getattr(f.type, '__name__', f.type)}, not {value!r}")
+            right = isinstance(value, wanted) and (f.type is bool or not isinstance(value, bool))  # type: ignore[arg-type]
+            if not right and not (value is None and f.default is None):
+                kind = getattr(f.type, "__name__", f.type)
+                raise ValueError(f"{f.name} must be of type {kind}, not {value!r}")
 
     def require(self, name: str, least: float) -> None:
         """Raise ValueError unless the field is a finite number of at least `least`."""
@@ -45,14 +47,16 @@ class _Checked:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The reverse of `to_json`; ValueError for text that is no such object, or with unknown fields."""
+        """The reverse of `to_json`; ValueError for no such object, or for unknown fields."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"not a JSON text: {error}") from None
         known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
         if not isinstance(values, dict) or not set(values) <= known:
-            raise ValueError(f"a {cls.__name__} is a JSON object with fields out of: {', '.join(sorted(known))}")
+            raise ValueError(
+                f"a {cls.__name__} is a JSON object with fields out of: {', '.join(sorted(known))}"
+            )
         return cls(**values)
 
 
@@ -62,13 +66,21 @@ class QuantConfig(_Checked):
 
     weight_bits: int = option(4, "bits of weights, 2 to 8")
     act_bits: int = option(8, "bits of activations, 2 to 8")
-    weight_observer: str = option("minmax", "first weight scales, per output channel", TENSOR_OBSERVERS)
+    weight_observer: str = option(
+        "minmax", "first weight scales, per output channel", TENSOR_OBSERVERS
+    )
     act_observer: str = option("minmax", "activation scales, per tensor", TENSOR_OBSERVERS)
     weight_symmetric: bool = option(True, "weights with zero point 0")
     act_symmetric: bool = option(False, "activations with the zero point in the middle")
-    ptf: bool = option(True, "power-of-two factors per channel on residual sums, the inputs of LayerNorm")
-    log2_attention: bool = option(False, "attention probabilities as powers of two instead of uniform")
-    attention_bits: int | None = option(None, "bits of attention probabilities; none: those of activations")
+    ptf: bool = option(
+        True, "power-of-two factors per channel on residual sums, the inputs of LayerNorm"
+    )
+    log2_attention: bool = option(
+        False, "attention probabilities as powers of two instead of uniform"
+    )
+    attention_bits: int | None = option(
+        None, "bits of attention probabilities, 2 to 8; none: those of activations"
+    )
     bias_correction: bool = option(False, "shift biases by the mean error of the quantized weights")
 
     def __post_init__(self) -> None:
@@ -83,20 +95,30 @@ class QuantConfig(_Checked):
 
 @dataclass(frozen=True)
 class SearchConfig(_Checked):
-    """How scales are searched; the defaults are the paper's (method: 10 passes, population 15, 3 cycles, infoNCE)."""
+    """How to search scales; the paper's defaults: 10 passes, population 15, 3 cycles, infoNCE."""
 
     passes: int = option(10, "how often every block is visited")
     cycles: int = option(3, "candidates per visit")
-    population: int = option(15, "members kept per visit; all start as copies of the present scales")
+    population: int = option(
+        15, "members kept per visit; all start as copies of the present scales"
+    )
     tournament: int = option(10, "members drawn, with replacement; the best is the parent")
-    step: float | None = option(None, "mutation width; none: the paper's, 1e-3 up to 4-bit weights, 1e-4 above")
-    mutation: str = option("absolute", "width in the units of the scale, or relative to it", ("absolute", "relative"))
+    step: float | None = option(
+        None, "mutation width; none: the paper's, 1e-3 up to 4-bit weights, 1e-4 above"
+    )
+    mutation: str = option(
+        "absolute", "width in the units of the scale, or relative to it", ("absolute", "relative")
+    )
     scales: str = option(
-        "attention", "which scales: attention weights, all weights, or all with activations", ("attention", "weights", "all")
+        "attention",
+        "which scales: attention weights, all weights, or all with activations",
+        ("attention", "weights", "all"),
     )
     granularity: str = option("block", "what is visited at a time", ("layer", "block", "global"))
     order: str = option("last_first", "order of the blocks in a pass", ("last_first", "first_last"))
-    algorithm: str = option("evolq", "evolutionary search, or random search at the same cost", ("evolq", "random"))
+    algorithm: str = option(
+        "evolq", "evolutionary search, or random search at the same cost", ("evolq", "random")
+    )
     fitness: str = option("info_nce", "distance to the float network's predictions", tuple(FITNESS))
     temperature: float = option(3.0, "temperature of infoNCE")
     batch: int = option(100, "calibration images per batch; infoNCE's negatives come from it")
@@ -108,6 +130,8 @@ class SearchConfig(_Checked):
             self.require(name, 1)
         self.require("batch", 2)
         self.require("seed", 0)
+        if self.seed >= 2**32:  # visits derive theirs from it, and torch takes 64 bits
+            raise ValueError(f"seed must be at most {2**32 - 1}, not {self.seed}")
         self.require("temperature", 1e-3)
         if self.step is not None:
             self.require("step", 0)

@@ -1,8 +1,13 @@
-"""From a trained timm network to a calibrated quantized one: `quantize`, `calibrate`, `describe`. Read with lesson 2."""
+"""From a trained timm network to a calibrated quantized one: `quantize`, `calibrate`, `describe`.
+
+Read with lesson 2.
+"""
 
 import copy
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from timm.models import levit, resnet
@@ -25,28 +30,33 @@ from evolq_lite.layers import (
 
 
 def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
-    """A quantized copy of a timm model, still to be calibrated; it shares the weights, and the model stays as it was.
+    """A quantized copy of a timm model, still to be calibrated.
 
-    BatchNorm is folded into the convolution before it. ValueError for networks that `chain_of` does not know.
+    It shares the weights, and the model stays as it was. BatchNorm is folded into the convolution
+    before it. ValueError for networks that `chain_of` does not know.
     """
     chain_of(model)
     qmodel = _swapped(_folded(twin(model).eval()), config)
     if isinstance(qmodel, VisionTransformer):  # the tokens that enter the first block are a sum too
         qmodel.norm_pre = nn.Sequential(qmodel.norm_pre, sum_quantizer(config))
     if isinstance(qmodel, SwinTransformer):
-        qmodel.patch_embed.norm = nn.Sequential(qmodel.patch_embed.norm, sum_quantizer(config))
+        qmodel.patch_embed.norm = nn.Sequential(
+            cast(nn.Module, qmodel.patch_embed.norm), sum_quantizer(config)
+        )
     return qmodel
 
 
 def _folded(module: nn.Module) -> nn.Module:
-    """Fold every BatchNorm into its neighbour: timm's LeViT layers fuse themselves, in ResNets bn follows conv."""
+    """Fold BatchNorms into neighbours: LeViT layers fuse themselves, in ResNets bn follows conv."""
     if isinstance(module, levit.ConvNorm | levit.LinearNorm | levit.NormLinear):
         weight = module.linear.weight
         return module.fuse().to(weight.device).requires_grad_(weight.requires_grad)
     names = list(module._modules)
-    for before, name in zip(names, names[1:]):
+    for before, name in pairwise(names):
         conv, bn = module._modules[before], module._modules[name]
-        follows = before.isdigit() or (before.startswith("conv") and name == before.replace("conv", "bn"))
+        follows = before.isdigit() or (
+            before.startswith("conv") and name == before.replace("conv", "bn")
+        )
         if follows and isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
             setattr(module, before, fuse_conv_bn_eval(conv, bn))
             setattr(module, name, nn.Identity())
@@ -73,15 +83,20 @@ def twin(model: nn.Module) -> nn.Module:
 
 def quantizers(qmodel: nn.Module) -> dict[str, Quantizer]:
     """All quantizers with a scale, by name, in the order in which they were built."""
-    return {name: module for name, module in qmodel.named_modules() if isinstance(module, Quantizer)}
+    return {
+        name: module for name, module in qmodel.named_modules() if isinstance(module, Quantizer)
+    }
 
 
 @torch.no_grad()
-def calibrate(qmodel: nn.Module, images: Tensor, config: QuantConfig | None = None, batch: int = 100) -> None:
-    """Choose every scale by looking at calibration images (n, channels, height, width) pass in float.
+def calibrate(
+    qmodel: nn.Module, images: Tensor, config: QuantConfig | None = None, batch: int = 100
+) -> None:
+    """Choose every scale by watching calibration images (n, channels, height, width) pass in float.
 
-    With `config.bias_correction`, biases are shifted so that the mean output of each layer is as with float weights.
-    ValueError for no images, or NaN or infinite values in them or in the network's activations (which names the point).
+    With `config.bias_correction`, biases are shifted so that the mean output of each layer is as
+    with float weights. ValueError for no images, or NaN or infinite values in them or in the
+    network's activations (which names the point).
     """
     if len(images) == 0:
         raise ValueError("no calibration images; give at least one")
@@ -109,16 +124,18 @@ def calibrate(qmodel: nn.Module, images: Tensor, config: QuantConfig | None = No
 
 
 def _correct_biases(qmodel: nn.Module, images: Tensor, batch: int) -> None:
-    """Add to each bias the mean of W x - W' x over the calibration images, W' being the quantized weight."""
-    layers = [module for module in qmodel.modules() if isinstance(module, QuantWeight)]
-    lost: dict[QuantWeight, list[Tensor]] = {layer: [] for layer in layers}
+    """Add to each bias the mean of W x - W' x over the calibration images (W' is quantized)."""
+    layers: list[Any] = [module for module in qmodel.modules() if isinstance(module, QuantWeight)]
+    lost: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
 
-    def record(layer: QuantWeight, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        missing = layer.product(layer.input_quant(inputs[0]), layer.weight - layer.quantized_weight(), None)
-        channels = 1 if missing.ndim == 4 else -1
+    def record(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        missing = layer.product(
+            layer.input_quant(inputs[0]), layer.weight - layer.quantized_weight(), None
+        )
+        channels = 1 if isinstance(layer, nn.Conv2d) else -1
         lost[layer].append(missing.movedim(channels, 0).flatten(1).mean(1))
 
-    hooks = [layer.register_forward_hook(record) for layer in layers]  # type: ignore[attr-defined]
+    hooks = [layer.register_forward_hook(record) for layer in layers]
     try:
         for x in images.split(batch):
             qmodel(x)
@@ -127,7 +144,9 @@ def _correct_biases(qmodel: nn.Module, images: Tensor, batch: int) -> None:
             hook.remove()
     for layer in layers:
         shift = torch.stack(lost[layer]).mean(0)
-        layer.bias = nn.Parameter(shift if layer.bias is None else layer.bias + shift, requires_grad=False)
+        layer.bias = nn.Parameter(
+            shift if layer.bias is None else layer.bias + shift, requires_grad=False
+        )
 
 
 @dataclass(frozen=True)
@@ -150,10 +169,19 @@ def points(qmodel: nn.Module) -> list[Point]:
             rows.append(Point(name, module.integers.bits, False, "powers of two", "none", 0))
         elif isinstance(module, Quantizer):
             granularity = "per tensor" if module.axis is None else "per channel"
-            granularity = "per channel, powers of two" if module.observer_name == "ptf" else granularity
+            granularity = (
+                "per channel, powers of two" if module.observer_name == "ptf" else granularity
+            )
             values = module.scale.numel() if module.frozen else 0
             rows.append(
-                Point(name, module.integers.bits, module.integers.signed, granularity, module.observer_name, values)
+                Point(
+                    name,
+                    module.integers.bits,
+                    module.integers.signed,
+                    granularity,
+                    module.observer_name,
+                    values,
+                )
             )
     return rows
 
@@ -162,9 +190,12 @@ def describe(qmodel: nn.Module) -> str:
     """A table of what is quantized, how, and what stays float."""
     rows = points(qmodel)
     width = max([len(row.name) for row in rows] + [5])
-    lines = [f"{'point':{width}}  bits  sign      granularity                 observer        scales"]
+    lines = [
+        f"{'point':{width}}  bits  sign      granularity                 observer        scales"
+    ]
     lines += [
-        f"{r.name:{width}}  {r.bits:>4}  {'signed' if r.signed else 'unsigned':8}  {r.granularity:26}  "
+        f"{r.name:{width}}  {r.bits:>4}  {'signed' if r.signed else 'unsigned':8}  "
+        f"{r.granularity:26}  "
         f"{r.observer:14}  {r.values or '-':>6}"
         for r in rows
     ]

@@ -1,12 +1,14 @@
-"""Images and networks: the embedded ones, which work offline, and any timm network on folders of images.
+"""Images and networks: the embedded ones, which work offline, and any timm one on image folders.
 
-The embedded task is Typefaces-62 (data/README.md): 62 characters in typefaces never seen in training, a small ViT and a
-small residual CNN trained on it here. Their files are checked against `data/SHA256SUMS` when read. Calibration images are
-drawn from the training part by seed; the test part is other typefaces.
+The embedded task is Typefaces-62 (data/README.md): 62 characters in typefaces never seen in
+training, a small ViT and a small residual CNN trained on it here. Their files are checked against
+`data/SHA256SUMS` when read. Calibration images are drawn from the training part by seed; the test
+part is other typefaces.
 """
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -20,11 +22,9 @@ from evolq_lite import _torchvision  # noqa: F401  isort: skip  (before timm)
 import numpy as np
 import timm
 import torch
-from PIL import Image, UnidentifiedImageError
-from safetensors import SafetensorError
+from PIL import Image
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
-from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader_image_folder import find_images_and_targets
 from torch import Tensor, nn
 
@@ -53,7 +53,7 @@ DEMO_MODELS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Typefaces:
-    """One part of Typefaces-62: images (n, 1, 28, 28) uint8 with ink 255, labels, faces and groups (n,)."""
+    """Part of Typefaces-62: images (n, 1, 28, 28) uint8, ink 255; labels, faces, groups (n,)."""
 
     images: Tensor
     labels: Tensor
@@ -63,7 +63,7 @@ class Typefaces:
 
 @dataclass(frozen=True)
 class Demo:
-    """The embedded task: a float network, calibration images with its logits for them, and how to read the test part."""
+    """A float network, calibration images with its logits for them, how to read the test part."""
 
     name: str
     model: nn.Module
@@ -72,7 +72,7 @@ class Demo:
 
     @property
     def test(self) -> tuple[Tensor, Tensor]:
-        """Test images (9920, 1, 28, 28), normalised, and labels (9920,): to be read once, at the end."""
+        """Test images (9920, 1, 28, 28), normalised, and labels (9920,): read once, at the end."""
         part = read_typefaces("test")
         return normalised(part.images.float() / 255), part.labels
 
@@ -81,10 +81,17 @@ def checked(name: str) -> Path:
     """The path of an embedded file; ValueError if it is missing, or not as `SHA256SUMS` says."""
     path, sums = DATA / name, DATA / "SHA256SUMS"
     if not path.is_file() or not sums.is_file():
-        raise ValueError(f"{path if not path.is_file() else sums} is missing; restore it with: git checkout -- data")
-    wanted = dict(line.split()[::-1] for line in sums.read_text().splitlines()).get(name)
+        raise ValueError(
+            f"{path if not path.is_file() else sums} is missing; "
+            "restore it with: git checkout -- data"
+        )
+    lines = [line.split() for line in sums.read_text(errors="replace").splitlines()]
+    wanted = {words[1]: words[0] for words in lines if len(words) == 2}.get(name)
     if wanted != sha256(path):
-        raise ValueError(f"{path} is damaged: its SHA-256 is not that of SHA256SUMS; restore it: git checkout -- data")
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is not that of SHA256SUMS; "
+            "restore it: git checkout -- data"
+        )
     return path
 
 
@@ -95,6 +102,8 @@ def sha256(path: Path) -> str:
 
 def demo_file(name: str) -> str:
     """The file name of an embedded network's weights."""
+    if name not in DEMO_MODELS:
+        raise ValueError(f"unknown embedded network {name!r}; known: {', '.join(DEMO_MODELS)}")
     return f"typefaces-{name}.safetensors"
 
 
@@ -102,14 +111,21 @@ def read_typefaces(part: str) -> Typefaces:
     """Read the "train" or the "test" part."""
     try:
         with np.load(checked(f"typefaces-{part}.npz"), allow_pickle=False) as file:
-            arrays = {key: torch.from_numpy(file[key].copy()) for key in ("images", "labels", "faces", "groups")}
+            arrays = {
+                key: torch.from_numpy(file[key].copy())
+                for key in ("images", "labels", "faces", "groups")
+            }
     except (BadZipFile, KeyError, OSError) as error:
-        raise ValueError(f"typefaces-{part}.npz cannot be read: {error}; restore it with: git checkout -- data") from None
-    return Typefaces(arrays["images"][:, None], *(arrays[key].long() for key in ("labels", "faces", "groups")))
+        raise ValueError(
+            f"typefaces-{part}.npz cannot be read: {error}; restore it with: git checkout -- data"
+        ) from None
+    return Typefaces(
+        arrays["images"][:, None], *(arrays[key].long() for key in ("labels", "faces", "groups"))
+    )
 
 
 def normalised(images: Tensor) -> Tensor:
-    """Map pixels from [0, 1] to [-1, 1]: mean and standard deviation 0.5, as both networks were trained."""
+    """Map pixels from [0, 1] to [-1, 1] (mean and deviation 0.5), as both networks were trained."""
     return (images - 0.5) / 0.5
 
 
@@ -126,15 +142,15 @@ def build_demo_model(name: str, checkpoint: Path | None = None) -> nn.Module:
     return model
 
 
-def subset(n: int, size: int, seed: int) -> Tensor:
-    """`size` of n indices, drawn without replacement by seed; ValueError if there are not so many."""
+def subset(n: int, size: int, seed: int, what: str = "calibration images") -> Tensor:
+    """`size` of n indices, drawn without replacement by seed; ValueError if there are fewer."""
     if not 2 <= size <= n:
-        raise ValueError(f"{size} calibration images asked for; between 2 and {n} are possible")
+        raise ValueError(f"{size} {what} asked for; between 2 and {n} are possible")
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:size]
 
 
 def load_demo(name: str = "vit", calibration: int = 1000, seed: int = 0) -> Demo:
-    """The embedded network "vit" or "cnn", with calibration images drawn by seed from the training typefaces."""
+    """The embedded network "vit" or "cnn", with training images drawn by seed for calibration."""
     model = build_demo_model(name, checked(demo_file(name))).eval()
     pool = read_typefaces("train").images
     images = normalised(pool[subset(len(pool), calibration, seed)].float() / 255)
@@ -144,7 +160,7 @@ def load_demo(name: str = "vit", calibration: int = 1000, seed: int = 0) -> Demo
 
 
 def unfused(model: nn.Module) -> nn.Module:
-    """Switch every layer to plain attention: a fused kernel gives other last digits, and would skip quantizers."""
+    """Use plain attention everywhere: fused kernels alter last digits and would skip quantizers."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False  # type: ignore[assignment]
@@ -160,36 +176,54 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         if checkpoint.suffix == ".safetensors":
             state: Any = load_file(checkpoint)
         else:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                # About pickle protocols: it loads, or it is refused.
+                warnings.simplefilter("ignore")
+                state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise ValueError(
-            f"{checkpoint} is a pickled checkpoint that can run code, which is refused; "
+            f"{checkpoint} is damaged, or pickled and able to run code, which is refused; "
             "convert it to safetensors, or to a plain dict of tensors"
         ) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{checkpoint} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # damaged bytes raise almost anything in torch.load
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{checkpoint} cannot be read as a checkpoint ({why}); give safetensors or a state dict"
+        ) from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{checkpoint} holds no dict of tensors; give a state dict with timm's key names")
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise ValueError(
+            f"{checkpoint} holds no dict of tensors; give a state dict with timm's key names"
+        )
     own = model.state_dict()
-    for what, keys in (("lacks", own.keys() - state.keys()), ("has the foreign key", state.keys() - own.keys())):
+    for what, keys in (
+        ("lacks", own.keys() - state.keys()),
+        ("has the foreign key", state.keys() - own.keys()),
+    ):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ValueError(f"{checkpoint} {what} {min(keys)}{more}; it must have timm's key names for this network")
+            raise ValueError(
+                f"{checkpoint} {what} {min(keys, key=str)}{more}; "
+                "it must have timm's key names for this network"
+            )
     for key, value in state.items():
         if value.shape != own[key].shape:
             shapes = f"{tuple(value.shape)} instead of {tuple(own[key].shape)}"
-            raise ValueError(f"{checkpoint}: {key} has shape {shapes}; is --model the right network?")
+            raise ValueError(
+                f"{checkpoint}: {key} has shape {shapes}; is --model the right network?"
+            )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"{checkpoint}: {key} holds NaN or infinite values")
     model.load_state_dict(state)
 
 
 def load_timm(name: str, checkpoint: Path | None = None) -> nn.Module:
-    """A timm network in evaluation mode; without a checkpoint, with timm's pretrained weights (needs the network)."""
-    if not timm.is_model(name.split(".")[0]):
+    """A timm network in evaluation mode, from a checkpoint or timm's own weights (online)."""
+    if not timm.is_model(name.partition(".")[0]):
         near = get_close_matches(name, timm.list_models(), 3)
         hint = f"; near are {', '.join(near)}" if near else "; timm.list_models() names them all"
         raise ValueError(f"timm has no network {name!r}{hint}")
@@ -197,7 +231,8 @@ def load_timm(name: str, checkpoint: Path | None = None) -> nn.Module:
         model = timm.create_model(name, pretrained=checkpoint is None)
     except Exception as error:
         raise ValueError(
-            f"timm could not build {name} ({str(error).splitlines()[0][:200]}); offline, give --checkpoint FILE"
+            f"timm could not build {name} ({str(error).splitlines()[0][:200]}); "
+            "offline, give --checkpoint FILE"
         ) from None
     if checkpoint is not None:
         load_weights(model, checkpoint)
@@ -205,24 +240,59 @@ def load_timm(name: str, checkpoint: Path | None = None) -> nn.Module:
 
 
 def transform_of(model: nn.Module) -> Callable[[Image.Image], Tensor]:
-    """timm's own preprocessing for a network: size, crop, interpolation, mean and standard deviation."""
+    """timm's own preprocessing for a network: size, crop, interpolation, mean and deviation."""
     return create_transform(**resolve_model_data_config(model), is_training=False)
 
 
 def list_folder(folder: Path, class_map: Path | None = None) -> tuple[list[Path], Tensor]:
-    """The image files below a folder and their class indices (n,), by timm's rule: one folder a class.
+    """Image files below a folder and their class indices (n,), by timm's rule: one folder a class.
 
-    `class_map` lists the class folders in index order; needed where some of the network's classes have no folder.
+    `class_map` lists the class folders in index order; needed where some of the network's classes
+    have no folder.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give one that holds a folder of images per class")
     if class_map is not None and not class_map.is_file():
-        raise ValueError(f"{class_map} is no file; --class-map lists the class folders, one a line, in index order")
-    index = load_class_map(str(class_map)) if class_map is not None else None
-    found, _ = find_images_and_targets(str(folder), class_to_idx=index)
+        raise ValueError(
+            f"{class_map} is no file; "
+            "--class-map lists the class folders, one a line, in index order"
+        )
+    found, index = find_images_and_targets(str(folder))
     if not found:
-        raise ValueError(f"{folder} holds no images" + (" of the classes in --class-map" if class_map else ""))
-    return [Path(path) for path, _ in found], torch.tensor([label for _, label in found])
+        raise ValueError(f"{folder} holds no images (.png, .jpg, .jpeg); give a folder of images")
+    labels = torch.tensor([label for _, label in found])
+    if class_map is not None:
+        mapped = read_class_map(class_map)
+        if missing := index.keys() - mapped.keys():
+            raise ValueError(
+                f"{class_map} does not list the class folder {min(missing)!r} of {folder}; "
+                "add or remove it"
+            )
+        # `index` is in the order of its values.
+        labels = torch.tensor([mapped[name] for name in index])[labels]
+    return [Path(path) for path, _ in found], labels
+
+
+def read_class_map(file: Path) -> dict[str, int]:
+    """The class folders that a text file lists, one a line, and their indices."""
+    try:
+        names = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{file} is no text; --class-map lists the class folders, one a line"
+        ) from None
+    if len(set(names)) < len(names):
+        raise ValueError(f"{file} lists a class folder twice; list each once, in index order")
+    return {name: i for i, name in enumerate(names)}
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB; Pillow alone would clip 16-bit greys to white, and warn of some palettes."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def load_images(
@@ -230,14 +300,16 @@ def load_images(
     transform: Callable[[Image.Image], Tensor],
     progress: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
-    """Read images (n, channels, height, width) through a transform; ValueError names a file that is none."""
+    """Transformed images (n, channels, height, width); ValueError names a file that is no image."""
     out = []
     for path in paths:
         try:
             with Image.open(path) as image:
-                out.append(transform(image.convert("RGB")))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{path} cannot be read as an image ({error}); remove or replace it") from None
+                out.append(transform(rgb(image)))
+        except Exception as error:  # Pillow raises many kinds for damaged files
+            raise ValueError(
+                f"{path} cannot be read as an image ({error}); remove or replace it"
+            ) from None
         progress(1)
     images = torch.stack(out)
     if not torch.isfinite(images).all():

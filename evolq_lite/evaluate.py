@@ -1,7 +1,8 @@
-"""Accuracy with an interval, and the paired comparison of two networks: the only place where test images are read.
+"""Accuracy with an interval, and paired comparison of networks: only here are test images read.
 
-Two networks are compared on the same images. Only the images on which one is right and the other wrong tell them apart;
-under the hypothesis of no difference, each such image is a fair coin: McNemar's exact test is a binomial test on them.
+Two networks are compared on the same images. Only the images on which one is right and the other
+wrong tell them apart; under the hypothesis of no difference, each such image is a fair coin:
+McNemar's exact test is a binomial test on them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -51,7 +52,7 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the gain: Wald with half a count added to each cell (Agresti and Min, 2005)."""
+        """95 % interval of the gain: Wald, each cell plus half a count (Agresti and Min, 2005)."""
         n, b, c = self.images + 2, self.gained + 0.5, self.lost + 0.5
         middle, half = (b - c) / n, 1.96 * sqrt((b + c) - (b - c) ** 2 / n) / n
         return middle - half, middle + half
@@ -71,7 +72,10 @@ class Comparison:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{100 * self.gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}], p = {self.p_value:.2g}"
+        return (
+            f"{100 * self.gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}], "
+            f"p = {self.p_value:.2g}"
+        )
 
 
 @torch.no_grad()
@@ -80,7 +84,7 @@ def predict(
     images: Iterable[Tensor],
     progress: Callable[[int], None] = lambda images: None,
 ) -> dict[str, Tensor]:
-    """The classes (n,) that each model predicts for batches of images, which are read once for all models."""
+    """The classes (n,) that each model predicts; the batches of images are read once for all."""
     found: dict[str, list[Tensor]] = {name: [] for name in models}
     for x in images:
         for name, model in models.items():

@@ -1,11 +1,12 @@
-"""The paper's outer loop: passes over the blocks, last to first, a short search at each, and a commit. Read with lesson 6.
+"""The paper's outer loop: passes over the blocks, last to first, a short search at each, a commit.
 
-One visit searches the scales of one block with the loss at the network's output; the best vector is written into the
-model before the next block is visited. Going last to first means that, within a pass, nothing before the visited block
-has changed yet: one forward pass at its start gives the inputs of all blocks.
+One visit searches the scales of one block with the loss at the network's output; the best vector is
+written into the model before the next block is visited. Going last to first means that, within a
+pass, nothing before the visited block has changed yet: one forward pass at its start gives the
+inputs of all blocks.
 
-A visit's random numbers depend on the seed and the visit's number only, so a run that goes on from visit n ends exactly
-like one that was never stopped.
+A visit's random numbers depend on the seed and the visit's number only, so a run that goes on from
+visit n ends exactly like one that was never stopped. Read with lesson 6.
 """
 
 from collections.abc import Callable
@@ -22,14 +23,16 @@ from evolq_lite.genome import Genome, Vector, genome_of
 from evolq_lite.objective import BlockObjective, batches
 from evolq_lite.search import EvolQ, RandomSearch, minimize
 
-TRACE_LIMIT = 2 * 2**30  # bytes of block inputs to keep; above it they are computed anew at each visit
+# Bytes of block inputs to keep; above it they are computed anew at each visit.
+TRACE_LIMIT = 2 * 2**30
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of a run: a line of history.jsonl. `cycle` 0 is the start of the run, before any mutation.
+    """One evaluation of a run: a line of history.jsonl.
 
-    `seconds` counts from the evaluation before, so that their sum is the time of the search.
+    `cycle` 0 is the start of the run, before any mutation. `seconds` counts from the evaluation
+    before, so that their sum is the time of the search.
     """
 
     visit: int
@@ -65,7 +68,9 @@ def visits_of(chain: Chain, config: SearchConfig) -> list[Visit]:
         if config.granularity == "block":
             out.append(Visit(block, (block,), genome))
             continue
-        layers = [Visit(n, (block,), Genome((n,), (s,))) for n, s in zip(genome.names, genome.shapes)]
+        layers = [
+            Visit(n, (block,), Genome((n,), (s,))) for n, s in zip(genome.names, genome.shapes)
+        ]
         out += layers if config.order == "first_last" else layers[::-1]
     return out
 
@@ -76,7 +81,7 @@ def evaluations_of(chain: Chain, config: SearchConfig) -> int:
 
 
 class Inputs:
-    """The batches that enter a segment, kept for a whole pass where that is exact and memory allows."""
+    """The batches that enter a segment, kept for a pass where that is exact and memory allows."""
 
     def __init__(self, chain: Chain, images: Tensor, batch: int, keep: bool) -> None:
         self.chain, self.images, self.batch, self.keep = chain, images, batch, keep
@@ -93,11 +98,32 @@ class Inputs:
                 return
 
     def of(self, segment: int) -> list[Tensor] | None:
-        """The inputs of a segment, or None if they must be computed; later segments' inputs are let go."""
+        """Inputs of a segment, None if they must be computed; those of later ones are let go."""
         for trace in self.traces:
             trace[segment + 1 :] = [None] * (len(trace) - segment - 1)
         found = [trace[segment] for trace in self.traces]
         return [x for x in found if x is not None] or None
+
+
+class Notes:
+    """Turns what `minimize` reports of one visit into lines of the history."""
+
+    def __init__(
+        self,
+        visit: tuple[int, int, str],
+        best: float | None,
+        began: float,
+        on_evaluation: Callable[[Evaluation], None],
+    ) -> None:
+        self.visit, self.best, self.began, self.on_evaluation = visit, best, began, on_evaluation
+        self.cycle = 0 if best is None else 1
+
+    def __call__(self, vector: Vector, value: float) -> None:
+        """Hear of one candidate, or of the start if its fitness was not known."""
+        now, accepted = perf_counter(), self.best is None or value < self.best
+        self.on_evaluation(Evaluation(*self.visit, self.cycle, value, accepted, now - self.began))
+        self.best, self.began = value if accepted else self.best, now
+        self.cycle += 1
 
 
 def evolve(
@@ -111,12 +137,12 @@ def evolve(
     done: int = 0,
     fitness: float | None = None,
 ) -> float:
-    """Search the scales of a calibrated chain, in place; returns the final fitness on the calibration images.
+    """Search the scales of a calibrated chain, in place; returns the final fitness on `images`.
 
-    `images` (n, channels, height, width) and `targets` (n, classes) are calibration data: the float network's logits,
-    no labels. `step` is the mutation width. `on_evaluation` hears of every evaluation, and may raise to stop;
-    `on_visit(visits done, fitness)` is called when the model holds a finished visit, the moment to save. To go on from
-    there, pass `done` and `fitness`.
+    `images` (n, channels, height, width) and `targets` (n, classes) are calibration data: the float
+    network's logits, no labels. `step` is the mutation width. `on_evaluation` hears of every
+    evaluation, and may raise to stop; `on_visit(visits done, fitness)` is called when the model
+    holds a finished visit, the moment to save. To go on from there, pass `done` and `fitness`.
     """
     loss = fitness_of(config.fitness, config.temperature)
     visits = visits_of(chain, config)
@@ -127,25 +153,22 @@ def evolve(
             inputs.sweep()
         first = min(chain.index(block) for block in visit.blocks)
         objective = BlockObjective(
-            chain, visit.blocks, images, targets, loss, config.batch, genome=visit.genome, inputs=inputs.of(first)
+            chain,
+            visit.blocks,
+            images,
+            targets,
+            loss,
+            config.batch,
+            genome=visit.genome,
+            inputs=inputs.of(first),
         )
         start = objective.start
-        where = {"visit": number, "pass_": number // len(visits), "block": visit.label}
+        label = (number, number // len(visits), visit.label)
+        note = Notes(label, fitness, began, on_evaluation)
         if fitness is None:
             fitness = float(objective(start[None])[0])
-            on_evaluation(Evaluation(**where, cycle=0, fitness=fitness, accepted=True, seconds=perf_counter() - began))
-            began = perf_counter()
+            note(start, fitness)
         search = optimizer_of(config, start, fitness, step, number)
-        best, cycle = fitness, 0
-
-        def note(vector: Vector, value: float) -> None:
-            nonlocal best, cycle, began
-            now, cycle = perf_counter(), cycle + 1
-            accepted = value < best
-            best = min(best, value) if value == value else best
-            on_evaluation(Evaluation(**where, cycle=cycle, fitness=value, accepted=accepted, seconds=now - began))
-            began = now
-
         vector, fitness = minimize(objective, search, config.cycles, note)
         objective.commit(vector)
         on_visit(number + 1, fitness)
@@ -153,7 +176,9 @@ def evolve(
     return fitness
 
 
-def optimizer_of(config: SearchConfig, start: Vector, value: float, step: float, visit: int) -> RandomSearch:
+def optimizer_of(
+    config: SearchConfig, start: Vector, value: float, step: float, visit: int
+) -> RandomSearch:
     """The optimiser of one visit; its seed comes from the run's seed and the visit's number."""
     seed, relative = 1_000_003 * config.seed + visit, config.mutation == "relative"
     if config.algorithm == "random":

@@ -1,11 +1,12 @@
-"""Figures: arrays in, a matplotlib `Figure` out. No pyplot state; every figure carries its alt text as its label."""
+"""Figures: arrays in, a matplotlib `Figure` out; no pyplot state, the label is the alt text."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.style  # noqa: F401  (makes the style library known)
+import matplotlib.style  # makes the style library known
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from evolq_lite.data import CHARACTERS
 from evolq_lite.evaluate import Accuracy, Comparison
+from evolq_lite.record import write_whole
 
 PETROFF = mpl.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
 MARKERS = "osD^vP*X<>"
@@ -27,31 +29,52 @@ def new_figure(width: float, height: float, alt: str) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, the alt text as its description."""
-    figure.savefig(path, metadata={"Description": str(figure.get_label())})
+    buffer = BytesIO()
+    figure.savefig(buffer, metadata={"Description": str(figure.get_label())})
+    write_whole(path, buffer.getvalue())
 
 
 def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Fitness over evaluations, one colour and marker per block; the line is the fitness of the scales in the model."""
+    """Fitness over evaluations, a colour and marker per block; the line is the model's fitness."""
     values = np.array([line["fitness"] for line in history])
     accepted = np.array([line["accepted"] for line in history])
     best = np.fmin.accumulate(values)
     blocks = sorted({line["block"] for line in history})
     alt = (
-        f"Fitness over {len(history)} evaluations: it falls from {values[0]:.5f} to {best[-1]:.5f}; "
+        f"Fitness over {len(history)} evaluations: "
+        f"it falls from {values[0]:.5f} to {best[-1]:.5f}; "
         f"{accepted[1:].sum()} candidates were accepted."
     )
     figure = new_figure(8, 4, alt)
     axes = figure.add_subplot()
-    axes.step(np.arange(len(best)), best, where="post", color="0.25", lw=1.5, label="best so far", zorder=1)
+    axes.step(
+        np.arange(len(best)),
+        best,
+        where="post",
+        color="0.25",
+        lw=1.5,
+        label="best so far",
+        zorder=1,
+    )
     colors = mpl.colormaps["cividis"](np.linspace(0, 0.95, len(blocks)))
     for i, block in enumerate(blocks):
         mine = np.array([line["block"] == block for line in history])
-        style = {"color": colors[i], "marker": MARKERS[i % len(MARKERS)], "s": 26, "linewidths": 0.8}
-        axes.scatter(np.where(mine & accepted)[0], values[mine & accepted], label=block, zorder=3, **style)
+        style = {
+            "color": colors[i],
+            "marker": MARKERS[i % len(MARKERS)],
+            "s": 26,
+            "linewidths": 0.8,
+        }
+        axes.scatter(
+            np.where(mine & accepted)[0], values[mine & accepted], label=block, zorder=3, **style
+        )
         style |= {"facecolors": "none", "edgecolors": style.pop("color"), "alpha": 0.6}
         axes.scatter(np.where(mine & ~accepted)[0], values[mine & ~accepted], zorder=2, **style)
     finite = values[np.isfinite(values)]
-    axes.set_ylim(finite.min() - 0.05 * np.ptp(finite) - 1e-9, np.quantile(finite, 0.98) + 0.05 * np.ptp(finite) + 1e-9)
+    axes.set_ylim(
+        finite.min() - 0.05 * np.ptp(finite) - 1e-9,
+        np.quantile(finite, 0.98) + 0.05 * np.ptp(finite) + 1e-9,
+    )
     axes.set(xlabel="evaluation", ylabel="fitness on calibration images (lower is better)")
     axes.set_title("Filled: accepted. Hollow: rejected.", loc="left", fontsize="medium")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -68,10 +91,21 @@ def top1_figure(results: Mapping[str, Accuracy], gain: Comparison | None = None)
         low, high = accuracy.interval
         error = [[100 * (accuracy.top1 - low)], [100 * (high - accuracy.top1)]]
         axes.errorbar(
-            100 * accuracy.top1, i, xerr=error, fmt=MARKERS[i], color=PETROFF[i], capsize=4, markersize=8, label=name
+            100 * accuracy.top1,
+            i,
+            xerr=error,
+            fmt=MARKERS[i],
+            color=PETROFF[i],
+            capsize=4,
+            markersize=8,
+            label=name,
         )
         axes.annotate(
-            f"{100 * accuracy.top1:.2f} %", (100 * accuracy.top1, i), xytext=(0, 9), textcoords="offset points", ha="center"
+            f"{100 * accuracy.top1:.2f} %",
+            (100 * accuracy.top1, i),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
         )
     axes.set_yticks(range(len(results)), list(results))
     axes.set_ylim(len(results) - 0.5, -0.7)
@@ -83,12 +117,16 @@ def top1_figure(results: Mapping[str, Accuracy], gain: Comparison | None = None)
     return figure
 
 
-def changed_figure(images: Tensor, labels: Tensor, before: Tensor, after: Tensor, rows: int = 3, columns: int = 10) -> Figure:
-    """Characters (n, 1, 28, 28) whose predicted class differs between two networks (n,), right ones marked."""
+def changed_figure(
+    images: Tensor, labels: Tensor, before: Tensor, after: Tensor, rows: int = 3, columns: int = 10
+) -> Figure:
+    """Characters (n, 1, 28, 28) that two networks (n,) class differently, right ones marked."""
     changed = (before != after).nonzero().flatten().tolist()
     shown = changed[: rows * columns]
     figure = new_figure(
-        1.05 * columns, 1.25 * rows, f"{len(shown)} of {len(changed)} characters whose predicted label changed."
+        1.05 * columns,
+        1.25 * rows,
+        f"{len(shown)} of {len(changed)} characters whose predicted label changed.",
     )
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -102,13 +140,15 @@ def changed_figure(images: Tensor, labels: Tensor, before: Tensor, after: Tensor
 
 
 def confusion_figure(predictions: Tensor, labels: Tensor) -> Figure:
-    """The 62 x 62 confusion matrix: rows are the true characters, columns the predictions; the worst pairs are named."""
+    """The 62 x 62 confusion matrix: rows true, columns predicted; the worst pairs are named."""
     matrix = np.zeros((62, 62))
     np.add.at(matrix, (labels.numpy(), predictions.numpy()), 1)
     share = matrix / matrix.sum(1, keepdims=True)
     wrong = share - np.diag(np.diagonal(share))
     worst = np.dstack(np.unravel_index(np.argsort(-wrong, axis=None)[:8], wrong.shape))[0]
-    named = ", ".join(f"{CHARACTERS[i]} read as {CHARACTERS[j]} {100 * share[i, j]:.0f} %" for i, j in worst)
+    named = ", ".join(
+        f"{CHARACTERS[i]} read as {CHARACTERS[j]} {100 * share[i, j]:.0f} %" for i, j in worst
+    )
     figure = new_figure(8, 7.4, f"Confusion matrix of 62 characters. Most often confused: {named}.")
     axes = figure.add_subplot()
     picture = axes.imshow(np.sqrt(share), cmap="cividis", vmin=0, vmax=1)
@@ -117,5 +157,6 @@ def confusion_figure(predictions: Tensor, labels: Tensor) -> Figure:
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"Most often: {named}", fontsize=7, loc="left")
     bar = figure.colorbar(picture, ax=axes, shrink=0.7, label="share of the row")
-    bar.set_ticks(np.sqrt([0, 0.01, 0.1, 0.25, 0.5, 1]), labels=["0", "0.01", "0.1", "0.25", "0.5", "1"])
+    marks = [0, 0.01, 0.1, 0.25, 0.5, 1]
+    bar.set_ticks([mark**0.5 for mark in marks], labels=[str(mark) for mark in marks])
     return figure

@@ -1,15 +1,17 @@
 """How far a quantized network's predictions are from its teacher's: the lecture of lesson 4.
 
-Every function takes `outputs` (logits of the quantized network) and `targets` (logits of the float network on the same
-images), both of shape (images, classes), and returns one number; lower is better. No labels are used.
+Every function takes `outputs` (logits of the quantized network) and `targets` (logits of the float
+network on the same images), both of shape (images, classes), and returns one number; lower is
+better. No labels are used.
 
 Evol-Q's choice is infoNCE: normalise both, compare every output with every target of the batch,
 
-    similarity[i, j] = <outputs[i], targets[j]> / T,     loss = 2 T * mean_i( -log softmax_j(similarity[i])[i] )
+    similarity[i, j] = <outputs[i], targets[j]> / T
+    loss = 2 T * mean_i( -log softmax_j(similarity[i])[i] )
 
-so an output must be closer to the prediction for *its own* image than to those for the other images of the batch, the
-negatives. With a large temperature T the softmax is nearly uniform and the loss is, to first order, a centred cosine
-distance; small T makes the hardest negatives count.
+so an output must be closer to the prediction for *its own* image than to those for the other images
+of the batch, the negatives. With a large temperature T the softmax is nearly uniform and the loss
+is, to first order, a centred cosine distance; small T makes the hardest negatives count.
 """
 
 from collections.abc import Callable
@@ -43,11 +45,13 @@ def cosine(outputs: Logits, targets: Logits) -> Float[Tensor, ""]:
 
 def kl(outputs: Logits, targets: Logits) -> Float[Tensor, ""]:
     """Kullback-Leibler divergence of the predicted distributions, KL(target || output), in nats."""
-    return F.kl_div(outputs.log_softmax(1), targets.log_softmax(1), reduction="batchmean", log_target=True)
+    return F.kl_div(
+        outputs.log_softmax(1), targets.log_softmax(1), reduction="batchmean", log_target=True
+    )
 
 
 def fisher(outputs: Logits, targets: Logits) -> Float[Tensor, ""]:
-    """Squared logit difference weighted by the Fisher information of the target's softmax: KL to second order.
+    """Squared logit difference weighted by the target's Fisher information: KL to second order.
 
     With p = softmax(target) and d = output - target: mean of (sum p d^2 - (sum p d)^2) / 2.
     """
@@ -56,11 +60,17 @@ def fisher(outputs: Logits, targets: Logits) -> Float[Tensor, ""]:
     return ((p * difference**2).sum(1) - (p * difference).sum(1) ** 2).mean() / 2
 
 
-FITNESS: dict[str, Fitness] = {"info_nce": info_nce, "mse": mse, "cosine": cosine, "kl": kl, "fisher": fisher}
+FITNESS: dict[str, Fitness] = {
+    "info_nce": info_nce,
+    "mse": mse,
+    "cosine": cosine,
+    "kl": kl,
+    "fisher": fisher,
+}
 
 
 def fitness_of(name: str, temperature: float = 3.0) -> Fitness:
-    """Look a fitness up by name, the temperature bound where it has one; ValueError lists the known names."""
+    """A fitness by name, the temperature bound where it has one; ValueError lists known names."""
     if name not in FITNESS:
         raise ValueError(f"unknown fitness {name!r}; known: {', '.join(FITNESS)}")
     return partial(info_nce, temperature=temperature) if name == "info_nce" else FITNESS[name]

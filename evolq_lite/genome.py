@@ -1,7 +1,8 @@
 """The searched scales of a block as one flat vector, and back.
 
-A genome is a list of buffer names and shapes. It holds no model, so it can be sent to another process, and a vector can
-be applied without writing to the model: `unpack` gives what `torch.func.functional_call` takes.
+A genome is a list of buffer names and shapes. It holds no model, so it can be sent to another
+process, and a vector can be applied without writing to the model: `unpack` gives what
+`torch.func.functional_call` takes.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ Vector = Float[Tensor, "d"]
 
 @dataclass(frozen=True)
 class Genome:
-    """Names and shapes of searched scales, in the order of the vector; names are those of `model.named_buffers()`."""
+    """Names and shapes of searched scales, in vector order; names as in `model.named_buffers()`."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -36,7 +37,7 @@ class Genome:
         return torch.cat([model.get_buffer(name).reshape(-1) for name in self.names])
 
     def write(self, model: nn.Module, vector: Vector) -> None:
-        """Put a vector into the model: the only function that changes it. ValueError for a wrong length."""
+        """Put a vector into the model; nothing else changes it. ValueError for a wrong length."""
         with torch.no_grad():
             for name, values in self.unpack(vector).items():
                 model.get_buffer(name).copy_(values)
@@ -44,7 +45,9 @@ class Genome:
     def unpack(self, vector: Vector) -> dict[str, Tensor]:
         """Cut a vector into named tensors; ValueError for a wrong length."""
         if vector.shape != (len(self),):
-            raise ValueError(f"this genome has {len(self)} scales, the vector has shape {tuple(vector.shape)}")
+            raise ValueError(
+                f"this genome has {len(self)} scales, the vector has shape {tuple(vector.shape)}"
+            )
         parts = vector.split(self.sizes)
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes)}
 
@@ -62,8 +65,9 @@ class Genome:
 def genome_of(model: nn.Module, prefixes: list[str], scales: str = "attention") -> Genome:
     """The genome of some segments of a calibrated model.
 
-    `scales`: "attention" for the weights inside attention (all weights in blocks that have none, as in CNNs), "weights"
-    for all weights, "all" for weights and activations. ValueError if nothing is left to search.
+    `scales`: "attention" for the weights inside attention (all weights in blocks that have none, as
+    in CNNs), "weights" for all weights, "all" for weights and activations. ValueError if nothing is
+    left to search.
     """
     names: list[str] = []
     for prefix in prefixes:

@@ -1,16 +1,19 @@
-"""Layers whose numbers pass through quantizers: every quantization point of a network, on two screens.
+"""Layers whose numbers pass through quantizers: every quantization point, on two screens.
 
-A layer is made from a trained one with `from_float`: the same object in a new class, with quantizers added. It shares the
-weights (nothing is copied) and keeps timm's names, so `blocks.3.attn.qkv.weight` stays where it was. Only `forward` is
-written anew, and only where timm has no slot for a quantizer: between a matrix product and a softmax, after a sum.
+A layer is made from a trained one with `from_float`: the same object in a new class, with
+quantizers added. It shares the weights (nothing is copied) and keeps timm's names, so
+`blocks.3.attn.qkv.weight` stays where it was. Only `forward` is written anew, and only where timm
+has no slot for a quantizer: between a matrix product and a softmax, after a sum.
 
 In a transformer block, with [ ] for a quantizer:
 
-    x --+--> norm1 --> [] qkv --> [q] [k] --> q k^T --> [scores] --> softmax --> [probabilities] x [v] --> [] proj --+--> [sum]
-        +------------------------------------------------------------------------------------------------------+
+    x --+--> norm1 --> [] qkv --> [q] [k] --> q k^T --> [scores] --> softmax --+
+        |   +------------------------------------------------------------------+
+        |   +--> [probabilities] x [v] --> [] proj --+--> [sum]
+        +--------------------------------------------+
 
-and the same for norm2 --> [] fc1 --> GELU --> [] fc2. The weights of qkv, proj, fc1, fc2 have one scale per output
-channel; these scales are what Evol-Q searches.
+and the same for norm2 --> [] fc1 --> GELU --> [] fc2. The weights of qkv, proj, fc1, fc2 have one
+scale per output channel; these scales are what Evol-Q searches.
 """
 
 from typing import Any, Self
@@ -27,18 +30,26 @@ from evolq_lite.observers import OBSERVERS, Observer
 
 
 class Quantizer(nn.Module):
-    """One quantization point: scale and zero point as buffers, so `parameters()` stays the float weights.
+    """One quantization point: scale and zero point are buffers; `parameters()` stay float weights.
 
-    `axis` is the channel axis of per-channel scales, None for one scale per tensor. While `observing`, tensors pass
-    unchanged and are only looked at; `freeze` then sets the buffers. Before that, using it raises RuntimeError.
+    `axis` is the channel axis of per-channel scales, None for one scale per tensor. While
+    `observing`, tensors pass unchanged and are only looked at; `freeze` then sets the buffers.
+    Before that, using it raises RuntimeError.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, integers: IntRange, observer: str, symmetric: bool, axis: int | None = None) -> None:
+    def __init__(
+        self, integers: IntRange, observer: str, symmetric: bool, axis: int | None = None
+    ) -> None:
         super().__init__()
-        self.integers, self.observer_name, self.symmetric, self.axis = integers, observer, symmetric, axis
+        self.integers, self.observer_name, self.symmetric, self.axis = (
+            integers,
+            observer,
+            symmetric,
+            axis,
+        )
         self.register_buffer("scale", torch.tensor(torch.nan))
         self.register_buffer("zero_point", torch.tensor(0.0))
         self.observer: Observer | None = None
@@ -60,7 +71,9 @@ class Quantizer(nn.Module):
             self.observer.update(x)
             return x
         if not self.frozen:
-            raise RuntimeError("this network is not calibrated; call calibrate(qmodel, images) first")
+            raise RuntimeError(
+                "this network is not calibrated; call calibrate(qmodel, images) first"
+            )
         return fake_quantize(x, self.scale, self.zero_point, self.integers, self.axis)
 
 
@@ -84,7 +97,7 @@ def act_quantizer(config: QuantConfig) -> Quantizer:
 
 
 def sum_quantizer(config: QuantConfig) -> Quantizer:
-    """A quantizer of a residual sum of tokens (..., channels): with power-of-two factors if the config says so."""
+    """Quantizer of a residual sum (..., channels): power-of-two factors if the config says so."""
     integers = IntRange(config.act_bits, signed=config.act_symmetric)
     if not config.ptf:
         return act_quantizer(config)
@@ -94,13 +107,19 @@ def sum_quantizer(config: QuantConfig) -> Quantizer:
 def probability_quantizer(config: QuantConfig) -> nn.Module:
     """A quantizer of softmax outputs: uniform on [0, max], or log2."""
     integers = IntRange(config.attention_bits or config.act_bits, signed=False)
-    return Log2Quantizer(integers) if config.log2_attention else Quantizer(integers, config.act_observer, False)
+    return (
+        Log2Quantizer(integers)
+        if config.log2_attention
+        else Quantizer(integers, config.act_observer, False)
+    )
 
 
 def weight_quantizer(config: QuantConfig) -> Quantizer:
     """A quantizer of weights, one scale per output channel (axis 0)."""
     symmetric = config.weight_symmetric
-    return Quantizer(IntRange(config.weight_bits, signed=symmetric), config.weight_observer, symmetric, axis=0)
+    return Quantizer(
+        IntRange(config.weight_bits, signed=symmetric), config.weight_observer, symmetric, axis=0
+    )
 
 
 class FromFloat:
@@ -122,10 +141,10 @@ class FromFloat:
 
 
 class QuantWeight(FromFloat):
-    """What linear and convolution share: a quantized input times a quantized weight, the weight kept between calls."""
+    """Common to linear and convolution: quantized input times quantized weight, which is cached."""
 
-    weight: Tensor
-    bias: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def add_quantizers(self, config: QuantConfig) -> None:
         """One quantizer for the input, one for the weight."""
@@ -138,12 +157,15 @@ class QuantWeight(FromFloat):
         raise NotImplementedError
 
     def quantized_weight(self) -> Tensor:
-        """The fake-quantized weight; computed anew only for another scale or weight, or one that was written to.
+        """The fake-quantized weight; computed anew only for another, or rewritten, scale or weight.
 
-        A candidate's scales are other tensors, so it pays for the weights of the searched block only, and once.
+        A candidate's scales are other tensors, so it pays for the weights of the searched block
+        only, and once.
         """
         scale, weight = self.weight_quant.scale, self.weight
-        if self.weight_quant.observer is not None or (torch.is_grad_enabled() and scale.requires_grad):
+        if self.weight_quant.observer is not None or (
+            torch.is_grad_enabled() and scale.requires_grad
+        ):
             return self.weight_quant(weight)
         versions = (scale._version, weight._version)
         kept = self._kept
@@ -157,7 +179,7 @@ class QuantWeight(FromFloat):
         return self.product(self.input_quant(x), self.quantized_weight(), self.bias)
 
 
-class QuantLinear(QuantWeight, nn.Linear):
+class QuantLinear(QuantWeight, nn.Linear):  # type: ignore[misc]
     """`nn.Linear` on quantized input and weight."""
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -174,53 +196,73 @@ class QuantConv2d(QuantWeight, nn.Conv2d):
 
 
 class QuantProducts(nn.Module):
-    """The two products of attention with all five operands quantized: q, k, scores, probabilities, v."""
+    """Attention's two products, all five operands quantized: q, k, scores, probabilities, v."""
 
     def __init__(self, config: QuantConfig) -> None:
         super().__init__()
         self.q, self.k, self.v = act_quantizer(config), act_quantizer(config), act_quantizer(config)
         self.scores, self.probabilities = act_quantizer(config), probability_quantizer(config)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Attend: q, k (..., tokens, key dim), q already scaled; v (..., tokens, value dim).
 
-        `bias` is added to the scores before they are quantized, `mask` (0 or very negative, or boolean) after.
+        `bias` is added to the scores before they are quantized, `mask` (0 or very negative, or
+        boolean) after.
         """
         scores = self.q(q) @ self.k(k).transpose(-2, -1)
         scores = self.scores(scores if bias is None else scores + bias)
         if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+            scores = (
+                scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+            )
         return self.probabilities(scores.softmax(-1)) @ self.v(v)
 
 
 class QuantAttention(FromFloat, Attention):
-    """timm's `Attention`: ViT and DeiT. Takes timm's `attn_mask`; ValueError for gated or causal variants."""
+    """timm's `Attention` (ViT, DeiT), with `attn_mask`; ValueError for gated or causal variants."""
 
     def add_quantizers(self, config: QuantConfig) -> None:
         """Quantize the operands of both products."""
         if self.gate is not None:
-            raise ValueError("gated attention is not supported; quantize it by hand with QuantProducts")
+            raise ValueError(
+                "gated attention is not supported; quantize it by hand with QuantProducts"
+            )
         self.products = QuantProducts(config)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
         """(images, tokens, channels) to the same."""
         if is_causal:
             raise ValueError("causal attention is not supported: pass attn_mask instead")
         images, tokens, _ = x.shape
-        q, k, v = self.qkv(x).view(images, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(x)
+            .view(images, tokens, 3, self.num_heads, self.head_dim)
+            .permute(2, 0, 3, 1, 4)
+        )
         x = self.products(self.q_norm(q) * self.scale, self.k_norm(k), v, mask=attn_mask)
         x = self.norm(x.transpose(1, 2).reshape(images, tokens, self.attn_dim))
         return self.proj_drop(self.proj(x))
 
 
 class QuantBlock(FromFloat, vision_transformer.Block):
-    """timm's ViT block, with its two residual sums quantized: they are the inputs of the next LayerNorm."""
+    """timm's ViT block, both residual sums quantized: they are the inputs of the next LayerNorm."""
 
     def add_quantizers(self, config: QuantConfig) -> None:
         """Quantize the sums."""
         self.sum1, self.sum2 = sum_quantizer(config), sum_quantizer(config)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
         """(images, tokens, channels) to the same."""
         attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
         x = self.sum1(x + self.drop_path1(self.ls1(attended)))
@@ -238,7 +280,8 @@ class QuantWindowAttention(FromFloat, swin_transformer.WindowAttention):
         """(windows, tokens, channels) to the same; mask (windows per image, tokens, tokens)."""
         windows, tokens, _ = x.shape
         q, k, v = self.qkv(x).view(windows, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        if mask is not None:  # one mask for every window of an image, the same for all images and heads
+        # One mask for every window of an image, the same for all images and heads.
+        if mask is not None:
             mask = mask.repeat(windows // len(mask), 1, 1).unsqueeze(1)
         x = self.products(q * self.scale, k, v, bias=self._get_rel_pos_bias(), mask=mask)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(windows, tokens, -1)))
@@ -295,7 +338,7 @@ class QuantLevitDownsample(FromFloat, levit.AttentionDownsample):
 
 
 class QuantLevitBlock(FromFloat, levit.LevitBlock):
-    """timm's LeViT block, with its two residual sums quantized (per tensor: no LayerNorm follows)."""
+    """timm's LeViT block, both residual sums quantized (per tensor: no LayerNorm follows)."""
 
     def add_quantizers(self, config: QuantConfig) -> None:
         """Quantize the sums."""

@@ -5,12 +5,14 @@ A real number x is stored as an integer q in a small range [lo, hi] of `bits` bi
     q  = clamp(round(x / scale) + zero_point, lo, hi)        quantize
     x' = (q - zero_point) * scale                            dequantize
 
-`fake_quantize` does both at once and stays in float: x' is what the integer network would see. Two errors arise. Inside
-the range x' is off by at most scale / 2 (*rounding*); outside it x' is the nearest end of the range (*clipping*). A larger
-scale clips less and rounds more: choosing it is what observers (lesson 2) and Evol-Q (lesson 6) are about.
+`fake_quantize` does both at once and stays in float: x' is what the integer network would see. Two
+errors arise. Inside the range x' is off by at most scale / 2 (*rounding*); outside it x' is the
+nearest end of the range (*clipping*). A larger scale clips less and rounds more: choosing it is
+what observers (lesson 2) and Evol-Q (lesson 6) are about.
 
-`round` has derivative zero wherever it has one, so the loss as a function of the scales is made of tiny steps.
-`round_ste` pretends that the derivative is one (Bengio et al., arXiv 1308.3432): the gradient that lesson 5 races.
+`round` has derivative zero wherever it has one, so the loss as a function of the scales is made of
+tiny steps. `round_ste` pretends that the derivative is one (Bengio et al., arXiv 1308.3432): the
+gradient that lesson 5 races.
 """
 
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ SMALLEST_SCALE = torch.finfo(torch.float32).eps  # of a channel that is all zero
 
 @dataclass(frozen=True)
 class IntRange:
-    """The integers of a bit-width: `IntRange(4, True)` is -8 ... 7, `IntRange(8, False)` is 0 ... 255.
+    """The integers of a bit-width: `IntRange(4, True)` is -8 to 7, `IntRange(8, False)` 0 to 255.
 
     Raises ValueError for bits outside 2 to 8.
     """
@@ -47,11 +49,14 @@ class IntRange:
         return self.lo + 2**self.bits - 1
 
 
-def affine_params(lo: Tensor, hi: Tensor, integers: IntRange, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Scale and zero point with which the integers cover [lo, hi] (any one shape), widened to hold zero.
+def affine_params(
+    lo: Tensor, hi: Tensor, integers: IntRange, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point so that integers cover [lo, hi] (any one shape), widened to hold zero.
 
-    Symmetric: zero point 0 (in the middle of the integers), scale = 2 max(|lo|, |hi|) / (number of steps), as FQ-ViT does;
-    the largest value then clips by half a step. Asymmetric: the ends of [lo, hi] are the ends of the integers.
+    Symmetric: zero point 0 (in the middle of the integers), scale = 2 max(|lo|, |hi|) / (number of
+    steps), as FQ-ViT does; the largest value then clips by half a step. Asymmetric: the ends of
+    [lo, hi] are the ends of the integers.
     """
     lo, hi = lo.clamp(max=0.0), hi.clamp(min=0.0)
     steps = integers.hi - integers.lo
@@ -64,12 +69,12 @@ def affine_params(lo: Tensor, hi: Tensor, integers: IntRange, symmetric: bool) -
 
 
 def round_ste(x: Tensor) -> Tensor:
-    """Round half to even; the gradient passes as if nothing had happened (straight-through estimator)."""
+    """Round half to even; the gradient passes unchanged (straight-through estimator)."""
     return x + (x.round() - x).detach()
 
 
 def along(parameter: Tensor, ndim: int, axis: int | None) -> Tensor:
-    """View a scale of shape () or (channels,) so that it broadcasts along `axis` of a tensor of `ndim` dimensions."""
+    """View a scale () or (channels,) so that it broadcasts along `axis` of `ndim` dimensions."""
     if axis is None or parameter.ndim == 0:
         return parameter
     shape = [1] * ndim
@@ -86,22 +91,25 @@ def fake_quantize(
 ) -> Float[Tensor, "*shape"]:
     """Quantize and dequantize: the real numbers that the integers can tell apart.
 
-    `scale` and `zero_point` have shape () for one pair per tensor, or (channels,) along `axis`. Equals
-    `torch.fake_quantize_per_channel_affine` bit for bit, which is why it multiplies by 1 / scale. Differentiable in x
-    and in scale through `round_ste`; without gradients it works in one fresh buffer, which is three times as fast.
+    `scale` and `zero_point` have shape () for one pair per tensor, or (channels,) along `axis`.
+    Equals `torch.fake_quantize_per_channel_affine` bit for bit, which is why it multiplies by 1 /
+    scale. Differentiable in x and in scale through `round_ste`; without gradients it works in one
+    fresh buffer, which is three times as fast.
     """
     scale, zero_point = along(scale, x.ndim, axis), along(zero_point, x.ndim, axis)
     inverse = scale.reciprocal()
-    lo, hi = integers.lo - zero_point, integers.hi - zero_point  # round(x) + z in [lo, hi] <=> round(x) in [lo - z, hi - z]
+    # round(x) + z in [lo, hi] <=> round(x) in [lo - z, hi - z]
+    lo, hi = integers.lo - zero_point, integers.hi - zero_point
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
         return round_ste(x * inverse).clamp(lo, hi) * scale
     return (x * inverse).round_().clamp_(lo, hi).mul_(scale)
 
 
 def log2_fake_quantize(x: Float[Tensor, "*shape"], bits: int) -> Float[Tensor, "*shape"]:
-    """Round probabilities in [0, 1] to powers of two, 2^0 ... 2^-(2^bits - 1); what is smaller becomes zero.
+    """Round probabilities in [0, 1] to powers of two, 2^0 ... 2^-(2^bits - 1), smaller to zero.
 
-    Softmax outputs are mostly tiny: powers of two spend their levels there (FQ-ViT, arXiv 2111.13824, section 3.3).
+    Softmax outputs are mostly tiny: powers of two spend their levels there (FQ-ViT, arXiv
+    2111.13824, section 3.3).
     """
     exponent = -x.clamp(min=torch.finfo(x.dtype).tiny).log2()
     rounded = round_ste(exponent)

@@ -1,14 +1,15 @@
 """What a search minimises: the fitness of a vector of scales, seen at the network's output.
 
-`Objective` is the one interface of the package: optimisers, landscapes, counters and remote workers all speak it.
-`BlockObjective` is its main form. The loss is global (the logits), but only the scales of one block differ, so the inputs
-of that block are kept and every candidate runs just the blocks from there on. A candidate never writes to the model:
-`functional_call` evaluates the model *as if* the vector were in it, and can be differentiated.
+`Objective` is the one interface of the package: optimisers, landscapes, counters and remote workers
+all speak it. `BlockObjective` is its main form. The loss is global (the logits), but only the
+scales of one block differ, so the inputs of that block are kept and every candidate runs just the
+blocks from there on. A candidate never writes to the model: `functional_call` evaluates the model
+*as if* the vector were in it, and can be differentiated.
 """
 
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,8 +24,9 @@ Population = Float[Tensor, "p d"]
 Values = Float[Tensor, "p"]
 
 
+@runtime_checkable
 class Objective(Protocol):
-    """A function to minimise: `start` (d,), and a call from candidates (p, d) to values (p,). NaN means failed."""
+    """To minimise: `start` (d,) and a call from candidates (p, d) to values (p,), NaN if failed."""
 
     @property
     def start(self) -> Vector:
@@ -39,9 +41,10 @@ class Objective(Protocol):
 class BlockObjective:
     """Mean fitness over calibration batches, as a function of the scales of one or more segments.
 
-    `images` (n, channels, height, width) and `targets` (n, classes; the float network's logits) are cut into batches of
-    `batch` in the given order; `inputs`, where known, are the batches that enter the first of the segments. ValueError if
-    the numbers do not match, or if a batch would hold fewer than two images: infoNCE needs negatives.
+    `images` (n, channels, height, width) and `targets` (n, classes; the float network's logits) are
+    cut into batches of `batch` in the given order; `inputs`, where known, are the batches that
+    enter the first of the segments. ValueError if the numbers do not match, or if a batch would
+    hold fewer than two images: infoNCE needs negatives.
     """
 
     def __init__(
@@ -74,11 +77,13 @@ class BlockObjective:
         return self.genome.read(self.chain.model)
 
     def loss(self, vector: Vector) -> Float[Tensor, ""]:
-        """The fitness of one vector, differentiable: `torch.func.grad(objective.loss)` is the gradient."""
+        """The fitness of one vector, differentiable by `torch.func.grad(objective.loss)`."""
         scales = {f"model.{name}": values for name, values in self.genome.unpack(vector).items()}
         losses = [
-            self.fitness(functional_call(self.chain, scales, (x, self.first), tie_weights=False), target)
-            for x, target in zip(self.inputs, self.targets)
+            self.fitness(
+                functional_call(self.chain, scales, (x, self.first), tie_weights=False), target
+            )
+            for x, target in zip(self.inputs, self.targets, strict=True)
         ]
         return torch.stack(losses).mean()
 
@@ -93,9 +98,15 @@ class BlockObjective:
 
 
 def batches(x: Tensor, batch: int) -> tuple[Tensor, ...]:
-    """Cut into batches of the given size; a last one that would hold a single image joins its neighbour."""
+    """Cut into batches of the given size; a last one of a single image joins its neighbour."""
     if len(x) < 2:
-        raise ValueError(f"{len(x)} calibration images; give at least 2: infoNCE compares images with each other")
+        raise ValueError(
+            f"{len(x)} calibration images; give at least 2: infoNCE compares images with each other"
+        )
+    if batch < 2:
+        raise ValueError(
+            f"a batch of {batch} images; give at least 2: infoNCE compares images with each other"
+        )
     parts = x.split(batch)
     if len(parts[-1]) == 1:
         parts = (*parts[:-2], torch.cat(parts[-2:]))

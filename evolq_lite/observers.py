@@ -1,7 +1,8 @@
 """How a quantizer finds its first scale: look at numbers, then choose a range. Read with lesson 2.
 
-An observer sees tensors (`update`) and answers with a scale and a zero point (`params`). With `axis`, each channel along
-that axis gets its own; without, the tensor gets one. They differ only in the range that they take:
+An observer sees tensors (`update`) and answers with a scale and a zero point (`params`). With
+`axis`, each channel along that axis gets its own; without, the tensor gets one. They differ only in
+the range that they take:
 
 | observer | range |
 |---|---|
@@ -9,7 +10,7 @@ that axis gets its own; without, the tensor gets one. They differ only in the ra
 | `MovingAverage` | smallest and largest of each batch, averaged with weight 0.9 on the past |
 | `Percentile` | leaves out the outermost 0.01 % on either side |
 | `MeanSquaredError` | the clip with the smallest squared error, searched for each channel |
-| `PowerOfTwo` | one range per tensor, but each channel divides its scale by 1, 2, 4 or 8 (FQ-ViT's PTF) |
+| `PowerOfTwo` | one range per tensor, each channel's scale divided by 1, 2, 4 or 8 (FQ-ViT's PTF) |
 """
 
 from collections.abc import Callable
@@ -19,18 +20,22 @@ from torch import Tensor
 
 from evolq_lite.numerics import IntRange, affine_params, fake_quantize
 
-SAMPLES = 2**16  # values kept per update (and per channel): enough for a percentile, small enough for a laptop
+# Values kept per update (and per channel): enough for a percentile, small enough for a laptop.
+SAMPLES = 2**16
 
 
 class Observer:
     """Common part: running range, and samples for those that need them.
 
-    `integers` and `symmetric` are the quantizer's; `axis` is the channel axis, None for one range per tensor.
+    `integers` and `symmetric` are the quantizer's; `axis` is the channel axis, None for one range
+    per tensor.
     """
 
     keeps_samples = False
 
-    def __init__(self, integers: IntRange, axis: int | None = None, symmetric: bool = False) -> None:
+    def __init__(
+        self, integers: IntRange, axis: int | None = None, symmetric: bool = False
+    ) -> None:
         self.integers, self.axis, self.symmetric = integers, axis, symmetric
         self.lo: Tensor | None = None
         self.hi: Tensor | None = None
@@ -45,12 +50,18 @@ class Observer:
         rows = self.rows(x.detach())
         lo, hi = rows.amin(1), rows.amax(1)
         if not (torch.isfinite(lo).all() and torch.isfinite(hi).all()):
-            raise ValueError("calibration met NaN or infinite values; check the images and the checkpoint")
-        self.lo, self.hi = (lo, hi) if self.lo is None or self.hi is None else self.merge(self.lo, self.hi, lo, hi)
+            raise ValueError(
+                "calibration met NaN or infinite values; check the images and the checkpoint"
+            )
+        self.lo, self.hi = (
+            (lo, hi) if self.lo is None or self.hi is None else self.merge(self.lo, self.hi, lo, hi)
+        )
         if self.keeps_samples:
             self.samples.append(rows[:, :: max(1, -(-rows.shape[1] // SAMPLES))].clone())
 
-    def merge(self, lo: Tensor, hi: Tensor, new_lo: Tensor, new_hi: Tensor) -> tuple[Tensor, Tensor]:
+    def merge(
+        self, lo: Tensor, hi: Tensor, new_lo: Tensor, new_hi: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Combine the range so far with that of a new batch, shapes (channels,)."""
         return torch.minimum(lo, new_lo), torch.maximum(hi, new_hi)
 
@@ -75,7 +86,9 @@ class MovingAverage(Observer):
 
     momentum = 0.9
 
-    def merge(self, lo: Tensor, hi: Tensor, new_lo: Tensor, new_hi: Tensor) -> tuple[Tensor, Tensor]:
+    def merge(
+        self, lo: Tensor, hi: Tensor, new_lo: Tensor, new_hi: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Keep 0.9 of the past."""
         m = self.momentum
         return m * lo + (1 - m) * new_lo, m * hi + (1 - m) * new_hi
@@ -96,10 +109,10 @@ class Percentile(Observer):
 
 
 class MeanSquaredError(Observer):
-    """The clip, searched separately for each channel, with the smallest mean squared error on the samples.
+    """The clip with the smallest mean squared error on the samples, searched for each channel.
 
-    Tries 1.00, 0.99, ... 0.20 of the MinMax range, so it is never worse than MinMax on the samples. (The official code
-    takes one factor for all channels, from the last batch only.)
+    Tries 1.00, 0.99, ... 0.20 of the MinMax range, so it is never worse than MinMax on the samples.
+    (The official code takes one factor for all channels, from the last batch only.)
     """
 
     keeps_samples = True
@@ -113,29 +126,34 @@ class MeanSquaredError(Observer):
         factor = torch.ones_like(lo)
         for candidate in self.factors:
             params = affine_params(lo * candidate, hi * candidate, self.integers, self.symmetric)
-            error = (fake_quantize(values, *params, self.integers, axis=0) - values).square_().mean(1)
+            error = (
+                (fake_quantize(values, *params, self.integers, axis=0) - values).square_().mean(1)
+            )
             better = error < best
             best, factor = torch.where(better, error, best), torch.where(better, candidate, factor)
         return lo * factor, hi * factor
 
 
 class PowerOfTwo(Observer):
-    """FQ-ViT's power-of-two factor (arXiv 2111.13824, section 3.2): one scale and zero point, channels divide by 1, 2, 4, 8.
+    """FQ-ViT's power-of-two factor: one scale and zero point, channels divide by 1, 2, 4, 8.
 
-    Inputs of LayerNorm vary between channels by an order of magnitude. Factors that are powers of two are shifts in
-    integer arithmetic. Needs an `axis`.
+    Inputs of LayerNorm vary between channels by an order of magnitude (arXiv 2111.13824, section
+    3.2). Factors that are powers of two are shifts in integer arithmetic. Needs an `axis`.
     """
 
     keeps_samples = True
 
     def params(self) -> tuple[Tensor, Tensor]:
-        """Scale (channels,) = coarsest scale / 2^k, k with the smallest squared error; zero point (channels,), all equal."""
+        """Scales (channels,), coarsest / 2^k with least squared error; one zero point, repeated."""
         lo, hi = self.range()
         coarsest, zero_point = affine_params(lo.amin(), hi.amax(), self.integers, self.symmetric)
         values = torch.cat(self.samples, 1)
         scales = torch.stack([coarsest / 2**k for k in range(4)])
         errors = torch.stack(
-            [(fake_quantize(values, s, zero_point, self.integers) - values).square_().mean(1) for s in scales]
+            [
+                (fake_quantize(values, s, zero_point, self.integers) - values).square_().mean(1)
+                for s in scales
+            ]
         )
         return scales[errors.argmin(0)], zero_point.expand(len(lo)).clone()
 

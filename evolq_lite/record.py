@@ -3,9 +3,9 @@
 | file | holds |
 |---|---|
 | `config.json` | model, data, quantization and search options |
-| `environment.json` | versions, processor, threads, attention mode, dtype, hashes of data and weights |
+| `environment.json` | versions, processor, threads, attention mode, dtype, data and weight hashes |
 | `history.jsonl` | one line an evaluation |
-| `scales.safetensors` | every scale and zero point after the last finished visit, with the number of visits |
+| `scales.safetensors` | scales and zero points after the last finished visit, number of visits |
 | `summary.json` | the result, once the test images have been read |
 
 Whole files are written under a temporary name and renamed, so none is ever half there.
@@ -26,6 +26,16 @@ from torch import nn
 from evolq_lite.convert import quantizers
 from evolq_lite.evolve import Evaluation
 
+OWN = (
+    "config.json",
+    "environment.json",
+    "history.jsonl",
+    "scales.safetensors",
+    "summary.json",
+    "fitness.png",
+    "top1.png",
+)
+ANEW = "start anew with another --out"
 PACKAGES = ("evolq-lite", "torch", "torchvision", "timm", "numpy", "scipy", "safetensors")
 
 
@@ -78,14 +88,22 @@ def save_scales(path: Path | str, qmodel: nn.Module, **metadata: Any) -> None:
     """Write all scales and zero points of a calibrated model as one safetensors file."""
     tensors = {}
     for name, point in quantizers(qmodel).items():
-        tensors[f"{name}.scale"], tensors[f"{name}.zero_point"] = point.scale.contiguous(), point.zero_point.contiguous()
-    write_whole(Path(path), save(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
+        tensors[f"{name}.scale"], tensors[f"{name}.zero_point"] = (
+            point.scale.contiguous(),
+            point.zero_point.contiguous(),
+        )
+    write_whole(
+        Path(path), save(tensors, {key: json.dumps(value) for key, value in metadata.items()})
+    )
 
 
 def load_scales(path: Path | str, qmodel: nn.Module) -> dict[str, Any]:
-    """Put saved scales into a model quantized in the same way; returns the metadata. ValueError if they do not fit."""
+    """Put saved scales into a model quantized in the same way; returns the metadata.
+
+    ValueError if they do not fit.
+    """
     try:
-        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
@@ -95,14 +113,19 @@ def load_scales(path: Path | str, qmodel: nn.Module) -> dict[str, Any]:
         raise ValueError(f"the scales in {path} belong to another network or another quantization")
     for name, point in points.items():
         scale, zero_point = tensors[f"{name}.scale"], tensors[f"{name}.zero_point"]
+        if not (torch.isfinite(scale).all() and torch.isfinite(zero_point).all()):
+            raise ValueError(f"{path}: {name} holds NaN or infinite values")
         if point.frozen and scale.shape != point.scale.shape:
-            raise ValueError(f"{path}: {name}.scale has shape {tuple(scale.shape)}, not {tuple(point.scale.shape)}")
+            raise ValueError(
+                f"{path}: {name}.scale has shape {tuple(scale.shape)}, "
+                f"not {tuple(point.scale.shape)}"
+            )
         point.scale, point.zero_point, point.frozen = scale, zero_point, True
     return metadata
 
 
 class RunFolder:
-    """The folder of one run. `create` refuses one that exists; `resume` refuses one with another config."""
+    """A run's folder. `create` refuses one that exists, `resume` one with another config."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,27 +135,72 @@ class RunFolder:
         """Make the folder and write its config; FileExistsError if it already holds a run."""
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(f"{path} exists; give another --out, add --resume to go on, or remove it")
+            raise FileExistsError(
+                f"{path} exists; give another --out, add --resume to go on, or remove it"
+            )
+        made, folder = not path.exists(), cls(path)
         path.mkdir(parents=True, exist_ok=True)
-        folder = cls(path)
-        folder.write("config.json", config)
+        try:
+            folder.write("config.json", config)
+        except BaseException:
+            if made:
+                path.rmdir()
+            raise
         return folder
 
     @classmethod
+    def claim(cls, path: Path, resume: bool, replace: bool) -> None:
+        """Raise if a run could not be begun, resumed or replaced here; changes nothing."""
+        config = path / "config.json"
+        try:
+            old = json.loads(config.read_bytes()) if config.is_file() else None
+            run = isinstance(old, dict) and {"quantization", "search"} <= old.keys()
+        except ValueError:
+            run = resume  # `resume` says that it is damaged
+        if resume:
+            if not (run or (config.is_file() and not isinstance(old, dict))):
+                raise ValueError(f"{path} holds no run to resume; leave --resume away to start one")
+            return
+        above = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+        if not above.is_dir():
+            raise FileExistsError(
+                f"{above} is a file, so {path} cannot be a run folder; give another --out"
+            )
+        names = {p.name for p in path.iterdir()} if path.is_dir() else set()
+        names -= {f".{name}.new" for name in OWN}  # left by a process that was killed
+        if run and not replace:
+            raise FileExistsError(f"{path} holds a run; give another --out, --resume or --replace")
+        if foreign := names - set(OWN if run else ()):
+            raise FileExistsError(
+                f"{path} holds {min(foreign)}, which no run wrote; move it, or give another --out"
+            )
+
+    @classmethod
+    def remove(cls, path: Path) -> None:
+        """Remove a run: the files that it wrote, and no others."""
+        for name in OWN[::-1]:  # config.json last
+            (path / f".{name}.new").unlink(missing_ok=True)
+            (path / name).unlink(missing_ok=True)
+
+    @classmethod
     def resume(cls, path: Path | str, config: dict[str, Any]) -> "RunFolder":
-        """Open the folder of a stopped run; ValueError if it holds none, or one with another config."""
+        """Open the folder of a stopped run; ValueError for none, or one with another config."""
         folder = cls(Path(path))
         file = folder.path / "config.json"
         if not file.is_file():
             raise ValueError(f"{path} holds no run to resume; leave --resume away to start one")
         try:
             old = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file} is damaged ({error}); start anew with another --out") from None
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); {ANEW}") from None
+        if not isinstance(old, dict):
+            raise ValueError(f"{file} is damaged (no JSON object); {ANEW}")
         new = json.loads(json.dumps(config))
         if old != new:
             differ = ", ".join(sorted(set(_differences(old, new))))
-            raise ValueError(f"{path} was run with other options ({differ}); resume with the same ones")
+            raise ValueError(
+                f"{path} was run with other options ({differ}); resume with the same ones"
+            )
         return folder
 
     def write(self, name: str, content: dict[str, Any]) -> None:
@@ -149,21 +217,42 @@ class RunFolder:
         save_scales(self.path / "scales.safetensors", qmodel, visits=visits, fitness=fitness)
 
     def restore(self, qmodel: nn.Module) -> tuple[int, float | None]:
-        """Load the last finished visit into the model, and cut the history back to it; (0, None) if there is none."""
+        """Load the last finished visit into the model, cut the history to it; else (0, None)."""
         scales = self.path / "scales.safetensors"
         visits, fitness = 0, None
         if scales.is_file():
-            metadata = load_scales(scales, qmodel)
-            visits, fitness = int(metadata["visits"]), float(metadata["fitness"])
+            try:
+                metadata = load_scales(scales, qmodel)
+                visits, fitness = int(metadata["visits"]), float(metadata["fitness"])
+            except (KeyError, TypeError):
+                raise ValueError(
+                    f"{scales} does not say how many visits it holds; {ANEW}"
+                ) from None
+            except ValueError as error:
+                raise ValueError(f"{error}; {ANEW}") from None
         kept = [line for line in self.history() if line["visit"] < visits]
-        write_whole(self.path / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+        if {line["visit"] for line in kept} != set(range(visits)):
+            raise ValueError(
+                f"{self.path / 'history.jsonl'} lacks visits that scales.safetensors holds; {ANEW}"
+            )
+        write_whole(
+            self.path / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode()
+        )
         return visits, fitness
 
     def history(self) -> list[dict[str, Any]]:
         """All whole lines of the history; a last line that was cut off is left out."""
         file = self.path / "history.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
+        try:
+            lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+            found = [json.loads(line) for line in lines if line.endswith("}\n")]
+            if not all(
+                isinstance(line, dict) and isinstance(line.get("visit"), int) for line in found
+            ):
+                raise ValueError("a line without its visit")
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); {ANEW}") from None
+        return found
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -1,18 +1,20 @@
-"""Search by ask and tell: an optimiser proposes candidates, is told their values, and knows nothing of models.
+"""Search by ask and tell: an optimiser proposes candidates, hears their values, knows no models.
 
-`EvolQ` is the paper's search of one block (method: population 15, tournament 10, cycles of one mutation):
+`EvolQ` is the paper's search of one block (method: population 15, tournament 10, cycles of one
+mutation):
 
     population = K copies of the present scales
     repeat: draw S members with replacement, the best of them is the parent
-            child = | parent + U(-step, step) |       in every coordinate at once; scales are positive
+            child = | parent + U(-step, step) |    in every coordinate at once; scales are positive
             evaluate the child, insert it, drop the worst
 
-With few cycles this is hardly a population: K - 1 of K members are copies of the start. `ask(1)` is the paper's;
-`ask(n)` with n > 1 draws n children from one population, a parallel generalisation that is ours.
+With few cycles this is hardly a population: K - 1 of K members are copies of the start. `ask(1)` is
+the paper's; `ask(n)` with n > 1 draws n children from one population, a parallel generalisation
+that is ours.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,8 +23,9 @@ from evolq_lite.genome import Vector
 from evolq_lite.objective import Objective, Population, Values
 
 
+@runtime_checkable
 class Optimizer(Protocol):
-    """Ask for candidates (n, d), tell their values (n,); `best` is the best vector so far and its value."""
+    """Ask for candidates (n, d), tell values (n,); `best` is the best vector yet and its value."""
 
     @property
     def best(self) -> tuple[Vector, float]:
@@ -52,13 +55,15 @@ def ranked(value: float) -> float:
 
 
 class RandomSearch:
-    """The baseline at equal cost: every candidate is a mutation of the start, whatever has been learnt.
+    """The baseline at equal cost: every candidate mutates the start, whatever has been learnt.
 
-    `start` (d,) with its `value`; `step` is the mutation width, in the units of the scale, or with `relative` as a
-    share of it (child = start * (1 + U(-step, step)), made positive).
+    `start` (d,) with its `value`; `step` is the mutation width, in the units of the scale, or with
+    `relative` as a share of it (child = start * (1 + U(-step, step)), made positive).
     """
 
-    def __init__(self, start: Vector, value: float, step: float, seed: int = 0, relative: bool = False) -> None:
+    def __init__(
+        self, start: Vector, value: float, step: float, seed: int = 0, relative: bool = False
+    ) -> None:
         self.start, self.step, self.relative = start, step, relative
         self._best = (start, ranked(float(value)))
         self.generator = torch.Generator().manual_seed(seed)
@@ -99,10 +104,11 @@ class RandomSearch:
 
 
 class EvolQ(RandomSearch):
-    """The paper's evolutionary search (arXiv 2308.10814; official code: evolution over a heap of K copies).
+    """The paper's evolution (arXiv 2308.10814; official code: evolution over a heap of K copies).
 
-    Adds to `RandomSearch` a population of `population` members and tournaments of `tournament` draws. Ties are broken
-    by age, so that equal values never crash the sort, as they do in the official code.
+    Adds to `RandomSearch` a population of `population` members and tournaments of `tournament`
+    draws. Ties are broken by age, so that equal values never crash the sort, as they do in the
+    official code.
     """
 
     def __init__(
@@ -121,14 +127,18 @@ class EvolQ(RandomSearch):
 
     def parent(self) -> Vector:
         """The best of `tournament` members drawn with replacement."""
-        drawn = torch.randint(len(self.members), (self.tournament,), generator=self.generator).tolist()
+        drawn = torch.randint(
+            len(self.members), (self.tournament,), generator=self.generator
+        ).tolist()
         return min((self.members[i] for i in drawn), key=lambda member: member[0])[1]
 
     def tell(self, population: Population, values: Values) -> None:
         """Insert each child, then drop the worst member; among equals the youngest goes."""
         super().tell(population, values)
         for vector, value in zip(population, values.tolist()):
-            self.members = sorted([*self.members, (ranked(value), vector)], key=lambda member: member[0])[:-1]
+            self.members = sorted(
+                [*self.members, (ranked(value), vector)], key=lambda member: member[0]
+            )[:-1]
 
     def state_dict(self) -> dict[str, Any]:
         """The population, the best so far and the random state."""
@@ -149,8 +159,8 @@ def minimize(
 ) -> tuple[Vector, float]:
     """Ask, evaluate, tell, until the evaluations are spent; returns the best vector and its value.
 
-    `callback(vector, value)` is called after each evaluation, and may raise to stop. `parallel` candidates are asked
-    for at a time; 1 is the paper.
+    `callback(vector, value)` is called after each evaluation, and may raise to stop. `parallel`
+    candidates are asked for at a time; 1 is the paper.
     """
     while evaluations > 0:
         population = optimizer.ask(min(parallel, evaluations))

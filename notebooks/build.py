@@ -1,0 +1,69 @@
+"""Make the notebooks from their sources: `python notebooks/build.py [NAME ...]` (default: all), or `make notebooks`.
+
+`notebooks/src/NN_name.py` (py:percent) is what people edit; `notebooks/NN_name.ipynb` is made from it and run from top to
+bottom, with its outputs. Cell ids are hashes of name and position, and nothing that differs between two runs of the same
+code is kept beside the outputs, so that a diff shows what changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+HERE = Path(__file__).resolve().parent
+SOURCES = sorted((HERE / "src").glob("*.py"))
+CELL_SECONDS = 600
+
+
+def read_source(path: Path) -> NotebookNode:
+    """A source as a notebook without outputs, with deterministic cell ids."""
+    notebook = jupytext.read(path)
+    for i, cell in enumerate(notebook.cells):
+        cell.id = hashlib.sha256(f"{path.stem}-{i}".encode()).hexdigest()[:12]
+        cell.metadata = NotebookNode()
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = NotebookNode(kernelspec=kernel, language_info={"name": "python"})
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook
+
+
+def execute(notebook: NotebookNode) -> NotebookNode:
+    """Run a notebook from top to bottom in `notebooks/`; raises at the first error."""
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(HERE)}},
+        record_timing=False,
+    )
+    client.execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # progress bars end as many lines on stderr: keep what was said, not how
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    notebook.metadata.language_info = NotebookNode(name="python")
+    return notebook
+
+
+def main() -> None:
+    """Command line: names of sources, without ending."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", choices=[[], *(path.stem for path in SOURCES)], help="default: all")
+    names = parser.parse_args().names
+    for path in SOURCES:
+        if not names or path.stem in names:
+            began = time.perf_counter()
+            notebook = execute(read_source(path))
+            nbformat.validate(notebook)
+            nbformat.write(notebook, HERE / f"{path.stem}.ipynb")
+            print(f"{path.stem}: {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Shared fixtures; shapes and types of the package's signatures are checked while the tests run."""
+
+from jaxtyping import install_import_hook
+
+CHECKED = ["numerics", "fitness", "observers", "genome", "objective", "search", "evaluate"]
+with install_import_hook([f"evolq_lite.{name}" for name in CHECKED], "beartype.beartype"):
+    import evolq_lite  # noqa: F401  isort: skip
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from evolq_lite.data import unfused
+
+TOYS = {
+    "vit": (
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3},
+    ),
+    "deit": (
+        "deit_tiny_distilled_patch16_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2},
+    ),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (2, 2), "num_heads": (2, 3)},
+    ),
+    "levit": ("levit_128s", {"img_size": 64}),
+    "resnet": ("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}),
+    "bottleneck": ("resnet50", {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}),
+}
+
+
+def toy(name: str, seed: int = 0) -> nn.Module:
+    """A small random network of a supported family, with nontrivial BatchNorm statistics."""
+    torch.manual_seed(seed)
+    architecture, options = TOYS[name]
+    if name == "deit":
+        options = {**options, "num_heads": 3}
+    model = unfused(
+        timm.create_model(architecture, pretrained=False, num_classes=10, **options)
+    ).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    for (
+        name,
+        parameter,
+    ) in model.named_parameters():  # timm starts some so small that 8 bits cannot hold them
+        if name in ("cls_token", "dist_token", "pos_embed"):
+            nn.init.normal_(parameter, std=0.5)
+        elif name.endswith("weight") and parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="linear")
+    return model
+
+
+def toy_images(name: str, n: int = 12) -> Tensor:
+    """Random images of the size that a toy network takes."""
+    size = TOYS[name][1].get("img_size", 32)
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=list(TOYS))
+def family(request: pytest.FixtureRequest) -> str:
+    """The name of each supported family in turn."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> None:
+    """The same number of threads everywhere."""
+    torch.set_num_threads(2)

@@ -1,0 +1,942 @@
+"""Bad input: one sentence on stderr, exit status 2, nothing half-written, nothing lost."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import toy, toy_images
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from evolq_lite import BlockObjective, QuantConfig, SearchConfig, calibrate, chain_of, cli, quantize
+from evolq_lite import data as data_module
+from evolq_lite.cli import main
+from evolq_lite.data import (
+    DEMO_MODELS,
+    build_demo_model,
+    load_demo,
+    load_images,
+    load_timm,
+    load_weights,
+)
+from evolq_lite.figures import new_figure, save_figure
+from evolq_lite.record import RunFolder, write_whole
+
+SHORT = ("--passes", 1, "--cycles", 1)
+DEMO = ("demo", "--calibration-images", 20, *SHORT)
+SMALL = {"vit": {"embed_dim": 24, "depth": 2}, "cnn": {"channels": [8, 8, 8, 8]}}
+Refused = Callable[..., str]
+
+
+def call(*arguments: object) -> int:
+    """The exit status of the command line."""
+    try:
+        return main([str(a) for a in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder, hidden files too."""
+    paths = sorted(folder.rglob("*"))
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in paths}
+
+
+def sentence(error: str) -> str:
+    """What stderr holds besides progress bars: exactly one line of ours."""
+    lines = [x for x in error.replace("\r", "\n").splitlines() if x.strip() and "%|" not in x]
+    assert len(lines) == 1, error
+    assert lines[0].startswith("evolq_lite: "), error
+    return lines[0]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Work in an empty folder, with one thread (small networks); leave no temporary file."""
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.rglob("*.new"))
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Call the command line, which must say why and how to go on, and change no file."""
+
+    def check(arguments: tuple[object, ...], *words: str) -> str:
+        before = tree(tmp_path)
+        capsys.readouterr()
+        status, said = call(*arguments), sentence(capsys.readouterr().err)
+        assert status == 2
+        assert tree(tmp_path) == before
+        for word in words:
+            assert re.search(word, said), (word, said)
+        return said
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small stand-in for data/: 40 and 30 images of noise, and untrained networks."""
+    folder, noise = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for part, n in (("train", 40), ("test", 30)):
+        arrays = {key: np.arange(n, dtype=np.int16) for key in ("labels", "faces", "groups")}
+        images = noise.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        np.savez_compressed(folder / f"typefaces-{part}.npz", images=images, **arrays)
+    with pytest.MonkeyPatch.context() as patch:
+        use_data(patch, folder)
+        for name in SMALL:
+            torch.manual_seed(0)
+            state = build_demo_model(name).state_dict()
+            save_file(state, folder / data_module.demo_file(name))
+    sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in folder.iterdir()]
+    (folder / "SHA256SUMS").write_text("".join(sums))
+    return folder
+
+
+def use_data(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the embedded files be elsewhere, the networks be small and figures be quick."""
+    for name, more in SMALL.items():
+        monkeypatch.setitem(DEMO_MODELS, name, {**DEMO_MODELS[name], **more})
+    for name in ("history_figure", "top1_figure"):
+        monkeypatch.setattr(cli, name, lambda *_: None, raising=False)
+    monkeypatch.setattr(cli, "save_figure", lambda _, path: path.touch(), raising=False)
+    monkeypatch.setattr(data_module, "DATA", folder)
+    monkeypatch.setattr(cli, "DATA", folder, raising=False)
+
+
+@pytest.fixture
+def demo_data(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-in is in use."""
+    use_data(monkeypatch, tiny_data)
+    return tiny_data
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished demo."""
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    with pytest.MonkeyPatch.context() as patch:
+        use_data(patch, tiny_data)
+        assert call(*DEMO, "--threads", 1, "--out", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def run_folder(finished: Path, demo_data: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may damage."""
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def small_network() -> nn.Module:
+    """What timm.create_model gives in these tests: a narrow resnet10t of 3 classes."""
+    torch.manual_seed(0)
+    return timm.models.resnet.resnet10t(num_classes=3, channels=(8, 8, 8, 8))
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Options of a good `run`: 3 classes of 2 images, and a checkpoint of a small network."""
+    for n in range(6):
+        path = tmp_path / "photos" / "abc"[n // 2] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(n).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    real = timm.create_model
+
+    def create(name: str, **options: object) -> nn.Module:
+        return small_network() if name == "resnet10t" else real(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    save_file(small_network().state_dict(), tmp_path / "net.safetensors")
+    return {
+        "--model": "resnet10t",
+        "--checkpoint": tmp_path / "net.safetensors",
+        "--calibration": tmp_path / "photos",
+        "--test": tmp_path / "photos",
+        "--out": tmp_path / "out",
+    }
+
+
+def command(options: dict[str, object], *more: object) -> tuple[object, ...]:
+    """The `run` command with options; those that are None are left out."""
+    pairs = [part for key, v in options.items() if v is not None for part in (key, v)]
+    return ("run", *pairs, *SHORT, "--granularity", "global", *more)
+
+
+def no_work(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Fail the test if one of these functions of `cli` is called."""
+
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("work began before an error that could be known")
+
+    for name in names:
+        monkeypatch.setattr(cli, name, work)
+
+
+# Options
+
+
+BITS = ["1", "9", "0", "-3", "99999999999999999999", "four", "3.5", "4.0", "nan", ""]
+NAMES = ["weight-observer", "act-observer", "fitness", "mutation", "scales"]
+NAMES += ["granularity", "order", "algorithm"]
+WORDS = ["1.5", "ten", "many", "hot", "wide", "x", "two", "all"]
+COUNTS = ["passes", "cycles", "population", "tournament"]
+NUMBERS = [(f"--{name}", v, "1") for name in COUNTS for v in ("0", "-2", "1.5", "ten")]
+NUMBERS += [("--batch", v, "2") for v in ("1", "0", "-5", "many")]
+NUMBERS += [("--temperature", v, "0.001") for v in ("nan", "0", "-1", "inf", "hot")]
+NUMBERS += [("--step", v, "0") for v in ("nan", "-1e-3", "-inf", "inf", "wide")]
+NUMBERS += [("--seed", v, "0") for v in ("-1", "1.5", "x", str(2**62), str(2**64))]
+NUMBERS += [("--threads", v, "1") for v in ("0", "-1", "two", "1.5", str(10**12))]
+NUMBERS += [("--calibration-images", v, "2") for v in ("0", "1", "-5", "all")]
+
+
+@pytest.mark.parametrize("value", BITS)
+@pytest.mark.parametrize("flag", ["--weight-bits", "--act-bits", "--attention-bits"])
+def test_bits(refused, flag, value):
+    """Bits other than 2 to 8 are refused, whatever they are."""
+    refused(("demo", f"{flag}={value}"), flag.strip("-").replace("-", "."), "2 to 8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_names(refused, name):
+    """A name that is no choice is answered with the choices."""
+    known = next(
+        f.metadata["choices"]
+        for cls in (QuantConfig, SearchConfig)
+        for f in cls.__dataclass_fields__.values()
+        if f.name == name.replace("-", "_")
+    )
+    said = refused(("demo", f"--{name}", "mimax"), name.replace("-", "."), "mimax")
+    assert all(choice in said for choice in known)
+
+
+@pytest.mark.parametrize(("flag", "value", "least"), NUMBERS)
+def test_numbers(refused, demo_data, flag, value, least):
+    """Numbers out of range, and what is no number, are answered with what is possible."""
+    accepted = r"number" if value in WORDS else rf"\b{re.escape(least)}\b|at most"
+    refused(("demo", f"{flag}={value}"), flag.strip("-").replace("-", "."), accepted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ["demo", "run", "check"]),
+        (("dmeo",), ["dmeo", "demo"]),
+        (("demo", "--weigth-bits", "4"), ["--weigth-bits", "help"]),
+        (("demo", "--weight-bits"), ["--weight-bits"]),
+        (("run", "--model", "resnet10t", "--test", "x"), ["--calibration"]),
+        (("check", "--out", "x"), ["--out", "help"]),
+    ],
+)
+def test_grammar(refused, arguments, words):
+    """A mistyped command line gets one sentence too, and not the whole usage."""
+    refused(arguments, *words)
+
+
+@pytest.mark.parametrize("value", [1, 9, 4.0, "4", True, None, float("nan"), [4]])
+@pytest.mark.parametrize("name", ["weight_bits", "act_bits"])
+def test_bits_in_python(name, value):
+    """The same from Python: ValueError names the field."""
+    with pytest.raises(ValueError, match=name):
+        QuantConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("passes", 0), ("population", -1), ("population", 2.0), ("batch", 1), ("seed", -1)],
+        *[("seed", 2**62), ("temperature", float("nan")), ("temperature", 0)],
+        *[("step", float("inf")), ("fitness", "mae"), ("fitness", ["mse"])],
+        *[("mutation", None), ("algorithm", "adam")],
+    ],
+)
+def test_search_options_in_python(name, value):
+    """A search that could not run cannot be configured."""
+    with pytest.raises(ValueError, match=name):
+        SearchConfig(**{name: value})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"bits": 4}', '{"act_bits": 9}', "null", "4"])
+def test_config_from_json(text):
+    """A config file that is none, or has unknown fields, is a ValueError."""
+    with pytest.raises(ValueError, match=r"JSON|act_bits"):
+        QuantConfig.from_json(text)
+
+
+# Networks and checkpoints
+
+
+@pytest.mark.parametrize("name", ["vti", "", "resnet18", "../vit", "VIT"])
+def test_unknown_embedded_network(refused, demo_data, name):
+    """The known names are listed."""
+    refused(("demo", "--model", name), f"'{name}'", "vit, cnn")
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("resnet10s", "resnet10t"),
+        ("deit_tiny_patch16_24", "deit_tiny_patch16_224"),
+        ("ViT_tiny_patch16_224", "vit_tiny_patch16_224"),
+        ("vit_tiny_patch16_224.augrag_in21k", "vit_tiny_patch16_224"),
+        ("", "list_models"),
+        ("hf_hub:someone/net", "list_models"),
+    ],
+)
+def test_unknown_timm_network(refused, folders, name, word):
+    """Near names are suggested, where there are any."""
+    checkpoint = None if "aug" in name else folders["--checkpoint"]
+    refused(command({**folders, "--model": name, "--checkpoint": checkpoint}), name, word)
+
+
+def test_network_of_another_family(refused, folders):
+    """A network that cannot be cut into blocks is refused, and what can be is said."""
+    checkpoint = folders["--checkpoint"]
+    save_file(timm.create_model("lcnet_035").state_dict(), checkpoint)
+    refused(command({**folders, "--model": "lcnet_035"}), "MobileNetV3", "Levit")
+
+
+def test_no_pretrained_weights(refused, folders, monkeypatch):
+    """Without the network and without a checkpoint, the checkpoint is asked for."""
+
+    def offline(name, pretrained):
+        raise OSError("no route to host\nsecond line")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    refused(command({**folders, "--checkpoint": None}), "resnet10t", "no route", "--checkpoint")
+
+
+Damage = Callable[[Path], Path]
+
+
+def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    """A checkpoint whose tensors are changed in place."""
+
+    def damage(path: Path) -> Path:
+        state = {key: value.clone() for key, value in load_file(path).items()}
+        change(state)
+        save_file(state, path)
+        return path
+
+    return damage
+
+
+def replaced(name: str, content: Callable[[bytes], bytes]) -> Damage:
+    """A checkpoint with other bytes, under another name."""
+
+    def damage(path: Path) -> Path:
+        path.with_name(name).write_bytes(content(path.read_bytes()))
+        return path.with_name(name)
+
+    return damage
+
+
+def saved(make: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    """A .pt file of whatever."""
+
+    def damage(path: Path) -> Path:
+        torch.save(make(load_file(path)), path.with_suffix(".pt"))
+        return path.with_suffix(".pt")
+
+    return damage
+
+
+def grown(state: dict[str, torch.Tensor]) -> None:
+    state["fc.bias"] = torch.zeros(4)
+
+
+def poisoned(state: dict[str, torch.Tensor]) -> None:
+    state["fc.weight"][0, 0] = torch.nan
+
+
+def folder_named(path: Path) -> Path:
+    path.with_name("net.pt").mkdir()
+    return path.with_name("net.pt")
+
+
+CHECKPOINTS: dict[str, tuple[Damage, str]] = {
+    "missing key": (changed(lambda s: s.pop("fc.bias")), r"lacks fc\.bias.*timm"),
+    "foreign key": (changed(lambda s: s.update(more=torch.ones(1))), r"foreign key more.*timm"),
+    "another shape": (changed(grown), r"fc\.bias has shape \(4,\).*--model"),
+    "NaN": (changed(poisoned), r"fc\.weight holds NaN"),
+    "truncated": (replaced("net.safetensors", lambda b: b[: len(b) // 2]), "cannot be read"),
+    "empty": (replaced("net.safetensors", lambda b: b""), "cannot be read"),
+    "text": (replaced("net.safetensors", lambda b: b"These are weights.\n" * 9), "cannot be read"),
+    "text as pt": (replaced("net.pt", lambda b: b"hello\n"), "cannot be read|safetensors"),
+    "empty pt": (replaced("net.pt", lambda b: b""), "cannot be read|safetensors"),
+    "binary as pt": (
+        replaced("net.pt", lambda b: b"\x80\x02\xff" + b[:99]),
+        "cannot be read|safetensors",
+    ),
+    "stub of a pickle": (replaced("net.pt", lambda b: b"\x80\x02}q"), "cannot be read|safetensors"),
+    "missing": (lambda path: path.with_name("none.safetensors"), "No such file"),
+    "a folder": (folder_named, "cannot be read"),
+    "a list": (saved(lambda s: list(s.values())), "no dict of tensors"),
+    "no tensors": (saved(lambda s: {"fc.bias": 3}), "no dict of tensors"),
+    "numbered keys": (saved(lambda s: s | {1: torch.ones(1), "x": torch.ones(1)}), "foreign key"),
+}
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_bad_checkpoint(refused, folders, case):
+    """The sentence names the file and what is wrong with it."""
+    damage, words = CHECKPOINTS[case]
+    path = damage(folders["--checkpoint"])
+    refused(command({**folders, "--checkpoint": path}), re.escape(str(path)), words)
+
+
+def test_damaged_pickles(tmp_path):
+    """Whatever bytes are wrong in a .pt file, the error is a ValueError that names it."""
+    layer, path, random = nn.Linear(2, 2), tmp_path / "net.pt", np.random.default_rng(0)
+    torch.save(layer.state_dict(), path, _use_new_zipfile_serialization=False)
+    good = path.read_bytes()
+    for _ in range(100):
+        path.write_bytes(good[: random.integers(len(good))])
+        with pytest.raises(ValueError, match=r"net\.pt (is damaged|cannot be read)"):
+            load_weights(layer, path)
+
+
+class Trap:
+    """An object whose unpickling makes a file."""
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, ("trapped", "w")
+
+
+@pytest.mark.parametrize("what", ["model", "trap", "nested trap", "plain pickle"])
+def test_pickled_checkpoint(refused, folders, what):
+    """A checkpoint that needs pickle is refused, and nothing in it is run."""
+    path = folders["--checkpoint"].with_suffix(".pt")
+    thing = {"model": small_network(), "nested trap": {"state_dict": {"fc.bias": Trap()}}}
+    if what == "plain pickle":
+        path.write_bytes(pickle.dumps(Trap()))
+    else:
+        torch.save(thing.get(what, Trap()), path)
+    refused(command({**folders, "--checkpoint": path}), "pickle", "refused", "safetensors")
+    assert not Path("trapped").exists()
+
+
+@pytest.mark.parametrize("wrap", ["state_dict", "model", None])
+@pytest.mark.parametrize("legacy", [True, False])
+def test_nested_checkpoint(folders, wrap, legacy):
+    """A state dict may stand under `state_dict` or `model`, as training scripts save it."""
+    path, state = folders["--checkpoint"].with_suffix(".pth"), small_network().state_dict()
+    thing = {wrap: state, "epoch": 3} if wrap else state
+    torch.save(thing, path, _use_new_zipfile_serialization=not legacy)
+    assert torch.equal(load_timm("resnet10t", path).fc.weight, state["fc.weight"])
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_weights_that_overflow(refused, folders, run_folder, replace):
+    """Finite weights with infinite activations are found before a run is begun or removed."""
+    changed(lambda s: s["conv1.0.weight"].mul_(1e38))(folders["--checkpoint"])
+    if not replace:
+        shutil.rmtree(run_folder)
+    refused(command(folders, *["--replace"] * replace), "NaN or infinite", "checkpoint")
+
+
+# Folders of images
+
+
+@pytest.mark.parametrize("flag", ["--calibration", "--test"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "a file", "no images"])
+def test_bad_folder(refused, folders, tmp_path, monkeypatch, flag, kind):
+    """A folder without images is found before the network is built or fetched."""
+    no_work(monkeypatch, "load_timm", "load_images")
+    folder = tmp_path / "bad"
+    if kind == "a file":
+        folder.write_text("x")
+    elif kind != "missing":
+        folder.mkdir()
+    if kind == "no images":
+        (folder / "a").mkdir()
+        (folder / "a" / "notes.txt").write_text("x")
+    words = {"missing": "no folder", "a file": "no folder"}.get(kind, r"no images.*\.png|\.jpg")
+    refused(command({**folders, flag: folder}), re.escape(str(folder)), words)
+
+
+def broken_images() -> dict[str, bytes]:
+    """Files that look like images to timm."""
+    path = Path("whole.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    jpg = path.read_bytes()
+    Image.open(path).save("whole.png")
+    png = Path("whole.png").read_bytes()
+    return {
+        "truncated.jpg": jpg[: len(jpg) // 2],
+        "text.jpg": b"no image\n",
+        "empty.jpg": b"",
+        "truncated.png": png[: len(png) // 2],
+        "header.png": png[:20],
+        "flipped.png": png[:40] + bytes(b ^ 0xFF for b in png[40:80]) + png[80:],
+    }
+
+
+IMAGES = ["truncated.jpg", "text.jpg", "empty.jpg", "truncated.png", "header.png", "flipped.png"]
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_calibration_file_that_is_no_image(refused, folders, name):
+    """The file is named, and what to do with it."""
+    path = folders["--calibration"] / "a" / name
+    path.write_bytes(broken_images()[name])
+    refused(command(folders), re.escape(str(path)), "remove or replace")
+
+
+def test_image_that_is_too_large(refused, folders, monkeypatch):
+    """Pillow's guard against decompression bombs is an error like the others."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    refused(command(folders), "photos", "remove or replace")
+
+
+def test_test_file_that_is_no_image(folders, capsys):
+    """A test image that cannot be read costs no search: without it, --resume goes on."""
+    good = folders["--test"].parent / "good"
+    shutil.copytree(folders["--test"], good)
+    path = folders["--test"] / "a" / "text.jpg"
+    path.write_text("no image")
+    options = {**folders, "--calibration": good}
+    assert call(*command(options)) == 2
+    assert str(path) in sentence(capsys.readouterr().err)
+    path.unlink()
+    assert call(*command(options, *["--resume"] * folders["--out"].exists())) == 0
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "transparent"])
+def test_images_of_other_modes(tmp_path, mode):
+    """Every mode is read as the RGB image it shows."""
+    grey = np.repeat(
+        np.array([[0, 255], [255, 0]] if mode == "1" else [[10, 90], [160, 250]]), 8, 0
+    )
+    picture = Image.fromarray(grey.astype(np.uint8))
+    if mode == "I;16":
+        Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "x.png")
+    elif mode == "transparent":
+        picture.convert("P").save(tmp_path / "x.png", transparency=b"\x00\x80\xff")
+    else:
+        picture.convert(mode).save(tmp_path / "x.png")
+    found = load_images([tmp_path / "x.png"], lambda image: torch.tensor(np.array(image)))
+    np.testing.assert_array_equal(found[0].numpy(), np.repeat(grey[..., None], 3, 2))
+
+
+@pytest.mark.parametrize("wanted", ["0", "1", "-2", "7", "1000000000"])
+@pytest.mark.parametrize("flag", ["--calibration-images", "--test-images"])
+def test_wrong_number_of_images(refused, folders, monkeypatch, flag, wanted):
+    """What can be asked for is said, before any image is read."""
+    no_work(monkeypatch, "load_images")
+    what = "calibration images" if "calibration" in flag else "test images"
+    refused(command(folders, f"{flag}={wanted}"), f"{wanted} {what}", r"\b6\b")
+
+
+def test_single_calibration_image(refused, folders, tmp_path):
+    """One image is too few for infoNCE, and that is what is said."""
+    single = tmp_path / "single"
+    single.mkdir()
+    shutil.copy(folders["--calibration"] / "a" / "0.png", single)
+    refused(command({**folders, "--calibration": single}), "single", "at least 2")
+
+
+@pytest.mark.parametrize("wanted", ["41", "1000000000"])
+def test_too_many_demo_images(refused, demo_data, wanted):
+    """The embedded pool has an end."""
+    refused(("demo", "--calibration-images", wanted), wanted, r"\b40\b")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("none.txt", None, "no file"),
+        ("other.txt", b"x\ny\nz\n", "a"),
+        ("part.txt", b"a\nb\nx\n", "c"),
+        ("few.txt", b"a\nb\n", "c|2 "),
+        ("long.txt", b"a\nb\nc\nd\n", "4 "),
+        ("twice.txt", b"a\nb\na\n", "a"),
+        ("empty.txt", b"", "a|0 |no "),
+        ("bytes.txt", b"\xff\xfe\x00a", "text"),
+        ("map.csv", b"c\nx\na\n", "b"),
+        ("map.pkl", pickle.dumps(["a"]), "text"),
+    ],
+)
+def test_bad_class_map(refused, folders, tmp_path, monkeypatch, name, content, word):
+    """A class map that is missing or does not fit the folders and the network is refused."""
+    no_work(monkeypatch, "load_images")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    refused(command({**folders, "--class-map": tmp_path / name}), name, word, "class")
+
+
+def test_class_folders_that_do_not_match_the_network(refused, folders, tmp_path, monkeypatch):
+    """Two folders for three classes need a class map."""
+    no_work(monkeypatch, "load_images")
+    test = Path(shutil.copytree(folders["--test"], tmp_path / "two"))
+    shutil.rmtree(test / "b")
+    refused(command({**folders, "--test": test}), "2 class folders", "3 classes", "--class-map")
+
+
+def test_folders_of_the_same_name_are_one_class(refused, folders, tmp_path):
+    """timm's rule is the last part of the path, so three folders can be two classes."""
+    test = Path(shutil.copytree(folders["--test"], tmp_path / "deep"))
+    (test / "c").rename(test / "a" / "b")
+    refused(command({**folders, "--test": test}), "3 classes", "--class-map")
+
+
+def test_unicode_paths(folders, tmp_path):
+    """Names need not be ASCII."""
+    place = tmp_path / "Füße 写真 🙂"
+    shutil.copytree(folders["--test"], place / "bilder")
+    options = {**folders, "--calibration": place / "bilder", "--test": place / "bilder"}
+    assert call(*command({**options, "--out": place / "läuft"})) == 0
+    assert (place / "läuft" / "summary.json").is_file()
+
+
+# The library
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_images_that_are_not_finite(name, value):
+    """One NaN among the calibration images is an error that says where it was met."""
+    qmodel, images = quantize(toy(name), QuantConfig()), toy_images(name)
+    images[3, 0, 5, 5] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        calibrate(qmodel, images)
+
+
+def test_no_calibration_images():
+    """Zero images are too few."""
+    with pytest.raises(ValueError, match="at least one"):
+        calibrate(quantize(toy("resnet"), QuantConfig()), torch.zeros(0, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("images", "targets", "batch"),
+    [(12, 11, 100), (11, 12, 4), (12, 0, 100), (1, 1, 100), (12, 12, 1), (12, 12, 0), (12, 12, -3)],
+)
+def test_objective_of_numbers_that_do_not_match(images, targets, batch):
+    """Images and targets are as many, and a batch has at least two."""
+    qmodel = quantize(toy("resnet"), QuantConfig())
+    calibrate(qmodel, toy_images("resnet"))
+    chain, x, y = chain_of(qmodel), toy_images("resnet")[:images], torch.zeros(targets, 10)
+    with pytest.raises(ValueError, match=r"targets|at least 2"):
+        BlockObjective(chain, chain.searchable[-1], x, y, batch=batch)
+
+
+# Run folders
+
+
+def options_of(path: Path) -> dict[str, object]:
+    """The config.json of a run."""
+    return json.loads((path / "config.json").read_text())
+
+
+def test_run_folder_that_exists(refused, run_folder, monkeypatch):
+    """A run is never overwritten unasked."""
+    no_work(monkeypatch, "load_demo")
+    refused((*DEMO, "--out", run_folder), "out", "--out", "--resume", "--replace")
+
+
+@pytest.mark.parametrize("more", [(), ("--replace",), ("--resume",)])
+@pytest.mark.parametrize("kind", ["file", "below a file", "folder", "foreign config", "link"])
+def test_out_that_holds_no_run(refused, demo_data, tmp_path, monkeypatch, kind, more):
+    """What is no run is neither removed nor written to, and this is known before any work."""
+    no_work(monkeypatch, "load_demo")
+    out = tmp_path / "mine"
+    if "file" in kind:
+        out.write_text("precious")
+        out = out / "run" if "below" in kind else out
+    else:
+        out.mkdir()
+        (out / "precious.txt").write_text("precious")
+    if kind == "foreign config":
+        (out / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
+    if kind == "link":
+        (tmp_path / "link").symlink_to(out)
+        out = tmp_path / "link"
+    refused((*DEMO, "--out", out, *more), re.escape(str(out)), "--out|no run")
+
+
+def test_replace_keeps_what_it_did_not_write(refused, run_folder):
+    """A user's notes in a run folder are not removed with the run."""
+    (run_folder / "notes.txt").write_text("precious")
+    refused((*DEMO, "--out", run_folder, "--replace"), "notes.txt", "--out")
+
+
+def test_replace_after_an_error(refused, run_folder, folders):
+    """The old run is still there when the new one cannot begin."""
+    refused(command({**folders, "--checkpoint": "none.pt"}, "--replace"), "none.pt")
+
+
+def test_replace(run_folder):
+    """A run alone in its folder is replaced."""
+    environment = (run_folder / "environment.json").stat().st_mtime_ns
+    assert call(*DEMO, "--out", run_folder, "--replace", "--seed", 1) == 0
+    assert options_of(run_folder)["search"]["seed"] == 1
+    assert (run_folder / "environment.json").stat().st_mtime_ns != environment
+
+
+def test_resume_and_replace(refused, run_folder, monkeypatch):
+    """Both together make no sense."""
+    no_work(monkeypatch, "load_demo")
+    refused(
+        (*DEMO, "--out", run_folder, "--resume", "--replace"), "--resume", "--replace", "one of"
+    )
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty"])
+def test_resume_without_a_run(refused, demo_data, tmp_path, monkeypatch, kind):
+    """There is nothing to go on with, which is known before any work."""
+    no_work(monkeypatch, "load_demo")
+    if kind == "empty":
+        (tmp_path / "out").mkdir()
+    refused((*DEMO, "--out", tmp_path / "out", "--resume"), "no run", "leave --resume away")
+
+
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        (("--seed", 1), ["search.seed"]),
+        (("--weight-bits", 4, "--passes", 2), ["quantization.weight_bits", "search.passes"]),
+        (("--calibration-images", 21), ["calibration_images"]),
+        (("--model", "cnn"), ["model"]),
+        (("--ptf",), None),
+        (("--no-ptf", "--temperature", "2"), ["quantization.ptf", "search.temperature"]),
+    ],
+)
+def test_resume_with_other_options(refused, run_folder, capsys, more, names):
+    """Exactly the options that differ are named."""
+    if names is None:
+        assert call(*DEMO, "--out", run_folder, "--resume", *more) == 0
+        return
+    said = refused((*DEMO, "--out", run_folder, "--resume", *more), "other options", "same")
+    assert re.search(r"\((.*)\)", said)[1].split(", ") == names
+
+
+def without_metadata(path: Path) -> None:
+    save_file(load_file(path), path)
+
+
+def with_nan(path: Path) -> None:
+    state = load_file(path)
+    next(iter(state.values())).fill_(torch.nan)
+    save_file(state, path, {"visits": "1", "fitness": "0.5"})
+
+
+def with_strange_visits(path: Path) -> None:
+    save_file(load_file(path), path, {"visits": "[]", "fitness": "0.5"})
+
+
+def wider(path: Path) -> None:
+    state = {key: torch.cat([value.reshape(-1)] * 2) for key, value in load_file(path).items()}
+    save_file(state, path, {"visits": "1", "fitness": "0.5"})
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def garbled(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe\x00garbled}\n" * 3)
+
+
+def worded(text: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(text)
+
+
+DAMAGED = [
+    *[("config.json", d) for d in (cut, garbled, worded(""), worded("[]"), worded("null"))],
+    *[("scales.safetensors", d) for d in (cut, garbled, worded(""), without_metadata)],
+    *[("scales.safetensors", d) for d in (with_nan, wider, with_strange_visits)],
+    *[("history.jsonl", d) for d in (garbled, worded("x}\n"), worded("[1, {}\n"), worded("{}\n"))],
+    *[("history.jsonl", d) for d in (worded(""), Path.unlink, cut)],
+]
+
+
+@pytest.mark.parametrize("n", range(len(DAMAGED)))
+def test_resume_of_a_damaged_run(refused, run_folder, n):
+    """The damaged file is named and left as it is."""
+    name, damage = DAMAGED[n]
+    damage(run_folder / name)
+    refused((*DEMO, "--out", run_folder, "--resume"), re.escape(name), "--out|start anew")
+
+
+# Embedded files
+
+
+EMBEDDED = ["typefaces-train.npz", "typefaces-vit.safetensors", "SHA256SUMS"]
+
+
+@pytest.mark.parametrize("command", ["demo", "check"])
+@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("damage", [cut, garbled, Path.unlink, worded("")])
+def test_damaged_data(tiny_data, tmp_path, monkeypatch, capsys, command, name, damage):
+    """A file that is missing or altered is named, with the way to restore it."""
+    folder = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    use_data(monkeypatch, folder)
+    damage(folder / name)
+    assert call(command, *(("--out", tmp_path / "out") if command == "demo" else ())) == 2
+    out, error = capsys.readouterr()
+    said = out if command == "check" else sentence(error)
+    assert "git checkout -- data" in said
+    assert name in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_test_part(refused, tiny_data, tmp_path, monkeypatch):
+    """The test part is checked before the search, not after it."""
+    folder = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    use_data(monkeypatch, folder)
+    cut(folder / "typefaces-test.npz")
+    refused((*DEMO, "--out", tmp_path / "out"), "typefaces-test.npz", "git checkout -- data")
+
+
+def test_damaged_data_in_python(tiny_data, tmp_path, monkeypatch):
+    """`load_demo` raises ValueError."""
+    use_data(monkeypatch, Path(shutil.copytree(tiny_data, tmp_path / "data")))
+    cut(tmp_path / "data" / "typefaces-train.npz")
+    with pytest.raises(ValueError, match=r"typefaces-train\.npz is damaged"):
+        load_demo("vit", 20)
+
+
+# Disks and interruptions
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def fail_from(monkeypatch: pytest.MonkeyPatch, write: int, error: BaseException) -> None:
+    """Let the n-th file that is written whole, and all after it, fail."""
+    real, count = os.fsync, iter(range(1, 10**6))
+
+    def fsync(file: int) -> None:
+        if next(count) >= write:
+            raise error
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_write_whole_on_a_full_disk(tmp_path, monkeypatch):
+    """The old file stays, and no temporary one."""
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, b"new")
+    assert tree(tmp_path) == {"file": b"old"}
+
+
+def test_full_disk_at_the_start(refused, demo_data, tmp_path, monkeypatch):
+    """Not even the folder stays, so that the same command can be given again."""
+    monkeypatch.setattr(os, "fsync", full)
+    refused((*DEMO, "--out", tmp_path / "out"), "No space", "free some space")
+
+
+@pytest.mark.parametrize("write", [2, 3, 4, 5, 6])
+def test_full_disk_on_the_way(demo_data, finished, tmp_path, monkeypatch, capsys, write):
+    """Wherever the disk is full, space and --resume bring the run to the same end."""
+    with monkeypatch.context() as patch:
+        fail_from(patch, write, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        assert call(*DEMO, "--out", tmp_path / "out") == 2
+    said = sentence(capsys.readouterr().err)
+    assert "No space" in said
+    assert "free some space" in said
+    assert "--resume" in said
+    assert_resumes(tmp_path / "out", finished)
+
+
+def assert_resumes(out: Path, finished: Path) -> None:
+    """Go on, and compare with a run that was never stopped."""
+    assert call(*DEMO, "--out", out, "--resume") == 0
+    scales = [load_file(p / "scales.safetensors") for p in (out, finished)]
+    assert all(torch.equal(scales[0][name], value) for name, value in scales[1].items())
+    histories = [[x | {"seconds": 0} for x in RunFolder(p).history()] for p in (out, finished)]
+    assert histories[0] == histories[1]
+    summaries = [json.loads((p / "summary.json").read_text()) for p in (out, finished)]
+    assert summaries[0] | {"search_seconds": 0} == summaries[1] | {"search_seconds": 0}
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_full_disk_in_the_history(demo_data, finished, tmp_path, monkeypatch, capsys, after):
+    """A line that was cut off is written again."""
+    real, count = RunFolder.append, iter(range(100))
+
+    def append(self, evaluation):
+        if next(count) == after:
+            with open(self.path / "history.jsonl", "a") as file:
+                file.write('{"visit": 1, "pa')
+            full()
+        real(self, evaluation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", append)
+        assert call(*DEMO, "--out", tmp_path / "out") == 2
+    assert "free some space" in sentence(capsys.readouterr().err)
+    assert_resumes(tmp_path / "out", finished)
+
+
+@pytest.mark.parametrize("write", [2, 4, 5, 6])
+def test_interrupt_and_resume(demo_data, finished, tmp_path, monkeypatch, capsys, write):
+    """Ctrl-C says how to go on, and a run that goes on ends like one that was never stopped."""
+    with monkeypatch.context() as patch:
+        fail_from(patch, write, KeyboardInterrupt())
+        assert call(*DEMO, "--out", tmp_path / "out") == 130
+    said = capsys.readouterr().err
+    assert "--resume" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert_resumes(tmp_path / "out", finished)
+
+
+def test_interrupt_before_the_run(demo_data, tmp_path, monkeypatch, capsys):
+    """Where no run was begun, --resume is not what is advised."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_demo", stop)
+    assert call(*DEMO, "--out", tmp_path / "out") == 130
+    said = capsys.readouterr().err
+    assert "stopped" in said
+    assert "--resume" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_figure_on_a_full_disk(tmp_path, monkeypatch):
+    """A figure is written whole or not at all."""
+    path = tmp_path / "top1.png"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        save_figure(new_figure(1, 1, "empty"), path)
+    assert tree(tmp_path) == {"top1.png": b"old"}
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_read_only_disk(refused, demo_data, tmp_path, monkeypatch, code):
+    """A place that cannot be written to is named, and another --out is asked for."""
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    out = tmp_path / "out"
+    refused((*DEMO, "--out", out), os.strerror(code), re.escape(str(out)), "--out")
+
+
+def test_out_with_a_long_name(refused, demo_data, monkeypatch):
+    """A name that the file system does not take is an answer like the others."""
+    no_work(monkeypatch, "load_demo")
+    refused((*DEMO, "--out", "x" * 300), "File name too long", "--out")

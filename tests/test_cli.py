@@ -1,0 +1,105 @@
+"""The commands, from end to end on the embedded CNN, which is quick."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from evolq_lite import cli
+from evolq_lite.cli import main
+
+SHORT = ["--calibration-images", "60", "--batch", "30", "--passes", "2"]
+
+
+@pytest.fixture(autouse=True)
+def few_test_images(monkeypatch):
+    """Read 620 test images: the numbers do not matter here."""
+    make = cli.demo_task
+
+    def small(arguments):
+        task = make(arguments)
+        images, labels = torch.cat(list(task.test()))[:620], task.labels()[:620]
+        return cli.Task(
+            **{**vars(task), "test": lambda: iter(images.split(100)), "labels": lambda: labels}
+        )
+
+    monkeypatch.setattr(cli, "demo_task", small)
+
+
+def demo(out, *more):
+    return main(["demo", "--model", "cnn", "--out", str(out), *SHORT, *more])
+
+
+def test_demo_writes_the_whole_run_folder(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert demo(out) == 0
+    printed = capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    for key in ("float_top1", "before_top1", "after_top1", "gain", "gain_interval", "p_value"):
+        assert key in summary
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert summary["evaluations"] == len(history) == 2 * 4 * 3 + 1
+    assert set(history[0]) == {"visit", "pass", "block", "cycle", "fitness", "accepted", "seconds"}
+    assert summary["images"] == 620
+    assert summary["gain"] == pytest.approx(summary["after_top1"] - summary["before_top1"])
+    assert summary["fitness_after"] <= summary["fitness_before"]
+    assert ("no significant" in printed) == (summary["p_value"] >= 0.05)
+    assert f"{100 * summary['after_top1']:.2f} %" in printed
+    environment = json.loads((out / "environment.json").read_text())
+    assert environment["attention"] == "unfused" and environment["threads"] >= 1
+    assert environment["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert len(environment["sha256"]) == 3
+    for name in ("fitness.png", "top1.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    assert not list(out.glob(".*.new"))
+
+
+def test_a_stopped_run_resumes_to_the_same_end(tmp_path, monkeypatch, capsys):
+    """Ctrl-C in the middle of a visit, then --resume: same scales, same history, same result."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert demo(whole) == 0
+    append, count = cli.RunFolder.append, 0
+
+    def interrupted(self, evaluation):
+        nonlocal count
+        count += 1
+        append(self, evaluation)
+        if count == 12:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.RunFolder, "append", interrupted)
+        assert demo(part) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert not (part / "summary.json").exists()
+    assert demo(part, "--resume") == 0
+    one, two = load_file(whole / "scales.safetensors"), load_file(part / "scales.safetensors")
+    assert all(torch.equal(one[key], two[key]) for key in one) and one.keys() == two.keys()
+    keys = ("visit", "pass", "block", "cycle", "fitness", "accepted")
+    lines = [
+        [
+            tuple(json.loads(x)[k] for k in keys)
+            for x in (out / "history.jsonl").read_text().splitlines()
+        ]
+        for out in (whole, part)
+    ]
+    assert lines[0] == lines[1]
+    results = [json.loads((out / "summary.json").read_text()) for out in (whole, part)]
+    for result in results:
+        result.pop("search_seconds")
+    assert results[0] == results[1]
+
+
+def test_check_says_ready(capsys):
+    assert main(["check"]) == 0
+    printed = capsys.readouterr().out
+    assert "Ready." in printed and "typefaces-vit.safetensors is as it should be" in printed
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    text = capsys.readouterr().out
+    for word in ("--weight-bits", "--granularity", "--class-map", "--resume", "default: 10"):
+        assert word in text

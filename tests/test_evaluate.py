@@ -1,0 +1,61 @@
+"""Accuracy, intervals and the paired test."""
+
+import pytest
+import torch
+from scipy.stats import binom
+from torch import nn
+
+from evolq_lite.evaluate import Accuracy, Comparison, accuracy, compare, predict
+
+
+def test_accuracy_and_interval():
+    result = accuracy(torch.tensor([1, 2, 3, 0]), torch.tensor([1, 2, 0, 0]))
+    assert (result.correct, result.images, result.top1) == (3, 4, 0.75)
+    low, high = Accuracy(50, 100).interval
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson (1927), textbook value
+    assert str(Accuracy(50, 100)) == "50.00 % [40.38, 59.62]"
+
+
+def test_comparison_by_hand():
+    labels = torch.zeros(10, dtype=torch.long)
+    before = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+    after = torch.tensor([0, 0, 0, 0, 1, 0, 0, 0, 0, 1])
+    result = compare(before, after, labels)
+    assert (result.gained, result.lost, result.images) == (4, 1, 10)
+    assert result.gain == pytest.approx(0.3)
+    exact = 2 * sum(binom.pmf(k, 5, 0.5) for k in (4, 5))
+    assert result.p_value == pytest.approx(exact)
+    assert "no significant" in result.verdict
+
+
+def test_verdicts():
+    assert "better" in Comparison(60, 20, 1000).verdict
+    assert "worse" in Comparison(20, 60, 1000).verdict
+    assert Comparison(0, 0, 10).p_value == 1.0
+    low, high = Comparison(60, 20, 1000).interval
+    assert low < 0.04 < high and low > 0
+
+
+def test_interval_covers_the_truth_about_95_times_in_100():
+    generator = torch.Generator().manual_seed(0)
+    inside = 0
+    for _ in range(400):
+        draws = torch.rand(500, generator=generator)
+        result = Comparison(int((draws < 0.08).sum()), int((draws > 0.95).sum()), 500)
+        inside += result.interval[0] <= 0.03 <= result.interval[1]
+    assert 0.92 <= inside / 400 <= 0.98
+
+
+def test_predict_reads_each_batch_once_for_all_models():
+    read = []
+
+    def stream():
+        for i in range(3):
+            read.append(i)
+            yield torch.eye(4)
+
+    seen = []
+    found = predict({"a": nn.Identity(), "b": nn.Flatten()}, stream(), seen.append)
+    assert read == [0, 1, 2] and seen == [4, 4, 4]
+    assert torch.equal(found["a"], torch.arange(4).repeat(3))
+    assert torch.equal(found["a"], found["b"])

@@ -1,0 +1,203 @@
+"""Quantized networks and chains, for every supported family at toy size."""
+
+import copy
+import hashlib
+import pickle
+
+import pytest
+import torch
+from conftest import toy, toy_images
+from torch import nn
+
+from evolq_lite import QuantConfig, calibrate, chain_of, describe, quantize, twin
+from evolq_lite.convert import points, quantizers
+from evolq_lite.layers import QuantBlock, QuantConv2d, QuantLinear
+
+
+def state_hash(model: nn.Module) -> str:
+    """A hash of every parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def quantized(name: str, **options) -> nn.Module:
+    model = quantize(toy(name), QuantConfig(**options))
+    calibrate(model, toy_images(name))
+    return model
+
+
+def test_chain_equals_model_bit_for_bit(family):
+    x = toy_images(family, 3)
+    with torch.no_grad():
+        for model in (toy(family), quantized(family)):
+            assert torch.equal(chain_of(model)(x), model(x))
+
+
+def test_suffix_from_any_point_equals_the_whole(family):
+    x, chain = toy_images(family, 3), chain_of(quantized(family))
+    with torch.no_grad():
+        whole, inputs = chain(x), chain.trace(x)
+        for i in range(len(chain.segments)):
+            assert torch.equal(chain(inputs[i], start=i), whole), chain.names[i]
+            assert torch.equal(chain(x, stop=i), inputs[i])
+
+
+def test_observing_network_equals_the_float_one(family):
+    """While quantizers look on, only folding and the order in attention differ from timm."""
+    model, x = toy(family), toy_images(family, 3)
+    qmodel = quantize(model, QuantConfig())
+    for point in quantizers(qmodel).values():
+        point.observe()
+    with torch.no_grad():
+        torch.testing.assert_close(qmodel(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+def test_quantize_leaves_the_float_model_untouched(family):
+    model, x = toy(family), toy_images(family, 3)
+    before, kinds = state_hash(model), [type(m) for m in model.modules()]
+    with torch.no_grad():
+        logits = model(x)
+        qmodel = quantize(model, QuantConfig(weight_bits=3, bias_correction=True))
+        calibrate(qmodel, x, QuantConfig(bias_correction=True))
+        assert torch.equal(model(x), logits)
+    assert state_hash(model) == before
+    assert [type(m) for m in model.modules()] == kinds
+    assert not any("quant" in name for name, _ in model.named_buffers())
+
+
+def test_weights_are_shared():
+    model = toy("vit")
+    qmodel = quantize(model, QuantConfig())
+    assert qmodel.blocks[0].attn.qkv.weight is model.blocks[0].attn.qkv.weight
+
+
+def test_error_falls_with_bits_and_8_bits_are_close(family):
+    model, x = toy(family), toy_images(family, 6)
+    with torch.no_grad():
+        logits = model(x)
+        errors = [
+            (
+                (quantized(family, weight_bits=b, act_bits=b)(x) - logits).norm() / logits.norm()
+            ).item()
+            for b in (8, 4, 2)
+        ]
+    assert errors[0] < errors[1] < errors[2] * 1.2
+    assert errors[0] < 0.25
+
+
+def test_every_layer_and_every_product_is_quantized(family):
+    model = quantized(family)
+    for module in model.modules():
+        assert type(module) not in (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.BatchNorm1d)
+    names = {point.name.rsplit(".", 1)[-1] for point in points(model)}
+    assert {"input_quant", "weight_quant"} <= names
+    if "resnet" not in family and "bottleneck" not in family:
+        assert {"q", "k", "v", "scores", "probabilities", "sum1", "sum2"} <= names
+    text = describe(model)
+    assert "stays float" in text and all(point.name in text for point in points(model))
+    if family == "vit":
+        assert isinstance(model.blocks[0], QuantBlock)
+        assert isinstance(model.patch_embed.proj, QuantConv2d)
+        assert isinstance(model.head, QuantLinear)
+        assert "LayerNorm" in text
+
+
+def test_outputs_really_lie_on_the_grid():
+    """A quantized weight takes at most 2^bits values per channel, an activation 2^bits in all."""
+    model = quantized("vit", weight_bits=3, act_bits=4)
+    seen = {}
+    layer = model.blocks[1].mlp.fc1
+    layer.input_quant.register_forward_hook(lambda m, i, o: seen.update(x=o))
+    with torch.no_grad():
+        model(toy_images("vit", 2))
+        weight = layer.quantized_weight()
+    assert max(len(row.unique()) for row in weight) <= 8
+    assert len(seen["x"].unique()) <= 16
+
+
+def test_cached_weight_follows_the_scale():
+    """The kept weight is dropped when the scale is written to, and when weights change."""
+    layer = quantized("vit", weight_bits=3).blocks[0].attn.proj
+    with torch.no_grad():
+        first = layer.quantized_weight()
+        assert layer.quantized_weight() is first
+        layer.weight_quant.scale.mul_(1.1)
+        second = layer.quantized_weight()
+        assert not torch.equal(first, second)
+        layer.weight.mul_(2)
+        assert not torch.equal(layer.quantized_weight(), second)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"log2_attention": True, "attention_bits": 4},
+        {"ptf": False},
+        {"act_symmetric": True},
+        {"weight_symmetric": False},
+        {"weight_observer": "mse", "act_observer": "mse"},
+        {"weight_observer": "percentile", "act_observer": "moving_average"},
+        {"bias_correction": True},
+    ],
+)
+def test_options_work_and_stay_close_at_8_bits(options):
+    model, x = toy("vit"), toy_images("vit")
+    config = QuantConfig(weight_bits=8, **options)
+    qmodel = quantize(model, config)
+    calibrate(qmodel, x, config)
+    with torch.no_grad():
+        assert ((qmodel(x) - model(x)).norm() / model(x).norm()) < 0.3
+
+
+def test_bias_correction_removes_the_mean_error_of_a_layer():
+    model, x = toy("resnet"), toy_images("resnet")
+    errors = []
+    for correct in (False, True):
+        config = QuantConfig(weight_bits=2, bias_correction=correct)
+        qmodel = quantize(model, config)
+        calibrate(qmodel, x, config)
+        layer, seen = qmodel.conv1, {}
+        layer.register_forward_hook(lambda m, i, o, seen=seen: seen.update(x=i[0], y=o.clone()))
+        with torch.no_grad():
+            qmodel(x)
+            plain = layer.product(layer.input_quant(seen["x"]), layer.weight, None)
+            offset = quantize(model, config).conv1.bias
+            errors.append((seen["y"] - plain).mean((0, 2, 3)).sub(offset).abs().max().item())
+    assert errors[1] < 0.05 * errors[0]
+
+
+def test_uncalibrated_network_says_so():
+    with pytest.raises(RuntimeError, match="calibrate"):
+        quantize(toy("vit"), QuantConfig())(toy_images("vit", 2))
+
+
+def test_unsupported_network_says_what_to_do():
+    with pytest.raises(ValueError, match="build Chain"):
+        chain_of(nn.Linear(3, 3))
+
+
+def test_copies_and_pickles_agree(family):
+    model, x = quantized(family), toy_images(family, 2)
+    with torch.no_grad():
+        logits = model(x)
+        for other in (twin(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(x), logits)
+            assert torch.equal(chain_of(other)(x), logits)
+
+
+def test_attention_mask_is_obeyed():
+    """A masked key changes nothing, as in timm."""
+    block = quantized("vit").blocks[0]
+    x = torch.randn(2, 17, 24)
+    mask = torch.ones(17, 17, dtype=torch.bool)
+    mask[:, 5] = False
+    with torch.no_grad():
+        one = block(x, attn_mask=mask)
+        changed = x.clone()
+        changed[:, 5] = 0
+        two = block(changed, attn_mask=mask)
+    keep = [i for i in range(17) if i != 5]
+    assert torch.equal(one[:, keep], two[:, keep])
+    assert not torch.equal(block(x), one)
