@@ -38,7 +38,7 @@ from evolq_lite.evolve import Evaluation, evaluations_of, evolve
 from evolq_lite.figures import history_figure, save_figure, top1_figure
 from evolq_lite.record import RunFolder, environment
 
-DEMO_QUANT = QuantConfig(weight_bits=3, act_bits=8)
+DEMO_QUANT = QuantConfig(weight_bits=2, act_bits=8, weight_observer="mse")
 DEMO_IMAGES = 500
 TEST_BATCH = 100
 

@@ -1,6 +1,8 @@
 """Figures: arrays in, a matplotlib `Figure` out; no pyplot state, the label is the alt text."""
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.style  # makes the style library known
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -20,21 +23,33 @@ PETROFF = mpl.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
 MARKERS = "osD^vP*X<>"
 
 
-def new_figure(width: float, height: float, alt: str) -> Figure:
+class Picture(Figure):
+    """A figure that a notebook shows with its alt text, which is its label."""
+
+    def png(self) -> bytes:
+        """The picture as a PNG, the alt text as its description."""
+        buffer = BytesIO()
+        self.savefig(buffer, metadata={"Description": str(self.get_label())})
+        return buffer.getvalue()
+
+    def _repr_html_(self) -> str:
+        data, alt = b64encode(self.png()).decode(), escape(str(self.get_label()))
+        return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
+
+
+def new_figure(width: float, height: float, alt: str) -> Picture:
     """An empty figure in inches, with its own white face (for dark themes) and its alt text."""
-    figure = Figure(figsize=(width, height), dpi=120, facecolor="white", layout="constrained")
+    figure = Picture(figsize=(width, height), dpi=100, facecolor="white", layout="constrained")
     figure.set_label(alt)
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, the alt text as its description."""
-    buffer = BytesIO()
-    figure.savefig(buffer, metadata={"Description": str(figure.get_label())})
-    write_whole(path, buffer.getvalue())
+def save_figure(figure: Picture, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    write_whole(path, figure.png())
 
 
-def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+def history_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
     """Fitness over evaluations, a colour and marker per block; the line is the model's fitness."""
     values = np.array([line["fitness"] for line in history])
     accepted = np.array([line["accepted"] for line in history])
@@ -82,7 +97,7 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def top1_figure(results: Mapping[str, Accuracy], gain: Comparison | None = None) -> Figure:
+def top1_figure(results: Mapping[str, Accuracy], gain: Comparison | None = None) -> Picture:
     """Top-1 of several networks as points with 95 % intervals, best read from top to bottom."""
     said = "; ".join(f"{name} {accuracy}" for name, accuracy in results.items())
     figure = new_figure(7, 0.6 * len(results) + 1.4, f"Top-1 with 95 % intervals: {said}.")
@@ -117,29 +132,41 @@ def top1_figure(results: Mapping[str, Accuracy], gain: Comparison | None = None)
     return figure
 
 
-def changed_figure(
-    images: Tensor, labels: Tensor, before: Tensor, after: Tensor, rows: int = 3, columns: int = 10
-) -> Figure:
-    """Characters (n, 1, 28, 28) that two networks (n,) class differently, right ones marked."""
-    changed = (before != after).nonzero().flatten().tolist()
-    shown = changed[: rows * columns]
-    figure = new_figure(
-        1.05 * columns,
-        1.25 * rows,
-        f"{len(shown)} of {len(changed)} characters whose predicted label changed.",
-    )
+def tiles(images: Tensor, titles: Sequence[str], columns: int, alt: str) -> Picture:
+    """Characters (n, 1, 28, 28) as dark on white tiles, each under its title."""
+    rows = max(1, -(-len(titles) // columns))
+    figure = new_figure(1.0 * columns, 1.2 * rows, alt)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, i in zip(grid.flat, shown):
-        axes.imshow(-images[i, 0].numpy(), cmap="gray")
-        names = [CHARACTERS[int(k)] for k in (before[i], after[i], labels[i])]
-        marks = ["✓" if name == names[2] else "✗" for name in names]
-        axes.set_title(f"{names[0]}{marks[0]} → {names[1]}{marks[1]}", fontsize="medium")
+    for axes, image, title in zip(grid.flat, images, titles, strict=False):
+        axes.imshow(-image[0].numpy(), cmap="gray", vmin=-1, vmax=1)
+        axes.set_title(title, fontsize="medium")
     return figure
 
 
-def confusion_figure(predictions: Tensor, labels: Tensor) -> Figure:
+def characters_figure(images: Tensor, classes: Tensor, columns: int = 10) -> Picture:
+    """Characters (n, 1, 28, 28) under the names of classes (n,)."""
+    names = [CHARACTERS[int(i)] for i in classes]
+    return tiles(images, names, columns, f"{len(names)} characters, taken for {' '.join(names)}.")
+
+
+def changed_figure(
+    images: Tensor, labels: Tensor, before: Tensor, after: Tensor, rows: int = 3, columns: int = 10
+) -> Picture:
+    """Characters (n, 1, 28, 28) that two networks (n,) label differently, right ones marked."""
+    changed = (before != after).nonzero().flatten()
+    spread = changed[torch.linspace(0, len(changed) - 1, rows * columns).long().unique()]
+    titles = []
+    for i in spread.tolist():
+        names = [CHARACTERS[int(k)] for k in (before[i], after[i])]
+        marks = ["✓" if k == labels[i] else "✗" for k in (before[i], after[i])]
+        titles.append(f"{names[0]}{marks[0]} → {names[1]}{marks[1]}")
+    alt = f"{len(titles)} of {len(changed)} characters whose predicted label changed: "
+    return tiles(images[spread], titles, columns, alt + ", ".join(titles) + ".")
+
+
+def confusion_figure(predictions: Tensor, labels: Tensor) -> Picture:
     """The 62 x 62 confusion matrix: rows true, columns predicted; the worst pairs are named."""
     matrix = np.zeros((62, 62))
     np.add.at(matrix, (labels.numpy(), predictions.numpy()), 1)

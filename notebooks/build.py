@@ -1,8 +1,9 @@
-"""Make the notebooks from their sources: `python notebooks/build.py [NAME ...]` (default: all), or `make notebooks`.
+"""Make the notebooks from their sources: `make notebooks`, or `python notebooks/build.py NAME`.
 
-`notebooks/src/NN_name.py` (py:percent) is what people edit; `notebooks/NN_name.ipynb` is made from it and run from top to
-bottom, with its outputs. Cell ids are hashes of name and position, and nothing that differs between two runs of the same
-code is kept beside the outputs, so that a diff shows what changed.
+`notebooks/src/NN_name.py` (py:percent) is what people edit; `notebooks/NN_name.ipynb` is made from
+it and run from top to bottom, with its outputs. Cell ids are hashes of name and position, and
+nothing that differs between two runs of the same code is kept beside the outputs, so that a diff
+shows what changed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def execute(notebook: NotebookNode) -> NotebookNode:
     )
     client.execute()
     for cell in notebook.cells:
-        if cell.cell_type == "code":  # progress bars end as many lines on stderr: keep what was said, not how
+        if cell.cell_type == "code":  # progress bars leave many lines on stderr
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     notebook.metadata.language_info = NotebookNode(name="python")
     return notebook
@@ -54,7 +55,8 @@ def execute(notebook: NotebookNode) -> NotebookNode:
 def main() -> None:
     """Command line: names of sources, without ending."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", choices=[[], *(path.stem for path in SOURCES)], help="default: all")
+    known = [path.stem for path in SOURCES]
+    parser.add_argument("names", nargs="*", choices=[[], *known], help="default: all")
     names = parser.parse_args().names
     for path in SOURCES:
         if not names or path.stem in names:
