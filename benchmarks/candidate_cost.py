@@ -24,13 +24,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import evolq_lite as eq  # isort: skip  (before timm: see evolq_lite/_torchvision.py)
+
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import evolq_lite as eq
 from evolq_lite.data import unfused
 from evolq_lite.record import environment
 
@@ -42,8 +43,8 @@ def seconds(function: Callable[[], Any]) -> float:
     return perf_counter() - began
 
 
-def matmul_seconds(model: nn.Module, suffix: Callable[[], Any]) -> float:
-    """The time of a suffix's linear layers and attention products, replayed on their own."""
+def products_of(model: nn.Module, suffix: Callable[[], Any]) -> Callable[[], Any]:
+    """A function that replays the linear layers and attention products of a suffix."""
     jobs: list[Callable[[], Any]] = []
 
     def linear(layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -61,7 +62,7 @@ def matmul_seconds(model: nn.Module, suffix: Callable[[], Any]) -> float:
     suffix()
     for hook in hooks:
         hook.remove()
-    return seconds(lambda: [job() for job in jobs])
+    return lambda: [job() for job in jobs]
 
 
 def measure_block(
@@ -71,6 +72,7 @@ def measure_block(
     objective = eq.BlockObjective(chain, block, images, targets, batch=len(images))
     first = chain.index(block)
     inputs = whole(images, stop=first)
+    products = products_of(whole.model, lambda: whole(inputs, start=first))
     start = objective.start
     times: dict[str, list[float]] = {"candidate": [], "suffix": [], "full": [], "matmul": []}
     for i in range(repeats + 1):
@@ -79,7 +81,7 @@ def measure_block(
             "candidate": seconds(lambda v=vector: objective(v[None])),
             "suffix": seconds(lambda: whole(inputs, start=first)),
             "full": seconds(lambda: whole(images)),
-            "matmul": matmul_seconds(whole.model, lambda: whole(inputs, start=first)),
+            "matmul": seconds(products),
         }
         if i:  # the first round warms up
             for key, value in took.items():
@@ -114,7 +116,7 @@ def main() -> int:
     """Measure both networks and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds per block (default: 5)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds per block (default: 3)")
     parser.add_argument("--threads", type=int, default=2, help="processor threads (default: 2)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

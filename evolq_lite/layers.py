@@ -187,7 +187,7 @@ class QuantLinear(QuantWeight, nn.Linear):  # type: ignore[misc]
         return F.linear(x, weight, bias)
 
 
-class QuantConv2d(QuantWeight, nn.Conv2d):
+class QuantConv2d(QuantWeight, nn.Conv2d):  # type: ignore[misc]
     """`nn.Conv2d` on quantized input and weight."""
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -81,9 +81,7 @@ print(
 chain = eq.chain_of(qmodel)
 objective = eq.BlockObjective(chain, "blocks.5", demo.calibration, demo.targets)
 print("segments:", *chain.names)
-print(
-    f"genome of blocks.5: {len(objective.genome)} scales, first {objective.genome.describe(0)}"
-)
+print(f"genome of blocks.5: {len(objective.genome)} scales, first {objective.genome.describe(0)}")
 start = objective.start
 start_fitness = objective(start[None])[0]
 print(f"fitness of the first scales: {start_fitness:.6f}")
