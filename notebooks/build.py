@@ -35,6 +35,13 @@ def read_source(path: Path) -> NotebookNode:
     return notebook
 
 
+def is_progress(output: NotebookNode) -> bool:
+    """Whether an output is a progress bar, as text or widget: nothing to keep."""
+    return output.get(
+        "name"
+    ) == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
 def execute(notebook: NotebookNode) -> NotebookNode:
     """Run a notebook from top to bottom in `notebooks/`; raises at the first error."""
     client = NotebookClient(
@@ -46,8 +53,8 @@ def execute(notebook: NotebookNode) -> NotebookNode:
     )
     client.execute()
     for cell in notebook.cells:
-        if cell.cell_type == "code":  # progress bars leave many lines on stderr
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not is_progress(output)]
     notebook.metadata.language_info = NotebookNode(name="python")
     return notebook
 
