@@ -174,7 +174,10 @@ def folder_task(arguments: argparse.Namespace) -> Task:
     }
     return Task(
         {**source, "calibration_images": wanted, "test_images": arguments.test_images},
-        {"checkpoint": sha256(arguments.checkpoint)} if arguments.checkpoint else {},
+        {
+            **({"checkpoint": sha256(arguments.checkpoint)} if arguments.checkpoint else {}),
+            "calibration images": sha256(*chosen),
+        },
         model,
         images,
         torch.cat(parts),

@@ -88,13 +88,10 @@ def save_scales(path: Path | str, qmodel: nn.Module, **metadata: Any) -> None:
     """Write all scales and zero points of a calibrated model as one safetensors file."""
     tensors = {}
     for name, point in quantizers(qmodel).items():
-        tensors[f"{name}.scale"], tensors[f"{name}.zero_point"] = (
-            point.scale.contiguous(),
-            point.zero_point.contiguous(),
-        )
-    write_whole(
-        Path(path), save(tensors, {key: json.dumps(value) for key, value in metadata.items()})
-    )
+        tensors[f"{name}.scale"] = point.scale.contiguous()
+        tensors[f"{name}.zero_point"] = point.zero_point.contiguous()
+    # One key: safetensors writes several in random order, and equal runs should be equal files.
+    write_whole(Path(path), save(tensors, {"run": json.dumps(metadata)}))
 
 
 def load_scales(path: Path | str, qmodel: nn.Module) -> dict[str, Any]:
@@ -105,7 +102,7 @@ def load_scales(path: Path | str, qmodel: nn.Module) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            metadata = json.loads((file.metadata() or {}).get("run", "{}"))
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no readable file of scales: {error}") from None
     points = quantizers(qmodel)
@@ -208,9 +205,11 @@ class RunFolder:
         write_whole(self.path / name, (json.dumps(content, indent=1) + "\n").encode())
 
     def append(self, evaluation: Evaluation) -> None:
-        """Add a line to the history."""
+        """Add a line to the history, on the disk before any scales that came after it."""
         with open(self.path / "history.jsonl", "a") as file:
             file.write(json.dumps(evaluation.as_dict()) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def save(self, qmodel: nn.Module, visits: int, fitness: float) -> None:
         """Save the scales after a finished visit."""

@@ -731,16 +731,16 @@ def without_metadata(path: Path) -> None:
 def with_nan(path: Path) -> None:
     state = load_file(path)
     next(iter(state.values())).fill_(torch.nan)
-    save_file(state, path, {"visits": "1", "fitness": "0.5"})
+    save_file(state, path, {"run": '{"visits": 1, "fitness": 0.5}'})
 
 
 def with_strange_visits(path: Path) -> None:
-    save_file(load_file(path), path, {"visits": "[]", "fitness": "0.5"})
+    save_file(load_file(path), path, {"run": '{"visits": [], "fitness": 0.5}'})
 
 
 def wider(path: Path) -> None:
     state = {key: torch.cat([value.reshape(-1)] * 2) for key, value in load_file(path).items()}
-    save_file(state, path, {"visits": "1", "fitness": "0.5"})
+    save_file(state, path, {"run": '{"visits": 1, "fitness": 0.5}'})
 
 
 def cut(path: Path) -> None:

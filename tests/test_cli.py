@@ -76,6 +76,7 @@ def test_a_stopped_run_resumes_to_the_same_end(tmp_path, monkeypatch, capsys):
     assert demo(part, "--resume") == 0
     one, two = load_file(whole / "scales.safetensors"), load_file(part / "scales.safetensors")
     assert all(torch.equal(one[key], two[key]) for key in one) and one.keys() == two.keys()
+    assert len({(out / "scales.safetensors").read_bytes() for out in (whole, part)}) == 1
     keys = ("visit", "pass", "block", "cycle", "fitness", "accepted")
     lines = [
         [
