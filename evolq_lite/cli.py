@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -112,6 +113,7 @@ def demo_task(arguments: argparse.Namespace) -> Task:
     """The embedded network on Typefaces-62."""
     images = arguments.calibration_images
     demo = load_demo(arguments.model, images, arguments.seed)
+    test = cache(lambda: demo.test)  # images and labels from one reading
     files = (
         "typefaces-train.npz",
         "typefaces-test.npz",
@@ -123,8 +125,8 @@ def demo_task(arguments: argparse.Namespace) -> Task:
         demo.model,
         demo.calibration,
         demo.targets,
-        lambda: iter(demo.test[0].split(TEST_BATCH)),
-        lambda: demo.test[1],
+        lambda: iter(test()[0].split(TEST_BATCH)),
+        lambda: test()[1],
         "9,920 characters of 160 typefaces that neither training nor calibration has seen",
     )
 
