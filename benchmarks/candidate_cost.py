@@ -3,14 +3,14 @@
 Times mean little on a shared machine, ratios within one run mean more. For every block the
 benchmark takes turns between
 
-- a candidate: new scales for that block, fitness on all images, only the suffix recomputed,
-- a float forward of the same suffix, with timm's own layers and plain attention,
+- a candidate: new scales for that block, fitness on all images, only the suffix recomputed, once
+  simulated in float and once in integers,
+- a float forward of the same suffix, with timm's own layers and plain attention, all images at once
+  as one would run it, and in the chunks that the candidate uses,
 - a float forward of the whole network,
 
-and prints medians and ratios. The official code spends 5.5 whole float forwards on a candidate
-(DeiT-Tiny, 100 images, 2 cores).
-`share_matmul` is the share of a float suffix's time in its matrix products alone: the cost that no
-simulation can avoid.
+and prints medians and ratios; benchmarks/README.md says what they mean. The official code spends
+5.5 whole float forwards on a candidate (DeiT-Tiny, 100 images, 2 cores).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
+from functools import cache
+from math import nan
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -33,7 +35,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from evolq_lite.data import unfused
+from evolq_lite.integer import multiply, pack
 from evolq_lite.record import environment
+
+# Long, and the same for every block, or only for a share: one round after the warm-up is enough.
+SECONDARY = ("full", "products", "simulate products", "integer products")
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -43,80 +49,104 @@ def seconds(function: Callable[[], Any]) -> float:
     return perf_counter() - began
 
 
-def products_of(model: nn.Module, suffix: Callable[[], Any]) -> Callable[[], Any]:
-    """A function that replays the linear layers and attention products of a suffix."""
+def products_of(model: nn.Module, forward: Callable[[], Any]) -> Callable[[], Any]:
+    """A function that repeats the matrix products of a forward pass, and nothing else of it."""
     jobs: list[Callable[[], Any]] = []
+    operand = cache(torch.randn)  # one buffer a shape: time, not values
+    codes = cache(lambda shape: torch.randint(256, shape, dtype=torch.uint8))
 
     def linear(layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x = inputs[0].clone()
-        jobs.append(lambda: F.linear(x, layer.weight))
+        shape = inputs[0].shape
+        if getattr(layer, "integer", False):
+            scale = torch.ones(layer.out_features)
+            packed = pack(torch.ones(layer.weight.shape, dtype=torch.int8), scale)
+            out = (1.0, 0) if output.dtype is torch.uint8 else None
+            jobs.append(lambda: multiply(codes(shape), 1.0, 0, packed, None, out=out))
+        else:
+            jobs.append(lambda: F.linear(operand(shape), layer.weight))
 
     def attention(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         images, tokens, _ = inputs[0].shape
-        q = torch.randn(images, layer.num_heads, tokens, layer.head_dim)
-        jobs.append(lambda: (q @ q.transpose(-2, -1)) @ q)
+        shape = (images, layer.num_heads, tokens, layer.head_dim)
+        jobs.append(lambda: (operand(shape) @ operand(shape).transpose(-2, -1)) @ operand(shape))
 
     hooks = [m.register_forward_hook(linear) for m in model.modules() if isinstance(m, nn.Linear)]
     attentions = [m for m in model.modules() if isinstance(m, timm.layers.Attention)]
     hooks += [m.register_forward_hook(attention) for m in attentions]
-    suffix()
+    forward()
     for hook in hooks:
         hook.remove()
     return lambda: [job() for job in jobs]
 
 
-def measure_block(
-    chain: eq.Chain, whole: eq.Chain, block: str, images: Tensor, targets: Tensor, repeats: int
-) -> dict[str, float]:
-    """Median seconds of a candidate, a float suffix, a whole float forward and the products."""
+def jobs_of(
+    chain: eq.Chain, whole: eq.Chain, block: str, images: Tensor, targets: Tensor
+) -> dict[str, Callable[[], Any]]:
+    """What is timed for one block, by name; `chain` is quantized, `whole` float."""
     objective = eq.BlockObjective(chain, block, images, targets, batch=len(images))
-    first = chain.index(block)
+    first, start = chain.index(block), objective.start
     inputs = whole(images, stop=first)
-    products = products_of(whole.model, lambda: whole(inputs, start=first))
-    start = objective.start
-    times: dict[str, list[float]] = {"candidate": [], "suffix": [], "full": [], "matmul": []}
-    for i in range(repeats + 1):
-        vector = start * (1 + 0.01 * torch.rand(len(start)))
-        took = {
-            "candidate": seconds(lambda v=vector: objective(v[None])),
-            "suffix": seconds(lambda: whole(inputs, start=first)),
-            "full": seconds(lambda: whole(images)),
-            "matmul": seconds(products),
-        }
-        if i:  # the first round warms up
-            for key, value in took.items():
-                times[key].append(value)
-    return {key: statistics.median(values) for key, values in times.items()}
+    chunked = eq.Chain(whole.model, whole.segments, chain.chunk)
+    jobs: dict[str, Callable[[], Any]] = {
+        "full": lambda: whole(images),
+        "suffix": lambda: whole(inputs, start=first),
+        "suffix in chunks": lambda: chunked(inputs, start=first),
+        "products": products_of(whole.model, lambda: whole(inputs, start=first)),
+    }
+    for execution in dict.fromkeys(("simulate", eq.set_execution(chain.model, "auto"))):
+        eq.set_execution(chain.model, execution)
+        products = products_of(chain.model, lambda: objective(start[None]))
+
+        def candidate(execution: str = execution) -> None:
+            eq.set_execution(chain.model, execution)
+            objective((start * (1 + 0.01 * torch.rand(len(start))))[None])
+
+        jobs[execution], jobs[f"{execution} products"] = candidate, products
+    return jobs
 
 
 @torch.no_grad()
-def measure(name: str, model: nn.Module, images: Tensor, repeats: int) -> dict[str, Any]:
-    """All ratios for one network, medians over `repeats` rounds of each block."""
+def measure(name: str, model: nn.Module, images: Tensor, repeats: int) -> list[dict[str, Any]]:
+    """All ratios for one network, one entry an execution, medians over rounds of each block."""
     qmodel = eq.quantize(model, eq.QuantConfig(weight_bits=4, act_bits=8))
     eq.calibrate(qmodel, images)
     chain, whole = eq.chain_of(qmodel), eq.chain_of(model)
+    chain.fit_chunk(images[:1])
     targets = model(images)
-    rows = [
-        measure_block(chain, whole, block, images, targets, repeats)
-        for block in tqdm(chain.searchable, desc=name, unit="block")
+    rows = []
+    for block in tqdm(chain.searchable, desc=name, unit="block"):
+        jobs = jobs_of(chain, whole, block, images, targets)
+        times: dict[str, list[float]] = {job: [] for job in jobs}
+        for i in range(repeats + 1):
+            for job, function in jobs.items():
+                if i < 2 or job not in SECONDARY:
+                    times[job].append(seconds(function))
+        # The first round warms up.
+        rows.append({job: statistics.median(took[1:]) for job, took in times.items()})
+    mean = {job: statistics.mean(row[job] for row in rows) for job in rows[0]}
+    return [
+        {
+            "network": name,
+            "execution": execution,
+            "images": len(images),
+            "chunk": chain.chunk,
+            "candidate_over_suffix": mean[execution] / mean["suffix"],
+            "candidate_over_chunked_suffix": mean[execution] / mean["suffix in chunks"],
+            "candidate_over_full": mean[execution] / mean["full"],
+            "share_matmul": mean[f"{execution} products"] / mean[execution],
+            "float_share_matmul": mean["products"] / mean["suffix"],
+            "blocks": rows,
+        }
+        for execution in ("simulate", "integer")
+        if execution in mean
     ]
-    mean = {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
-    return {
-        "network": name,
-        "execution": "simulate",
-        "images": len(images),
-        "candidate_over_suffix": mean["candidate"] / mean["suffix"],
-        "candidate_over_full": mean["candidate"] / mean["full"],
-        "share_matmul": mean["matmul"] / mean["suffix"],
-        "blocks": rows,
-    }
 
 
 def main() -> int:
     """Measure both networks and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds per block (default: 3)")
+    parser.add_argument("--repeats", type=int, default=2, help="rounds per block (default: 2)")
     parser.add_argument("--threads", type=int, default=2, help="processor threads (default: 2)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -124,25 +154,27 @@ def main() -> int:
     demo = eq.load_demo("vit", calibration=100)
     deit = unfused(timm.create_model("deit_tiny_patch16_224", pretrained=False)).eval()
     results = [
-        measure("embedded ViT", demo.model, demo.calibration, arguments.repeats),
-        measure("DeiT-Tiny geometry", deit, torch.randn(100, 3, 224, 224), arguments.repeats),
+        *measure("embedded ViT", demo.model, demo.calibration, arguments.repeats),
+        *measure("DeiT-Tiny geometry", deit, torch.randn(100, 3, 224, 224), arguments.repeats),
     ]
     state = environment()
     print(f"\n{state['processor']}, {state['vector_instructions']}, {state['threads']} threads")
-    head = ("block", "candidate ms", "suffix ms", "full ms", "ratio")
-    print(f"{'network':20}{head[0]:>10}{head[1]:>14}{head[2]:>11}{head[3]:>9}{head[4]:>7}")
-    for result in results:
+    print("candidate in float forwards; in brackets, the share of its own matrix products\n")
+    print(f"{'network':20}{'block':>6}{'suffix ms':>11}{'simulate':>10}{'integer':>9}")
+    for result in results[:: len(results) // 2]:
         for i, row in enumerate(result["blocks"]):
+            ratios = [row[e] / row["suffix"] if e in row else nan for e in ("simulate", "integer")]
             print(
-                f"{result['network']:20}{i:>10}{1e3 * row['candidate']:>14.1f}"
-                f"{1e3 * row['suffix']:>11.1f}{1e3 * row['full']:>9.1f}"
-                f"{row['candidate'] / row['suffix']:>7.2f}"
+                f"{result['network']:20}{i:>6}{1e3 * row['suffix']:>11.1f}"
+                f"{ratios[0]:>10.2f}{ratios[1]:>9.2f}"
             )
+    print(f"\n{'network':20}{'execution':11}{'suffix':>15}{'chunked':>9}{'whole':>7}{'chunk':>7}")
     for result in results:
         print(
-            f"{result['network']}: a candidate costs {result['candidate_over_suffix']:.2f} float "
-            f"forwards of its suffix, {result['candidate_over_full']:.2f} of the whole network; "
-            f"matrix products are {100 * result['share_matmul']:.0f} % of a float suffix"
+            f"{result['network']:20}{result['execution']:11}"
+            f"{result['candidate_over_suffix']:>8.2f} [{100 * result['share_matmul']:2.0f} %]"
+            f"{result['candidate_over_chunked_suffix']:>9.2f}"
+            f"{result['candidate_over_full']:>7.2f}{result['chunk']:>7}"
         )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps({"environment": state, "results": results}, indent=1))

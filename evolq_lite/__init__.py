@@ -1,15 +1,15 @@
 """evolq_lite: post-training quantization of vision transformers by evolution (Evol-Q, ICCV 2023).
 
 A quantized model is a float model plus a vector of scales; Evol-Q searches that vector. Read the
-modules in this order: numerics, fitness, observers, config, layers, chain, convert, genome,
-objective, search, evolve, evaluate, record.
+modules in this order: numerics, fitness, observers, integer, config, layers, chain, convert,
+genome, objective, search, evolve, evaluate, record.
 """
 
-from evolq_lite import _torchvision  # noqa: F401  isort: skip  (before timm)
+from evolq_lite import _torchvision  # isort: skip  (before timm)
 
 from evolq_lite.chain import Chain, chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.convert import calibrate, describe, quantize, twin
+from evolq_lite.convert import calibrate, describe, quantize, set_execution, twin
 from evolq_lite.data import Demo, load_demo
 from evolq_lite.evaluate import Accuracy, Comparison, accuracy, compare, predict
 from evolq_lite.evolve import Evaluation, evolve
@@ -28,44 +28,3 @@ from evolq_lite.record import load_scales, save_scales
 from evolq_lite.search import EvolQ, RandomSearch, minimize
 
 __version__ = "0.1.0"
-__all__ = [
-    "FITNESS",
-    "OBSERVERS",
-    "Accuracy",
-    "BlockObjective",
-    "Chain",
-    "Comparison",
-    "Counted",
-    "Demo",
-    "Evaluation",
-    "EvolQ",
-    "Genome",
-    "IntRange",
-    "Objective",
-    "QuantConfig",
-    "RandomSearch",
-    "SearchConfig",
-    "accuracy",
-    "affine_params",
-    "calibrate",
-    "chain_of",
-    "compare",
-    "cosine",
-    "describe",
-    "evolve",
-    "fake_quantize",
-    "fisher",
-    "genome_of",
-    "info_nce",
-    "kl",
-    "load_demo",
-    "load_scales",
-    "log2_fake_quantize",
-    "minimize",
-    "mse",
-    "predict",
-    "quantize",
-    "round_ste",
-    "save_scales",
-    "twin",
-]

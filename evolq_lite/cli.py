@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.convert import calibrate, describe, quantize, twin
+from evolq_lite.convert import calibrate, describe, quantize, set_execution, twin
 from evolq_lite.data import (
     checked,
     list_folder,
@@ -37,11 +37,12 @@ from evolq_lite.data import (
 from evolq_lite.evaluate import Accuracy, Comparison, accuracy, compare, predict
 from evolq_lite.evolve import Evaluation, evaluations_of, evolve
 from evolq_lite.figures import history_figure, save_figure, top1_figure
-from evolq_lite.record import RunFolder, environment
+from evolq_lite.integer import missing
+from evolq_lite.record import RunFolder, environment, fix_kernels, peak_memory
 
-DEMO_QUANT = QuantConfig(weight_bits=2, act_bits=8, weight_observer="mse")
+DEMO_QUANT = QuantConfig(weight_bits=3, act_bits=8)
 DEMO_IMAGES = 500
-TEST_BATCH = 100
+BATCH = 100  # images per forward of a float network
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Task:
     model: nn.Module
     calibration: Tensor
     targets: Tensor
-    test: Callable[[], Iterator[Tensor]]
+    test: Callable[[int], Iterator[Tensor]]  # from images per batch
     labels: Callable[[], Tensor]
     note: str
 
@@ -109,9 +110,22 @@ def options_of(cls: type[Any], arguments: argparse.Namespace) -> Any:
     return cls(**{f.name: getattr(arguments, f.name) for f in fields(cls)})
 
 
+def device_of(name: str) -> torch.device:
+    """The device of that name, "auto" being CUDA if there is one; ValueError if torch has none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        probe = torch.zeros(1, device=name)
+        float(probe)  # "meta" has no numbers
+        return probe.device
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} is not possible ({why}); give cpu, or auto") from None
+
+
 def demo_task(arguments: argparse.Namespace) -> Task:
     """The embedded network on Typefaces-62."""
-    images = arguments.calibration_images
+    images, device = arguments.calibration_images, device_of(arguments.device)
     demo = load_demo(arguments.model, images, arguments.seed)
     test = cache(lambda: demo.test)  # images and labels from one reading
     files = (
@@ -122,10 +136,10 @@ def demo_task(arguments: argparse.Namespace) -> Task:
     return Task(
         {"model": f"typefaces-{arguments.model}", "calibration_images": images},
         {name: sha256(checked(name)) for name in files},
-        demo.model,
-        demo.calibration,
-        demo.targets,
-        lambda: iter(test()[0].split(TEST_BATCH)),
+        demo.model.to(device),
+        demo.calibration.to(device),
+        demo.targets.to(device),
+        lambda batch: (x.to(device) for x in test()[0].split(batch)),
         lambda: test()[1],
         "9,920 characters of 160 typefaces that neither training nor calibration has seen",
     )
@@ -139,7 +153,8 @@ def folder_task(arguments: argparse.Namespace) -> Task:
         raise ValueError(
             f"{arguments.calibration} holds 1 image; give at least 2: infoNCE compares images"
         )
-    model = load_timm(arguments.model, arguments.checkpoint)
+    device = device_of(arguments.device)
+    model = load_timm(arguments.model, arguments.checkpoint).to(device)
     chain_of(model)
     transform = transform_of(model)
     folders, classes = len(labels.unique()), int(model.num_classes)  # type: ignore[arg-type]
@@ -164,10 +179,10 @@ def folder_task(arguments: argparse.Namespace) -> Task:
         picked = subset(len(test), arguments.test_images, 0, "test images").sort().values
         test, labels = [test[int(i)] for i in picked], labels[picked]
     with tqdm(total=len(chosen), desc="calibration images", unit="image") as bar:
-        images = load_images(chosen, transform, bar.update)
+        images = load_images(chosen, transform, bar.update).to(device)
     with tqdm(total=len(chosen), desc="float network", unit="image") as bar, torch.no_grad():
         parts = []
-        for x in images.split(TEST_BATCH):
+        for x in images.split(BATCH):
             parts.append(model(x))
             bar.update(len(x))
     names = ("model", "checkpoint", "calibration", "test", "class_map")
@@ -183,9 +198,9 @@ def folder_task(arguments: argparse.Namespace) -> Task:
         model,
         images,
         torch.cat(parts),
-        lambda: (
-            load_images(test[i : i + TEST_BATCH], transform)
-            for i in range(0, len(test), TEST_BATCH)
+        lambda batch: (
+            load_images(test[i : i + batch], transform).to(device)
+            for i in range(0, len(test), batch)
         ),
         lambda: labels,
         f"{len(test):,}-image check on {arguments.test}",
@@ -196,18 +211,26 @@ def run(task: Task, arguments: argparse.Namespace) -> int:
     """Quantize, calibrate, evolve, evaluate, report: the main job."""
     quant, search = options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)
     config = {**task.source, "quantization": asdict(quant), "search": asdict(search)}
-    if arguments.resume:  # refuse other options before calibration
-        RunFolder.resume(arguments.out, config)
+    # Refuses other options before calibration.
+    resumed = RunFolder.resume(arguments.out, config) if arguments.resume else None
     qmodel = quantize(task.model, quant)
     calibrate(qmodel, task.calibration, quant, search.batch)
     if arguments.replace:
         RunFolder.remove(arguments.out)
-    folder = (RunFolder.resume if arguments.resume else RunFolder.create)(arguments.out, config)
+    folder = resumed or RunFolder.create(arguments.out, config)
     if arguments.describe:
         print(describe(qmodel))
     before, chain = twin(qmodel), chain_of(qmodel)
+    chain.fit_chunk(task.calibration[:1])
+    state = environment(
+        execution=set_execution(qmodel, quant.execution),
+        device=str(task.calibration.device),
+        chunk=chain.chunk,
+        seed=search.seed,
+        sha256=task.hashes,
+    )
+    folder.enter(state)
     done, fitness = folder.restore(qmodel)
-    folder.write("environment.json", environment(seed=search.seed, sha256=task.hashes))
     total = evaluations_of(chain, search)
     with tqdm(total=total, initial=len(folder.history()), desc="search", unit="evaluation") as bar:
 
@@ -232,7 +255,9 @@ def run(task: Task, arguments: argparse.Namespace) -> int:
     labels = task.labels()
     with tqdm(total=len(labels), desc="test, once", unit="image") as bar:
         found = predict(
-            {"float": task.model, "before": before, "evolved": qmodel}, task.test(), bar.update
+            {"float": task.model, "before": before, "evolved": qmodel},
+            task.test(chain.chunk or BATCH),
+            bar.update,
         )
     report(
         task, quant, folder, {name: accuracy(p, labels) for name, p in found.items()}, found, labels
@@ -280,6 +305,7 @@ def report(
         "fitness_after": min(line["fitness"] for line in history),
         "evaluations": len(history),
         "search_seconds": seconds,
+        "peak_memory_mib": peak_memory(),
         "images": gain.images,
     }
     save_figure(history_figure(history), folder.path / "fitness.png")
@@ -329,6 +355,11 @@ def check() -> int:
         f"  processor: {state['processor']}, {state['vector_instructions']}, "
         f"{state['threads']} threads"
     )
+    reasons = {bits: missing(bits) for bits in range(2, 9)}
+    exact = [str(bits) for bits, reason in reasons.items() if not reason]
+    print(f"  integer execution: for weights of {', '.join(exact) or 'no'} bits")
+    for reason in sorted({reason for reason in reasons.values() if reason}):
+        print(f"    otherwise simulated: {reason}")
     print("Ready." if ready else "Not ready: see above.")
     return 0 if ready else 2
 
@@ -392,6 +423,9 @@ def parser() -> argparse.ArgumentParser:
             help="processor threads (default: torch's choice)",
         )
         command.add_argument(
+            "--device", default="auto", help="cpu, cuda, mps; auto: cuda if there is one, else cpu"
+        )
+        command.add_argument(
             "--describe", action="store_true", help="print every quantization point"
         )
         add_options(command, DEMO_QUANT if command is demo else QuantConfig())
@@ -411,6 +445,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(f"--threads must be from 1 to 1024, not {arguments.threads}")
             torch.set_num_threads(arguments.threads)
         options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)  # before any work
+        fix_kernels()
         if arguments.resume and arguments.replace:
             raise ValueError("--resume keeps the run and --replace removes it; give one of them")
         RunFolder.claim(arguments.out, arguments.resume, arguments.replace)

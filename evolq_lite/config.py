@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from evolq_lite.fitness import FITNESS
+from evolq_lite.integer import EXECUTIONS
 from evolq_lite.numerics import IntRange
 from evolq_lite.observers import OBSERVERS
 
@@ -82,6 +83,11 @@ class QuantConfig(_Checked):
         None, "bits of attention probabilities, 2 to 8; none: those of activations"
     )
     bias_correction: bool = option(False, "shift biases by the mean error of the quantized weights")
+    execution: str = option(
+        "auto",
+        "multiply integers, or simulate that in float; auto: integers where they are exact",
+        EXECUTIONS,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,6 +4,7 @@ Read with lesson 2.
 """
 
 import copy
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,11 +19,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig
+from evolq_lite.integer import EXECUTIONS, missing
 from evolq_lite.layers import (
     LAST_ACTIVATION,
     QUANTIZED,
     Log2Quantizer,
     Quantizer,
+    QuantLinear,
     QuantWeight,
     act_quantizer,
     sum_quantizer,
@@ -32,7 +35,8 @@ from evolq_lite.layers import (
 def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
     """A quantized copy of a timm model, still to be calibrated.
 
-    It shares the weights, and the model stays as it was. BatchNorm is folded into the convolution
+    It shares the weights, and the model stays as it was; how it multiplies is said by
+    `config.execution` (see `set_execution`). BatchNorm is folded into the convolution
     before it. ValueError for networks that `chain_of` does not know.
     """
     chain_of(model)
@@ -43,6 +47,7 @@ def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
         qmodel.patch_embed.norm = nn.Sequential(
             cast(nn.Module, qmodel.patch_embed.norm), sum_quantizer(config)
         )
+    set_execution(qmodel, config.execution)
     return qmodel
 
 
@@ -79,6 +84,35 @@ def _swapped(module: nn.Module, config: QuantConfig) -> nn.Module:
 def twin(model: nn.Module) -> nn.Module:
     """A copy with scales of its own that shares the weights."""
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def set_execution(qmodel: nn.Module, execution: str = "auto") -> str:
+    """Let linear layers multiply in `integer` or `simulate` it in float; returns which it is.
+
+    "auto" takes integer where it is exact and logs the reason where it is not; "integer" raises
+    ValueError there.
+    """
+    if execution not in EXECUTIONS:
+        raise ValueError(f"unknown execution {execution!r}; known: {', '.join(EXECUTIONS)}")
+    layers = [module for module in qmodel.modules() if isinstance(module, QuantLinear)]
+    reason = "the network has no quantized linear layer"
+    for layer in layers:
+        point = layer.weight_quant
+        reason = missing(point.integers.bits, layer.weight.device.type)
+        if not point.symmetric:
+            reason = "weights are asymmetric, its kernel takes zero point 0 only"
+        if reason:
+            break
+    if reason and execution == "integer":
+        raise ValueError(
+            f"integer execution is not possible: {reason}; give execution simulate, or auto"
+        )
+    if reason and execution == "auto":
+        logging.getLogger("evolq_lite").info("execution is simulated: %s", reason)
+    integer = execution != "simulate" and not reason
+    for layer in layers:
+        layer.integer = integer
+    return "integer" if integer else "simulate"
 
 
 def quantizers(qmodel: nn.Module) -> dict[str, Quantizer]:

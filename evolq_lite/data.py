@@ -37,7 +37,7 @@ DEMO_MODELS: dict[str, dict[str, Any]] = {
         "patch_size": 4,
         "in_chans": 1,
         "num_classes": 62,
-        "embed_dim": 96,
+        "embed_dim": 48,
         "depth": 6,
         "num_heads": 3,
     },
@@ -134,8 +134,7 @@ def normalised(images: Tensor) -> Tensor:
 
 def build_demo_model(name: str, checkpoint: Path | None = None) -> nn.Module:
     """The architecture of an embedded network, from timm; with weights if a checkpoint is given."""
-    if name not in DEMO_MODELS:
-        raise ValueError(f"unknown embedded network {name!r}; known: {', '.join(DEMO_MODELS)}")
+    demo_file(name)  # refuses unknown names
     options = dict(DEMO_MODELS[name])
     model = unfused(timm.create_model(options.pop("architecture"), pretrained=False, **options))
     if name == "cnn":  # 28 x 28 pixels are few: no pooling after the stem

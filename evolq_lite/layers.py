@@ -16,17 +16,46 @@ and the same for norm2 --> [] fc1 --> GELU --> [] fc2. The weights of qkv, proj,
 scale per output channel; these scales are what Evol-Q searches.
 """
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
+from timm.layers import Attention, Mlp
 from timm.models import levit, resnet, swin_transformer, vision_transformer
 from torch import Tensor, nn
 
 from evolq_lite.config import QuantConfig
-from evolq_lite.numerics import IntRange, fake_quantize, log2_fake_quantize
+from evolq_lite.integer import Packed, kernel_name, multiply, pack
+from evolq_lite.numerics import IntRange, along, centred, log2_fake_quantize
 from evolq_lite.observers import OBSERVERS, Observer
+
+
+class Kept:
+    """A value made from tensors, kept until one of them is another or was written to.
+
+    A candidate's scales are other tensors, so it pays for the weights of the searched block only,
+    and once. Copies and pickles start empty.
+    """
+
+    def __init__(self) -> None:
+        self.sources: tuple[tuple[Tensor, int], ...] = ()
+        self.value: Any = None
+
+    def get(self, sources: tuple[Tensor, ...], make: Callable[[], Any]) -> Any:
+        """The value for these tensors; `make` is called if it is not at hand."""
+        if any(tensor.is_inference() for tensor in sources):  # they do not count their changes
+            return make()
+        if len(sources) != len(self.sources) or any(
+            tensor is not old or tensor._version != version
+            for tensor, (old, version) in zip(sources, self.sources, strict=True)
+        ):
+            self.value = make()
+            self.sources = tuple((tensor, tensor._version) for tensor in sources)
+        return self.value
+
+    def __reduce__(self) -> tuple[type["Kept"], tuple[()]]:
+        return Kept, ()
 
 
 class Quantizer(nn.Module):
@@ -54,6 +83,7 @@ class Quantizer(nn.Module):
         self.register_buffer("zero_point", torch.tensor(0.0))
         self.observer: Observer | None = None
         self.frozen = False
+        self._zero, self._unit = Kept(), Kept()  # numbers: asking a tensor for them takes long
 
     def observe(self) -> None:
         """Start looking at what passes."""
@@ -65,16 +95,62 @@ class Quantizer(nn.Module):
         self.scale, self.zero_point = self.observer.params()
         self.observer, self.frozen = None, True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantize, or look on; any shape."""
+    @property
+    def unit(self) -> Tensor | float:
+        """What one step of `centred` is worth: the scale, 1 while observing.
+
+        A plain number for one scale per tensor, unless its gradient is asked for.
+        """
         if self.observer is not None:
-            self.observer.update(x)
-            return x
+            return 1.0
+        if self.scale.ndim or self.scale.requires_grad:
+            return self.scale
+        return self._unit.get((self.scale,), lambda: float(self.scale))
+
+    @property
+    def zero(self) -> int:
+        """The one zero point of a tensor, as a number."""
+        return self._zero.get((self.zero_point,), lambda: int(self.zero_point))
+
+    @property
+    def code_of_zero(self) -> int:
+        """The code that stands for 0, with one zero point per tensor."""
+        return self.zero - self.integers.lo
+
+    def forward(self, x: Tensor, unit: Tensor | float = 1.0) -> Tensor:
+        """Fake-quantize x * unit, or look on; any shape."""
+        integers, scale = self.centred(x, unit), self.unit
+        if self.observer is not None:
+            return integers
+        if isinstance(scale, Tensor):
+            scale = along(scale, x.ndim, self.axis)
+        if integers.requires_grad or (isinstance(scale, Tensor) and scale.requires_grad):
+            return integers * scale
+        return integers.mul_(scale)
+
+    def centred(self, x: Tensor, unit: Tensor | float = 1.0) -> Tensor:
+        """The integers q - zero_point of x * unit as floats; while observing, x * unit itself."""
+        if self.observer is not None:
+            self.observer.update(x * unit)
+            return x * unit
         if not self.frozen:
             raise RuntimeError(
                 "this network is not calibrated; call calibrate(qmodel, images) first"
             )
-        return fake_quantize(x, self.scale, self.zero_point, self.integers, self.axis)
+        scale = self.unit
+        if isinstance(scale, Tensor):
+            scale = along(scale, x.ndim, self.axis)
+        zero = self.zero if self.zero_point.ndim == 0 else along(self.zero_point, x.ndim, self.axis)
+        return centred(x, scale / unit, zero, self.integers)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """The integers as uint8 codes, counted from the smallest: 0 ... 2^bits - 1; any shape.
+
+        uint8 is taken for codes that another layer has already made.
+        """
+        if x.dtype is torch.uint8:
+            return x
+        return self.centred(x).add_(self.code_of_zero).to(torch.uint8)
 
 
 class Log2Quantizer(nn.Module):
@@ -85,7 +161,9 @@ class Log2Quantizer(nn.Module):
         self.integers = integers
         self.passing = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    unit = 1.0
+
+    def centred(self, x: Tensor) -> Tensor:
         """Fake-quantize probabilities of any shape."""
         return x if self.passing else log2_fake_quantize(x, self.integers.bits)
 
@@ -104,7 +182,7 @@ def sum_quantizer(config: QuantConfig) -> Quantizer:
     return Quantizer(integers, "ptf", config.act_symmetric, axis=-1)
 
 
-def probability_quantizer(config: QuantConfig) -> nn.Module:
+def probability_quantizer(config: QuantConfig) -> Quantizer | Log2Quantizer:
     """A quantizer of softmax outputs: uniform on [0, max], or log2."""
     integers = IntRange(config.attention_bits or config.act_bits, signed=False)
     return (
@@ -141,38 +219,31 @@ class FromFloat:
 
 
 class QuantWeight(FromFloat):
-    """Common to linear and convolution: quantized input times quantized weight, which is cached."""
+    """Common to linear and convolution: quantized input times quantized weight, which is kept."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    integer = False  # see `convert.set_execution`
 
     def add_quantizers(self, config: QuantConfig) -> None:
         """One quantizer for the input, one for the weight."""
         self.input_quant = act_quantizer(config)
         self.weight_quant = weight_quantizer(config)
-        self._kept: tuple[Tensor, Tensor, tuple[int, int], Tensor] | None = None
+        self._simulated, self._packed = Kept(), Kept()
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's matrix product."""
         raise NotImplementedError
 
     def quantized_weight(self) -> Tensor:
-        """The fake-quantized weight; computed anew only for another, or rewritten, scale or weight.
-
-        A candidate's scales are other tensors, so it pays for the weights of the searched block
-        only, and once.
-        """
+        """The fake-quantized weight; made anew only for another or rewritten scale or weight."""
         scale, weight = self.weight_quant.scale, self.weight
         if self.weight_quant.observer is not None or (
             torch.is_grad_enabled() and scale.requires_grad
         ):
             return self.weight_quant(weight)
-        versions = (scale._version, weight._version)
-        kept = self._kept
-        if kept is None or kept[0] is not scale or kept[1] is not weight or kept[2] != versions:
-            with torch.no_grad():
-                kept = self._kept = (scale, weight, versions, self.weight_quant(weight))
-        return kept[3]
+        with torch.no_grad():
+            return self._simulated.get((scale, weight), lambda: self.weight_quant(weight))
 
     def forward(self, x: Tensor) -> Tensor:
         """As the float layer, on quantized numbers."""
@@ -180,11 +251,47 @@ class QuantWeight(FromFloat):
 
 
 class QuantLinear(QuantWeight, nn.Linear):  # type: ignore[misc]
-    """`nn.Linear` on quantized input and weight."""
+    """`nn.Linear` on quantized input and weight; the one place that may multiply integers."""
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(..., in) times (out, in), plus bias (out,)."""
         return F.linear(x, weight, bias)
+
+    def forward(
+        self, x: Tensor, act: nn.Module | None = None, into: Quantizer | None = None
+    ) -> Tensor:
+        """(..., in), float or this layer's codes, to (..., out), with an activation function.
+
+        `into` is the quantizer that sees the output next: integer execution then returns its codes,
+        which it recognises as such. Where a gradient flows, or the network is being calibrated, the
+        layer simulates.
+        """
+        scale, observing = self.weight_quant.scale, self.input_quant.observer is not None
+        flows = torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)
+        if self.integer and not (observing or flows):
+            with torch.no_grad():
+                return self._multiplied(self.input_quant.codes(x), act, into)
+        y = super().forward(x)
+        return y if act is None else act(y)
+
+    def _multiplied(self, codes: Tensor, act: nn.Module | None, into: Quantizer | None) -> Tensor:
+        """The integer product of codes (..., in)."""
+        scale, weight = self.weight_quant.scale, self.weight
+        packed: Packed = self._packed.get(
+            (scale, weight),
+            lambda: pack(self.weight_quant.centred(weight).to(torch.int8), scale),
+        )
+        point = self.input_quant
+        source = codes, float(point.unit), point.code_of_zero, packed, self.bias
+        form = ("none", "") if act is None else kernel_name(act)
+        if form is None:
+            assert act is not None
+            return act(multiply(*source))
+        if into is None:
+            return multiply(*source, *form)
+        most = into.integers.hi - into.integers.lo
+        out = multiply(*source, *form, out=(float(into.unit), into.code_of_zero))
+        return out if most == 255 else out.clamp_(max=most)
 
 
 class QuantConv2d(QuantWeight, nn.Conv2d):  # type: ignore[misc]
@@ -196,7 +303,11 @@ class QuantConv2d(QuantWeight, nn.Conv2d):  # type: ignore[misc]
 
 
 class QuantProducts(nn.Module):
-    """Attention's two products, all five operands quantized: q, k, scores, probabilities, v."""
+    """Attention's two products, all five operands quantized: q, k, scores, probabilities, v.
+
+    Both products are of integers held in floats, exact below 2^24, and scaled afterwards: the same
+    in either execution.
+    """
 
     def __init__(self, config: QuantConfig) -> None:
         super().__init__()
@@ -208,21 +319,24 @@ class QuantProducts(nn.Module):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        scale: float,
         bias: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Attend: q, k (..., tokens, key dim), q already scaled; v (..., tokens, value dim).
+        """Attend: q, k (..., tokens, key dim), v (..., tokens, value dim).
 
-        `bias` is added to the scores before they are quantized, `mask` (0 or very negative, or
-        boolean) after.
+        `scale` multiplies the scores; `bias` is added to them before they are quantized, `mask` (0
+        or very negative, or boolean) after.
         """
-        scores = self.q(q) @ self.k(k).transpose(-2, -1)
-        scores = self.scores(scores if bias is None else scores + bias)
+        scores = self.q.centred(q) @ self.k.centred(k).transpose(-2, -1)
+        unit = self.q.unit * self.k.unit * scale
+        scores = self.scores(scores, unit) if bias is None else self.scores(scores * unit + bias)
         if mask is not None:
             scores = (
                 scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
             )
-        return self.probabilities(scores.softmax(-1)) @ self.v(v)
+        attended = self.probabilities.centred(scores.softmax(-1)) @ self.v.centred(v)
+        return attended * (self.probabilities.unit * self.v.unit)
 
 
 class QuantAttention(FromFloat, Attention):
@@ -248,9 +362,23 @@ class QuantAttention(FromFloat, Attention):
             .view(images, tokens, 3, self.num_heads, self.head_dim)
             .permute(2, 0, 3, 1, 4)
         )
-        x = self.products(self.q_norm(q) * self.scale, self.k_norm(k), v, mask=attn_mask)
+        x = self.products(self.q_norm(q), self.k_norm(k), v, self.scale, mask=attn_mask)
         x = self.norm(x.transpose(1, 2).reshape(images, tokens, self.attn_dim))
         return self.proj_drop(self.proj(x))
+
+
+class QuantMlp(FromFloat, Mlp):
+    """timm's `Mlp` (ViT, DeiT, Swin): what fc1 writes may already be the codes that fc2 reads."""
+
+    def add_quantizers(self, config: QuantConfig) -> None:
+        """None of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) to the same."""
+        if not (isinstance(self.fc1, QuantLinear) and isinstance(self.norm, nn.Identity)):
+            return super().forward(x)
+        x = self.drop1(self.fc1(x, act=self.act, into=self.fc2.input_quant))
+        return self.drop2(self.fc2(x))
 
 
 class QuantBlock(FromFloat, vision_transformer.Block):
@@ -283,7 +411,7 @@ class QuantWindowAttention(FromFloat, swin_transformer.WindowAttention):
         # One mask for every window of an image, the same for all images and heads.
         if mask is not None:
             mask = mask.repeat(windows // len(mask), 1, 1).unsqueeze(1)
-        x = self.products(q * self.scale, k, v, bias=self._get_rel_pos_bias(), mask=mask)
+        x = self.products(q, k, v, self.scale, bias=self._get_rel_pos_bias(), mask=mask)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(windows, tokens, -1)))
 
 
@@ -314,7 +442,7 @@ class QuantLevitAttention(FromFloat, levit.Attention):
         images, tokens, _ = x.shape
         qkv = self.qkv(x).view(images, tokens, self.num_heads, -1).transpose(1, 2)
         q, k, v = qkv.split([self.key_dim, self.key_dim, self.val_dim], dim=3)
-        x = self.products(q * self.scale, k, v, bias=self.get_attention_biases(x.device))
+        x = self.products(q, k, v, self.scale, bias=self.get_attention_biases(x.device))
         return self.proj(x.transpose(1, 2).reshape(images, tokens, self.val_attn_dim))
 
 
@@ -333,7 +461,7 @@ class QuantLevitDownsample(FromFloat, levit.AttentionDownsample):
         kv = self.kv(x).view(images, tokens, self.num_heads, -1).transpose(1, 2)
         k, v = kv.split([self.key_dim, self.val_dim], dim=3)
         q = self.q(x).view(images, -1, self.num_heads, self.key_dim).transpose(1, 2)
-        x = self.products(q * self.scale, k, v, bias=self.get_attention_biases(x.device))
+        x = self.products(q, k, v, self.scale, bias=self.get_attention_biases(x.device))
         return self.proj(x.transpose(1, 2).reshape(images, -1, self.val_attn_dim))
 
 
@@ -354,6 +482,7 @@ QUANTIZED: dict[type[nn.Module], type[FromFloat]] = {
     nn.Linear: QuantLinear,
     nn.Conv2d: QuantConv2d,
     Attention: QuantAttention,
+    Mlp: QuantMlp,
     vision_transformer.Block: QuantBlock,
     swin_transformer.WindowAttention: QuantWindowAttention,
     swin_transformer.SwinTransformerBlock: QuantSwinBlock,

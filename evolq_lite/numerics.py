@@ -16,6 +16,7 @@ gradient that lesson 5 races.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -96,13 +97,27 @@ def fake_quantize(
     scale. Differentiable in x and in scale through `round_ste`; without gradients it works in one
     fresh buffer, which is three times as fast.
     """
-    scale, zero_point = along(scale, x.ndim, axis), along(zero_point, x.ndim, axis)
-    inverse = scale.reciprocal()
+    scale = along(scale, x.ndim, axis)
+    integers_of = centred(x, scale, along(zero_point, x.ndim, axis), integers)
+    return integers_of * scale if integers_of.requires_grad else integers_of.mul_(scale)
+
+
+def centred(
+    x: Tensor, scale: Tensor | float, zero_point: Tensor | int, integers: IntRange
+) -> Tensor:
+    """The integers q - zero_point as floats: what `fake_quantize` multiplies by the scale.
+
+    `scale` and `zero_point` must broadcast against x; plain numbers are several times as fast as
+    tensors that hold one.
+    """
+    inverse = 1 / scale if isinstance(scale, float) else scale.reciprocal()
     # round(x) + z in [lo, hi] <=> round(x) in [lo - z, hi - z]
-    lo, hi = integers.lo - zero_point, integers.hi - zero_point
-    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-        return round_ste(x * inverse).clamp(lo, hi) * scale
-    return (x * inverse).round_().clamp_(lo, hi).mul_(scale)
+    lo: Any = integers.lo - zero_point
+    hi: Any = integers.hi - zero_point
+    scaled = x * inverse
+    if torch.is_grad_enabled() and scaled.requires_grad:
+        return round_ste(scaled).clamp(lo, hi)
+    return scaled.round_().clamp_(lo, hi)
 
 
 def log2_fake_quantize(x: Float[Tensor, "*shape"], bits: int) -> Float[Tensor, "*shape"]:

@@ -7,7 +7,7 @@ blocks from there on. A candidate never writes to the model: `functional_call` e
 *as if* the vector were in it, and can be differentiated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Protocol, runtime_checkable
 
@@ -78,23 +78,47 @@ class BlockObjective:
 
     def loss(self, vector: Vector) -> Float[Tensor, ""]:
         """The fitness of one vector, differentiable by `torch.func.grad(objective.loss)`."""
-        scales = {f"model.{name}": values for name, values in self.genome.unpack(vector).items()}
-        losses = [
-            self.fitness(
-                functional_call(self.chain, scales, (x, self.first), tie_weights=False), target
-            )
-            for x, target in zip(self.inputs, self.targets, strict=True)
-        ]
+        losses = [self._batch_loss(i, vector) for i in range(len(self.inputs))]
         return torch.stack(losses).mean()
+
+    def gradient(self, vector: Vector) -> tuple[Vector, float]:
+        """Gradient (d,) and value of `loss`, batch by batch, so that one batch's graph is kept."""
+        return mean_gradient(self._batch_loss, len(self.inputs), vector)
+
+    def named(self, vector: Vector) -> dict[str, Tensor]:
+        """A vector as the buffers of the chain that `functional_call` exchanges."""
+        parts = self.genome.unpack(vector.to(self.targets[0].device))
+        return {f"model.{name}": values for name, values in parts.items()}
+
+    def _batch_loss(self, i: int, vector: Vector) -> Tensor:
+        """The fitness on batch i."""
+        logits = functional_call(
+            self.chain, self.named(vector), (self.inputs[i], self.first), tie_weights=False
+        )
+        return self.fitness(logits, self.targets[i])
 
     @torch.no_grad()
     def __call__(self, population: Population) -> Values:
         """Evaluate candidates one after another: on a CPU a loop is faster than vmap."""
-        return torch.stack([self.loss(vector) for vector in population])
+        return torch.stack([self.loss(vector) for vector in population]).cpu()
 
     def commit(self, vector: Vector) -> None:
         """Write a vector into the model."""
         self.genome.write(self.chain.model, vector)
+
+
+def mean_gradient(
+    loss: Callable[[int, Vector], Tensor], batches: int, vector: Vector
+) -> tuple[Vector, float]:
+    """Gradient (d,) and value of the mean of loss(0, vector), loss(1, vector), ..."""
+    vector = vector.detach().requires_grad_()
+    gradient, value = torch.zeros_like(vector), 0.0
+    for i in range(batches):
+        with torch.enable_grad():
+            one = loss(i, vector)
+        gradient += torch.autograd.grad(one, vector)[0] / batches
+        value += float(one.detach()) / batches
+    return gradient.detach(), value
 
 
 def batches(x: Tensor, batch: int) -> tuple[Tensor, ...]:

@@ -144,7 +144,7 @@ class PowerOfTwo(Observer):
     keeps_samples = True
 
     def params(self) -> tuple[Tensor, Tensor]:
-        """Scales (channels,), coarsest / 2^k with least squared error; one zero point, repeated."""
+        """Scales (channels,), coarsest / 2^k with least squared error; one zero point ()."""
         lo, hi = self.range()
         coarsest, zero_point = affine_params(lo.amin(), hi.amax(), self.integers, self.symmetric)
         values = torch.cat(self.samples, 1)
@@ -155,7 +155,7 @@ class PowerOfTwo(Observer):
                 for s in scales
             ]
         )
-        return scales[errors.argmin(0)], zero_point.expand(len(lo)).clone()
+        return scales[errors.argmin(0)], zero_point
 
 
 OBSERVERS: dict[str, Callable[[IntRange, int | None, bool], Observer]] = {

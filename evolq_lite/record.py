@@ -14,6 +14,7 @@ Whole files are written under a temporary name and renamed, so none is ever half
 import json
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,26 @@ def environment(**more: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "attention": "unfused",
         "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
-        "execution": "simulate",
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
         **more,
     }
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process ever had, in MiB; None where the system does not tell."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+
+
+def fix_kernels() -> None:
+    """Full float32 products on every device: TF32 would move the fitness more than a mutation."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
 
 
 def save_scales(path: Path | str, qmodel: nn.Module, **metadata: Any) -> None:
@@ -121,6 +139,11 @@ def load_scales(path: Path | str, qmodel: nn.Module) -> dict[str, Any]:
     return metadata
 
 
+def nothing_to_resume(path: Path | str) -> ValueError:
+    """The error of --resume where no run is."""
+    return ValueError(f"{path} holds no run to resume; leave --resume away to start one")
+
+
 class RunFolder:
     """A run's folder. `create` refuses one that exists, `resume` one with another config."""
 
@@ -156,7 +179,7 @@ class RunFolder:
             run = resume  # `resume` says that it is damaged
         if resume:
             if not (run or (config.is_file() and not isinstance(old, dict))):
-                raise ValueError(f"{path} holds no run to resume; leave --resume away to start one")
+                raise nothing_to_resume(path)
             return
         above = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
         if not above.is_dir():
@@ -185,7 +208,7 @@ class RunFolder:
         folder = cls(Path(path))
         file = folder.path / "config.json"
         if not file.is_file():
-            raise ValueError(f"{path} holds no run to resume; leave --resume away to start one")
+            raise nothing_to_resume(path)
         try:
             old = json.loads(file.read_text())
         except ValueError as error:
@@ -203,6 +226,23 @@ class RunFolder:
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file of the folder."""
         write_whole(self.path / name, (json.dumps(content, indent=1) + "\n").encode())
+
+    def enter(self, state: dict[str, Any]) -> None:
+        """Write environment.json; ValueError if the run was begun with other kernels."""
+        file = self.path / "environment.json"
+        try:
+            old = json.loads(file.read_text()) if file.is_file() else state
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); {ANEW}") from None
+        if not isinstance(old, dict):
+            raise ValueError(f"{file} is damaged (no JSON object); {ANEW}")
+        for key in ("execution", "device", "chunk"):
+            if (was := old.get(key)) != state[key]:
+                raise ValueError(
+                    f"{file}: the run began with {key} {was}, here it is {state[key]}; "
+                    f"resume on such a machine, or {ANEW}"
+                )
+        self.write("environment.json", state)
 
     def append(self, evaluation: Evaluation) -> None:
         """Add a line to the history, on the disk before any scales that came after it."""

@@ -14,8 +14,10 @@ that is ours.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,7 +60,7 @@ class RandomSearch:
     """The baseline at equal cost: every candidate mutates the start, whatever has been learnt.
 
     `start` (d,) with its `value`; `step` is the mutation width, in the units of the scale, or with
-    `relative` as a share of it (child = start * (1 + U(-step, step)), made positive).
+    `relative` in its logarithm (child = start * exp(U(-step, step))).
     """
 
     def __init__(
@@ -74,10 +76,10 @@ class RandomSearch:
         return self._best
 
     def mutated(self, parent: Vector) -> Vector:
-        """One child: | parent + U(-step, step) | in every coordinate."""
+        """One child: | parent + U(-step, step) |, or parent * exp(U(-step, step))."""
         noise = (2 * torch.rand(len(parent), generator=self.generator) - 1) * self.step
         noise = noise.to(parent)
-        return (parent + noise * parent if self.relative else parent + noise).abs()
+        return parent * noise.exp() if self.relative else (parent + noise).abs()
 
     def parent(self) -> Vector:
         """What the next child is mutated from."""
@@ -108,8 +110,11 @@ class EvolQ(RandomSearch):
 
     Adds to `RandomSearch` a population of `population` members and tournaments of `tournament`
     draws. Ties are broken by age, so that equal values never crash the sort, as they do in the
-    official code.
+    official code. With `adapt` (ours) the step follows Rechenberg's rule: wider after a success,
+    narrower after a failure, in balance at one success in five.
     """
+
+    gain = 1.5  # of the step after a success
 
     def __init__(
         self,
@@ -120,9 +125,10 @@ class EvolQ(RandomSearch):
         tournament: int = 10,
         seed: int = 0,
         relative: bool = False,
+        adapt: bool = False,
     ) -> None:
         super().__init__(start, value, step, seed, relative)
-        self.tournament = tournament
+        self.tournament, self.adapt = tournament, adapt
         self.members: list[tuple[float, Tensor]] = [(ranked(float(value)), start)] * population
 
     def parent(self) -> Vector:
@@ -134,20 +140,209 @@ class EvolQ(RandomSearch):
 
     def tell(self, population: Population, values: Values) -> None:
         """Insert each child, then drop the worst member; among equals the youngest goes."""
+        best = self.best[1]
         super().tell(population, values)
         for vector, value in zip(population, values.tolist()):
+            if self.adapt:
+                self.step *= self.gain if ranked(value) < best else self.gain**-0.25
+                best = min(best, ranked(value))
             self.members = sorted(
                 [*self.members, (ranked(value), vector)], key=lambda member: member[0]
             )[:-1]
 
     def state_dict(self) -> dict[str, Any]:
         """The population, the best so far and the random state."""
-        return {**super().state_dict(), "members": list(self.members)}
+        return {**super().state_dict(), "members": list(self.members), "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         super().load_state_dict(state)
-        self.members = list(state["members"])
+        self.members, self.step = list(state["members"]), state["step"]
+
+
+class SPSA:
+    """Simultaneous perturbation (Spall, 1992): a gradient from two evaluations, all coordinates.
+
+    Pairs x + c D and x - c D with D of random signs; then x moves against the difference. `step` is
+    c, and the length of the first move in each coordinate; both shrink with Spall's exponents.
+    """
+
+    def __init__(self, start: Vector, value: float, step: float, seed: int = 0) -> None:
+        self.x, self.step, self.pairs, self.gain = start, step, 0, 0.0
+        self._best = (start, ranked(float(value)))
+        self.signs: list[Tensor] = []  # of pairs that were asked for and not wholly told
+        self.values: list[float] = []
+        self.asked = 0
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def best(self) -> tuple[Vector, float]:
+        """The best vector told so far, the start included, and its value."""
+        return self._best
+
+    def ask(self, n: int = 1) -> Population:
+        """Propose the next n halves of pairs."""
+        rows = []
+        for _ in range(n):
+            if self.asked % 2 == 0:
+                signs = 2.0 * torch.randint(2, (len(self.x),), generator=self.generator) - 1
+                self.signs.append(signs.to(self.x))
+            rows.append(self.x + (-1) ** self.asked * self.width * self.signs[-1])
+            self.asked += 1
+        return torch.stack(rows)
+
+    @property
+    def width(self) -> float:
+        """How far a pair reaches."""
+        return self.step / (self.pairs + 1) ** 0.101
+
+    def tell(self, population: Population, values: Values) -> None:
+        """Move after each whole pair; a failed half leaves x where it is."""
+        for vector, value in zip(population, values.tolist()):
+            if ranked(value) < self._best[1]:
+                self._best = (vector, value)
+            self.values.append(value)
+            if len(self.values) == 2:
+                slope = (self.values[0] - self.values[1]) / (2 * self.width)
+                signs, self.values = self.signs.pop(0), []
+                if np.isfinite(slope):
+                    self.gain = self.gain or self.step / max(abs(slope), 1e-12)
+                    self.x = self.x - self.gain / (self.pairs + 1) ** 0.602 * slope * signs
+                self.pairs += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return {**vars(self), "signs": [*self.signs], "values": [*self.values]} | {
+            "generator": self.generator.get_state()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.generator.set_state(state["generator"])
+        vars(self).update({k: v for k, v in state.items() if k != "generator"})
+
+
+class CoordinateSearch(RandomSearch):
+    """One coordinate at a time, up, else down, in random order; what helps is kept."""
+
+    def __init__(self, start: Vector, value: float, step: float, seed: int = 0) -> None:
+        super().__init__(start, value, step, seed)
+        self.moves: list[tuple[int, float]] = []  # still to try
+
+    def ask(self, n: int = 1) -> Population:
+        """Propose the next n single-coordinate moves from the best vector."""
+        rows = []
+        for _ in range(n):
+            if not self.moves:
+                order = torch.randperm(len(self.start), generator=self.generator).tolist()
+                self.moves = [(i, sign * self.step) for i in order for sign in (1.0, -1.0)]
+            (i, by), row = self.moves.pop(0), self.best[0].clone()
+            row[i] += by
+            rows.append(row)
+        return torch.stack(rows)
+
+    def tell(self, population: Population, values: Values) -> None:
+        """Keep the best; after a success upwards the way down need not be tried."""
+        before = self.best
+        super().tell(population, values)
+        if len(population) == 1 and self.best is not before and len(self.moves) % 2:
+            self.moves.pop(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far, the moves to come and the random state."""
+        return {**super().state_dict(), "moves": [*self.moves]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        super().load_state_dict(state)
+        self.moves = [*state["moves"]]
+
+
+class FromCmaes:
+    """Covariance matrix adaptation by the `cmaes` package; separable unless `full`.
+
+    It learns from whole generations: the package tells how many. ImportError says how to install.
+    """
+
+    def __init__(
+        self, start: Vector, value: float, step: float, seed: int = 0, full: bool = False
+    ) -> None:
+        try:
+            import cmaes
+        except ModuleNotFoundError:
+            raise ImportError(
+                "this search needs the package cmaes: pip install evolq_lite[rivals]"
+            ) from None
+        kind = cmaes.CMA if full else cmaes.SepCMA
+        self.cma = kind(mean=start.double().numpy(), sigma=step, seed=seed)
+        self._best = (start, ranked(float(value)))
+        self.generation: list[tuple[np.ndarray, float]] = []
+        self.seed, self.asked = seed, 0
+
+    @property
+    def best(self) -> tuple[Vector, float]:
+        """The best vector told so far, the start included, and its value."""
+        return self._best
+
+    def ask(self, n: int = 1) -> Population:
+        """Draw n candidates from the present distribution."""
+        rows = []
+        for _ in range(n):  # copies of a CMA lose their random state: it follows from the count
+            self.cma.reseed_rng((self.seed * 1_000_003 + self.asked) % 2**32)
+            rows.append(self.cma.ask())
+            self.asked += 1
+        return torch.from_numpy(np.stack(rows)).to(self._best[0])
+
+    def tell(self, population: Population, values: Values) -> None:
+        """Collect, and adapt at the end of each generation."""
+        for vector, value in zip(population, values.tolist()):
+            if ranked(value) < self._best[1]:
+                self._best = (vector, value)
+            self.generation.append((vector.double().numpy(), ranked(value)))
+            if len(self.generation) == self.cma.population_size:
+                self.cma.tell(self.generation)
+                self.generation = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The distribution, the generation under way and the best so far."""
+        return deepcopy(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        vars(self).update(deepcopy(state))
+
+
+class LogSpace:
+    """An optimizer that works on the logarithms of the scales: its steps are relative ones.
+
+    `make` builds it from the start in log space: `LogSpace(start, lambda x: SPSA(x, value, 0.01))`.
+    """
+
+    def __init__(self, start: Vector, make: Callable[[Vector], Optimizer]) -> None:
+        self.start, self.log = start, start.log()
+        self.inner = make(self.log)
+
+    @property
+    def best(self) -> tuple[Vector, float]:
+        """The best vector told so far, the start included, and its value."""
+        vector, value = self.inner.best
+        return self.start if vector is self.log else vector.exp(), value
+
+    def ask(self, n: int = 1) -> Population:
+        """Propose n vectors of scales."""
+        return self.inner.ask(n).exp()
+
+    def tell(self, population: Population, values: Values) -> None:
+        """Learn what they are worth."""
+        self.inner.tell(population.log(), values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the optimizer inside."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.inner.load_state_dict(state)
 
 
 def minimize(

@@ -19,7 +19,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from evolq_lite import BlockObjective, QuantConfig, SearchConfig, calibrate, chain_of, cli, quantize
+from evolq_lite import (
+    BlockObjective,
+    QuantConfig,
+    SearchConfig,
+    calibrate,
+    chain_of,
+    cli,
+    convert,
+    quantize,
+)
 from evolq_lite import data as data_module
 from evolq_lite.cli import main
 from evolq_lite.data import (
@@ -190,7 +199,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 
 BITS = ["1", "9", "0", "-3", "99999999999999999999", "four", "3.5", "4.0", "nan", ""]
-NAMES = ["weight-observer", "act-observer", "fitness", "mutation", "scales"]
+NAMES = ["execution", "weight-observer", "act-observer", "fitness", "mutation", "scales"]
 NAMES += ["granularity", "order", "algorithm"]
 WORDS = ["1.5", "ten", "many", "hot", "wide", "x", "two", "all"]
 COUNTS = ["passes", "cycles", "population", "tournament"]
@@ -228,6 +237,25 @@ def test_numbers(refused, demo_data, flag, value, least):
     """Numbers out of range, and what is no number, are answered with what is possible."""
     accepted = r"number" if value in WORDS else rf"\b{re.escape(least)}\b|at most"
     refused(("demo", f"{flag}={value}"), flag.strip("-").replace("-", "."), accepted)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "cpu:x", "meta"])
+def test_devices(refused, demo_data, device):
+    """A device that torch does not know, or that is not there, is answered with what works."""
+    refused(("demo", "--device", device), "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--no-weight-symmetric",), ["asymmetric", "simulate"]),
+        (("--weight-bits", "8"), ["VNNI", "simulate"]),
+    ],
+)
+def test_integer_execution_that_cannot_be(refused, demo_data, monkeypatch, more, words):
+    """What is missing is named, and nothing is simulated in silence."""
+    monkeypatch.setattr(convert, "missing", lambda bits, _: "no VNNI here" if bits == 8 else "")
+    refused((*DEMO, "--execution", "integer", *more), *words)
 
 
 @pytest.mark.parametrize(
@@ -724,6 +752,16 @@ def test_resume_with_other_options(refused, run_folder, capsys, more, names):
     assert re.search(r"\((.*)\)", said)[1].split(", ") == names
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("execution", "elsewhere"), ("device", "cuda:0"), ("chunk", 3)]
+)
+def test_resume_with_other_kernels(refused, run_folder, name, value):
+    """A run that began with other kernels would end elsewhere, so it is not gone on with."""
+    file = run_folder / "environment.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    refused((*DEMO, "--out", run_folder, "--resume"), f"{name} {value}", "--out|such a machine")
+
+
 def without_metadata(path: Path) -> None:
     save_file(load_file(path), path)
 
@@ -761,6 +799,7 @@ DAMAGED = [
     *[("scales.safetensors", d) for d in (with_nan, wider, with_strange_visits)],
     *[("history.jsonl", d) for d in (garbled, worded("x}\n"), worded("[1, {}\n"), worded("{}\n"))],
     *[("history.jsonl", d) for d in (worded(""), Path.unlink, cut)],
+    *[("environment.json", d) for d in (cut, garbled, worded(""), worded("[]"), worded("{}"))],
 ]
 
 
@@ -866,7 +905,8 @@ def assert_resumes(out: Path, finished: Path) -> None:
     histories = [[x | {"seconds": 0} for x in RunFolder(p).history()] for p in (out, finished)]
     assert histories[0] == histories[1]
     summaries = [json.loads((p / "summary.json").read_text()) for p in (out, finished)]
-    assert summaries[0] | {"search_seconds": 0} == summaries[1] | {"search_seconds": 0}
+    same = {"search_seconds": 0, "peak_memory_mib": 0}
+    assert summaries[0] | same == summaries[1] | same
 
 
 @pytest.mark.parametrize("after", [0, 2])

@@ -19,9 +19,13 @@ def few_test_images(monkeypatch):
 
     def small(arguments):
         task = make(arguments)
-        images, labels = torch.cat(list(task.test()))[:620], task.labels()[:620]
+        images, labels = torch.cat(list(task.test(100)))[:620], task.labels()[:620]
         return cli.Task(
-            **{**vars(task), "test": lambda: iter(images.split(100)), "labels": lambda: labels}
+            **{
+                **vars(task),
+                "test": lambda batch: iter(images.split(batch)),
+                "labels": lambda: labels,
+            }
         )
 
     monkeypatch.setattr(cli, "demo_task", small)
@@ -47,6 +51,9 @@ def test_demo_writes_the_whole_run_folder(tmp_path, capsys):
     assert ("no significant" in printed) == (summary["p_value"] >= 0.05)
     assert f"{100 * summary['after_top1']:.2f} %" in printed
     environment = json.loads((out / "environment.json").read_text())
+    assert environment["execution"] in ("integer", "simulate") and environment["device"] == "cpu"
+    assert environment["tf32"] is False and environment["chunk"] >= 1
+    assert summary["peak_memory_mib"] > 100
     assert environment["attention"] == "unfused" and environment["threads"] >= 1
     assert environment["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert len(environment["sha256"]) == 3
@@ -88,7 +95,7 @@ def test_a_stopped_run_resumes_to_the_same_end(tmp_path, monkeypatch, capsys):
     assert lines[0] == lines[1]
     results = [json.loads((out / "summary.json").read_text()) for out in (whole, part)]
     for result in results:
-        result.pop("search_seconds")
+        result.pop("search_seconds"), result.pop("peak_memory_mib")
     assert results[0] == results[1]
 
 

@@ -109,7 +109,7 @@ def test_outputs_really_lie_on_the_grid():
     model = quantized("vit", weight_bits=3, act_bits=4)
     seen = {}
     layer = model.blocks[1].mlp.fc1
-    layer.input_quant.register_forward_hook(lambda m, i, o: seen.update(x=o))
+    layer.register_forward_hook(lambda m, i, o: seen.update(x=m.input_quant(i[0])))
     with torch.no_grad():
         model(toy_images("vit", 2))
         weight = layer.quantized_weight()
@@ -201,3 +201,15 @@ def test_attention_mask_is_obeyed():
     keep = [i for i in range(17) if i != 5]
     assert torch.equal(one[:, keep], two[:, keep])
     assert not torch.equal(block(x), one)
+
+
+def test_calibration_in_inference_mode_works_and_keeps_nothing_stale():
+    """Tensors made there do not count their changes, so nothing made from them may be kept."""
+    model, x = toy("vit"), toy_images("vit")
+    with torch.inference_mode():
+        qmodel = quantize(model, QuantConfig())
+        calibrate(qmodel, x)
+        before = qmodel(x)
+        assert torch.equal(qmodel(x), before)
+        qmodel.blocks[0].attn.qkv.weight_quant.scale.mul_(1.5)
+        assert not torch.equal(qmodel(x), before)

@@ -1,0 +1,114 @@
+"""Integer execution: uint8 activations times int8 weights, summed in int32. Read with lesson 2.
+
+`simulate` computes a quantized network in float and defines what is right; it runs everywhere and
+has gradients. `integer` computes the same products on the integers themselves, which is exact,
+needs a quarter of the memory traffic, and is what a deployed network does:
+
+    simulate   y = (s_x (q_x - z)) . (s_w q_w) + b          float products of fake-quantized numbers
+    integer    y = s_x s_w ((q_x - z) . q_w) + b            an integer product, scaled once
+
+The kernel (oneDNN's quantized linear, in torch) also applies the activation function and the
+next layer's quantizer before it writes, so that what travels from fc1 to fc2 is uint8. (q, k and v
+could be written so too, but the kernel adds their zero point, about 128, before it rounds, which
+costs seven bits of the fraction: twice as many values near a tie fell on the other side.)
+
+Whether it can is a matter of the processor too. Without the VNNI instructions, kernels add two
+products of 8 bits in 16 bits, which overflows for 8-bit weights (255 * 127 * 2 > 32767) and
+silently clips. `missing` therefore tries the worst case on the spot and says what is wrong.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+EXECUTIONS = ("auto", "integer", "simulate")
+
+
+@cache
+def missing(weight_bits: int, device: str = "cpu") -> str:
+    """What keeps this machine from integer execution with weights of these bits; "" if nothing."""
+    if device != "cpu":
+        return f"it runs on the CPU only, and the network is on {device}"
+    if not (
+        torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    ):
+        return "this build of torch has no oneDNN quantized linear"
+    # The largest codes and weights: every pair of products overflows 16 bits if any does.
+    codes = torch.full((16, 96), 255, dtype=torch.uint8)
+    largest = 2 ** (weight_bits - 1)
+    weight = torch.tensor([[-largest], [largest - 1]], dtype=torch.int8).repeat(16, 96)
+    wanted = (codes.long() @ weight.long().T).float()
+    try:
+        found = multiply(codes, 1.0, 0, pack(weight, torch.ones(32)), None)
+    except (RuntimeError, NotImplementedError) as error:
+        return f"torch's kernel refuses this processor ({str(error).splitlines()[0]})"
+    if not torch.equal(found, wanted):
+        return (
+            f"this processor lacks VNNI, so its kernel overflows with {weight_bits}-bit weights; "
+            "7 bits or fewer are exact"
+        )
+    return ""
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Weights (out, in) as the kernel wants them, and their scales (out,)."""
+
+    weight: Tensor
+    scale: Tensor
+    zeros: Tensor
+
+
+def pack(weight: Tensor, scale: Tensor) -> Packed:
+    """Prepare int8 weights (out, in) with one scale per output channel (out,), zero point 0."""
+    return Packed(
+        torch.ops.onednn.qlinear_prepack(weight, None),
+        scale.contiguous(),
+        torch.zeros(len(scale), dtype=torch.int32),
+    )
+
+
+def multiply(
+    codes: Tensor,
+    scale: float,
+    zero_point: int,
+    packed: Packed,
+    bias: Tensor | None,
+    act: str = "none",
+    act_form: str = "",
+    out: tuple[float, int] | None = None,
+) -> Tensor:
+    """Codes (..., in) uint8 times packed weights (out, in): float (..., out), activation applied.
+
+    `scale` and `zero_point` belong to the codes. With `out`, a scale and a zero point, the result
+    is uint8 codes for them, rounded half to even and clamped to 0 ... 255.
+    """
+    out_scale, out_zero_point = out or (1.0, 0)
+    return torch.ops.onednn.qlinear_pointwise(
+        codes,
+        scale,
+        zero_point,
+        packed.weight,
+        packed.scale,
+        packed.zeros,
+        bias,
+        out_scale,
+        out_zero_point,
+        torch.float32 if out is None else torch.uint8,
+        act,
+        [],
+        act_form,
+    )
+
+
+def kernel_name(act: nn.Module) -> tuple[str, str] | None:
+    """The kernel's name and form of an activation function; None if it has none."""
+    match type(act).__name__:
+        case "GELU":
+            return "gelu", getattr(act, "approximate", "none")
+        case "ReLU":
+            return "relu", ""
+        case _:
+            return None

@@ -1,0 +1,162 @@
+"""What the loss looks like around a vector of scales: lines, planes, roughness. Read with lesson 3.
+
+The objective is the one that searches use; here it is only looked at. A line is
+
+    f(r) = objective(center + r * direction)        for radii r
+
+and a plane the same with two directions. With `relative` directions every scale moves by a share of
+itself, so that r = 0.01 means "one per cent of every scale" in any layer of any network; absolute
+directions move all scales by the same amount, as the paper's mutation does.
+
+A quantized network is a chain of roundings: a change in the last bit of one kernel's sum can flip a
+rounding, which flips others. So the same network computed with another kernel, or in batches of
+another size, has another loss. `noise_floor` measures by how much, and no bump smaller than that
+says anything about the landscape.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from scipy.signal import find_peaks
+from torch import Tensor
+
+from evolq_lite.genome import Vector
+from evolq_lite.objective import Objective
+
+DIRECTIONS = ("gaussian", "sign")
+OnCell = Callable[[Tensor], None]
+
+
+def direction(
+    center: Vector, kind: str = "gaussian", seed: int = 0, relative: bool = True
+) -> Vector:
+    """A random direction (d,): every coordinate of mean square 1, times |center| if `relative`.
+
+    `kind` is "gaussian" or "sign" (+1 or -1: every scale moves equally far). ValueError for others.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "gaussian":
+        noise = torch.randn(len(center), generator=generator)
+    elif kind == "sign":
+        noise = 2.0 * torch.randint(2, (len(center),), generator=generator) - 1
+    else:
+        raise ValueError(f"unknown direction {kind!r}; known: {', '.join(DIRECTIONS)}")
+    return noise * center.abs() if relative else noise
+
+
+def line(
+    objective: Objective,
+    center: Vector,
+    along: Vector,
+    radii: Float[Tensor, " n"],
+    values: Tensor | None = None,
+    on_cell: OnCell = lambda values: None,
+) -> Float[Tensor, " n"]:
+    """The objective at center + r * along for each radius r, as values (n,).
+
+    `values` from an earlier, stopped call are kept where they are not NaN; `on_cell(values)` is
+    called after each new one, the moment to save. Towards another vector: along = other - center,
+    radii from 0 to 1.
+    """
+    return _filled(objective, [center + r * along for r in radii], values, on_cell)
+
+
+def plane(
+    objective: Objective,
+    center: Vector,
+    along: tuple[Vector, Vector],
+    radii: Float[Tensor, " n"],
+    values: Tensor | None = None,
+    on_cell: OnCell = lambda values: None,
+) -> Float[Tensor, "n n"]:
+    """The objective at center + r * along[0] + s * along[1], values (n, n) with r down, s across.
+
+    Resumed as `line` is.
+    """
+    n = len(radii)
+    points = [center + r * along[0] + s * along[1] for r in radii for s in radii]
+    flat = None if values is None else values.reshape(-1)
+    return _filled(objective, points, flat, lambda flat: on_cell(flat.view(n, n))).view(n, n)
+
+
+def _filled(
+    objective: Objective, points: Sequence[Vector], values: Tensor | None, on_cell: OnCell
+) -> Tensor:
+    """Evaluate the points whose value is not known yet."""
+    known = torch.full((len(points),), torch.nan) if values is None else values.clone()
+    for i, point in enumerate(points):
+        if torch.isnan(known[i]):
+            # A scale is positive: what would fall below zero is mirrored, as a mutation would be.
+            known[i] = objective(point.abs()[None])[0]
+            on_cell(known)
+    return known
+
+
+@dataclass(frozen=True)
+class Roughness:
+    """How jagged a landscape is around a vector, in units of the objective.
+
+    `change` is the mean |f(x + e d) - f(x)| over random directions d, `spread` its standard error;
+    `minima` counts the local minima inside a line that are deeper than the noise floor; `variation`
+    is the line's total variation over its range: 1 for a slope, at most 2 for one valley.
+    """
+
+    change: float
+    spread: float
+    minima: float
+    variation: float
+
+
+def roughness(
+    objective: Objective,
+    center: Vector,
+    step: float,
+    floor: float = 0.0,
+    relative: bool = True,
+    lines: int = 4,
+    points: int = 21,
+    seed: int = 0,
+) -> tuple[Roughness, Float[Tensor, "lines points"]]:
+    """Roughness within `step` of a vector, and the `lines` of `points` values that it is read from.
+
+    Lines run from -step to step in random directions; their ends are the x + e d. Minima and
+    variation are means over lines.
+    """
+    radii = torch.linspace(-step, step, points)
+    values = torch.stack(
+        [
+            line(objective, center, direction(center, "gaussian", seed + i, relative), radii)
+            for i in range(lines)
+        ]
+    )
+    middle = float(objective(center[None])[0])
+    changes = (values[:, [0, -1]] - middle).abs().flatten()
+    spread = float(changes.std() / len(changes) ** 0.5)
+    minima = sum(local_minima(row, floor) for row in values) / lines
+    variation = sum(total_variation(row) for row in values) / lines
+    return Roughness(float(changes.mean()), spread, minima, variation), values
+
+
+def local_minima(values: Float[Tensor, " n"], floor: float = 0.0) -> int:
+    """Minima inside a line whose walls on both sides are higher than `floor`."""
+    return len(find_peaks(-values.numpy(), prominence=max(floor, 1e-12))[0])
+
+
+def total_variation(values: Float[Tensor, " n"]) -> float:
+    """Sum of |differences| over the range of the values; 1 for a slope, 0 for a constant."""
+    span = float(values.max() - values.min())
+    return float(values.diff().abs().sum()) / span if span > 0 else 0.0
+
+
+def noise_floor(
+    kernels: Sequence[Objective], points: Float[Tensor, "p d"]
+) -> tuple[float, Float[Tensor, "k p"]]:
+    """The largest |difference| between computations of the same objective, and all their values.
+
+    `kernels` are the objective computed in several ways, for instance in chunks of other sizes;
+    `points` (p, d) are where they are compared.
+    """
+    values = torch.stack([kernel(points) for kernel in kernels])
+    return float((values.amax(0) - values.amin(0)).max()), values

@@ -1,0 +1,194 @@
+"""Lines, planes, roughness and rivals, on functions whose shape is known."""
+
+import math
+
+import pytest
+import torch
+from conftest import toy, toy_images
+
+import evolq_lite as eq
+from evolq_lite.descent import BlockReconstruction, descend
+from evolq_lite.landscape import (
+    direction,
+    line,
+    local_minima,
+    noise_floor,
+    plane,
+    roughness,
+    total_variation,
+)
+from evolq_lite.search import SPSA, CoordinateSearch, FromCmaes, LogSpace
+
+
+class Function:
+    """An objective made of a function of one vector; counts how often it was asked."""
+
+    def __init__(self, function, start):
+        self.function, self.start, self.calls = function, start, 0
+
+    def __call__(self, population):
+        self.calls += len(population)
+        return torch.stack([self.function(x) for x in population])
+
+
+BOWL = Function(lambda x: (x - 2).square().sum(), torch.full((6,), 1.0))
+
+
+def test_directions_have_unit_mean_square_and_know_the_scale():
+    center = torch.tensor([1.0, -10.0] * 500)
+    for kind in ("gaussian", "sign"):
+        plain, relative = (direction(center, kind, 3, r) for r in (False, True))
+        assert plain.square().mean() == pytest.approx(1, abs=0.1)
+        assert torch.equal(relative, plain * center.abs())
+        assert torch.equal(plain, direction(center, kind, 3, False))
+        assert not torch.equal(plain, direction(center, kind, 4, False))
+    with pytest.raises(ValueError, match="known: gaussian, sign"):
+        direction(center, "straight")
+
+
+def test_line_and_plane_are_the_function():
+    center, one, two = torch.ones(6), torch.eye(6)[0], torch.eye(6)[1]
+    radii = torch.linspace(-0.5, 0.5, 5)
+    values = line(BOWL, center, one, radii)
+    assert torch.allclose(values, (1 + radii - 2) ** 2 + 5)
+    grid = plane(BOWL, center, (one, two), radii)
+    wanted = ((radii - 1) ** 2)[:, None] + ((radii - 1) ** 2)[None] + 4
+    assert torch.allclose(grid, wanted)
+
+
+def test_a_stopped_grid_goes_on_where_it_was():
+    objective = Function(BOWL.function, BOWL.start)
+    seen = []
+
+    def stop(values):
+        seen.append(values.clone())
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+
+    center, axes, radii = (
+        torch.ones(6),
+        (torch.eye(6)[0], torch.eye(6)[1]),
+        torch.tensor([0, 0.5, 1]),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        plane(objective, center, axes, radii, on_cell=stop)
+    assert objective.calls == 7 and int(seen[-1].isnan().sum()) == 2
+    values = plane(objective, center, axes, radii, values=seen[-1])
+    assert objective.calls == 9
+    assert torch.equal(values, plane(BOWL, center, axes, radii))
+
+
+def test_roughness_tells_a_bowl_from_a_washboard():
+    def washboard(x):
+        return (x - 2).square().sum() + 0.1 * (60 * x).sin().sum()
+
+    start = torch.full((6,), 1.0)
+    smooth, _ = roughness(BOWL, start, 0.3)
+    rough, values = roughness(Function(washboard, start), start, 0.3)
+    assert values.shape == (4, 21)
+    assert smooth.minima <= 1 and smooth.variation <= 2
+    assert rough.minima > 3 and rough.variation > 2
+    # Below the floor nothing counts.
+    assert roughness(Function(washboard, start), start, 0.3, floor=10)[0].minima == 0
+
+
+def test_minima_and_variation_by_hand():
+    values = torch.tensor([3.0, 1.0, 2.0, 0.0, 4.0])
+    assert local_minima(values) == 2 and local_minima(values, floor=1.5) == 1
+    assert total_variation(values) == pytest.approx((2 + 1 + 2 + 4) / 4)
+    assert total_variation(torch.ones(4)) == 0
+
+
+def test_noise_floor_is_the_largest_difference():
+    points = torch.rand(3, 6)
+    other = Function(lambda x: BOWL.function(x) + 1e-3 * (x[0] > 0.5), BOWL.start)
+    floor, values = noise_floor([BOWL, BOWL, other], points)
+    assert values.shape == (3, 3)
+    assert floor == pytest.approx(1e-3 if (points[:, 0] > 0.5).any() else 0, abs=1e-5)
+
+
+RIVALS = {
+    "spsa": lambda x, v: SPSA(x, v, 0.15, seed=1),
+    "coordinate": lambda x, v: CoordinateSearch(x, v, 0.1, seed=1),
+    "sepcma": lambda x, v: FromCmaes(x, v, 0.1, seed=1),
+    "cma": lambda x, v: FromCmaes(x, v, 0.1, seed=1, full=True),
+    "log spsa": lambda x, v: LogSpace(x, lambda log: SPSA(log, v, 0.15, seed=1)),
+    "evolq adaptive": lambda x, v: eq.EvolQ(x, v, 0.05, seed=1, relative=True, adapt=True),
+}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_rivals_descend_repeat_and_go_on(name, parallel):
+    """All get down a bowl; same seed, same run; a saved state goes on as if never stopped."""
+    value = float(BOWL(BOWL.start[None])[0])
+    runs = []
+    for _ in range(2):
+        search = RIVALS[name](BOWL.start, value)
+        assert search.best[1] == value and torch.equal(search.best[0], BOWL.start)
+        runs.append(eq.minimize(BOWL, search, 120, parallel=parallel))
+    assert runs[0][1] < 0.5 * value and runs[0][1] == runs[1][1]
+    assert BOWL(runs[0][0][None])[0] == pytest.approx(runs[0][1], rel=1e-5)
+    half = RIVALS[name](BOWL.start, value)
+    eq.minimize(BOWL, half, 60, parallel=parallel)
+    rest = RIVALS[name](BOWL.start, value)
+    rest.load_state_dict(half.state_dict())
+    assert eq.minimize(BOWL, rest, 60, parallel=parallel)[1] == runs[0][1]
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_survive_failures(name):
+    """NaN is the worst value, never the best, and stops nothing."""
+    flaky = Function(lambda x: torch.tensor(math.nan) if x[0] > 1.05 else BOWL.function(x), None)
+    vector, value = eq.minimize(flaky, RIVALS[name](BOWL.start, 6.0), 60)
+    assert math.isfinite(value) and torch.isfinite(vector).all()
+
+
+def test_the_fifth_rule_moves_the_step():
+    """Success widens, failure narrows; one success in five leaves it as it was."""
+    search = eq.EvolQ(torch.ones(3), 1.0, 0.1, adapt=True)
+    for i, value in enumerate([0.5, 2.0, 2.0, 2.0, 2.0]):
+        before = search.step
+        search.tell(search.ask(1), torch.tensor([value]))
+        assert (search.step > before) == (i == 0)
+    assert search.step == pytest.approx(0.1)
+
+
+@pytest.fixture(scope="module")
+def block():
+    """The objective of a toy block, and what it was made from."""
+    model, x = toy("vit"), toy_images("vit", 24)
+    qmodel = eq.quantize(model, eq.QuantConfig(weight_bits=3))
+    eq.calibrate(qmodel, x)
+    with torch.no_grad():
+        targets = model(x)
+    chain = eq.chain_of(qmodel)
+    return model, x, eq.BlockObjective(chain, "blocks.1", x, targets, fitness=eq.kl, batch=12)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_descent_lowers_the_loss_within_its_budget(block, optimizer):
+    _, _, objective = block
+    start, heard = float(objective(objective.start[None])[0]), []
+    vector, value = descend(objective, optimizer, 0.01, 60, lambda v, f: heard.append(f))
+    assert len(heard) == 20 and heard[0] == pytest.approx(start, rel=0.05)
+    assert value == min(heard) < start
+    assert float(objective(vector[None])[0]) == pytest.approx(value, rel=0.05)
+    with pytest.raises(ValueError, match="known: sgd, adam, adamw"):
+        descend(objective, "newton", 0.01, 60)
+
+
+def test_gradient_by_batches_is_the_gradient(block):
+    _, _, objective = block
+    gradient, value = objective.gradient(objective.start)
+    assert torch.allclose(gradient, torch.func.grad(objective.loss)(objective.start), rtol=1e-4)
+    assert value == pytest.approx(float(objective.loss(objective.start).detach()), rel=1e-5)
+
+
+def test_reconstruction_is_zero_for_the_float_block_and_falls(block):
+    model, x, objective = block
+    local = BlockReconstruction(objective, eq.chain_of(model), list(x.split(12)))
+    assert all(w.mean() == pytest.approx(1, rel=1e-4) for w in local.weights)
+    values = []
+    descend(local, "adam", 0.01, 60, lambda v, f: values.append(f))
+    assert 0 < min(values) < values[0]
