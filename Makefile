@@ -11,7 +11,7 @@ PYTHON ?= python3.11 python3
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab bench check notebooks clean
+.PHONY: help demo test lab bench results check notebooks clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -31,6 +31,9 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 
 bench: $(STAMP) ## measure the cost of one candidate
 	$(KEEP_MEMORY) $(PY) benchmarks/candidate_cost.py
+
+results: $(STAMP) ## figures and tables of data/results from its JSON files
+	$(PY) -m evolq_lite reproduce --report
 
 check: $(STAMP) ## say whether this machine is ready, and what to do if not
 	$(PY) -m evolq_lite check

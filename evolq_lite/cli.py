@@ -1,4 +1,4 @@
-"""The command line: `python -m evolq_lite demo | run | check`.
+"""The command line: `python -m evolq_lite demo | run | reproduce | check`.
 
 Flags are made from the dataclasses of `config`. Every command that searches does the same:
 quantize, calibrate, evolve on calibration images, then read the test images once and say what was
@@ -24,6 +24,7 @@ from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, describe, quantize, set_execution, twin
 from evolq_lite.data import (
+    DATA,
     checked,
     list_folder,
     load_demo,
@@ -364,10 +365,38 @@ def check() -> int:
     return 0 if ready else 2
 
 
+def reproduce(arguments: argparse.Namespace) -> int:
+    """Compute the cells of claims that are not there, then write figures and the table."""
+    from evolq_lite.experiments import CLAIMS, report
+
+    wanted = [name.upper() for name in arguments.claims]
+    if unknown := [name for name in wanted if name not in (*CLAIMS, "ALL")]:
+        raise ValueError(f"unknown experiment {unknown[0]!r}; known: {', '.join(CLAIMS)}, all")
+    names = list(CLAIMS) if "ALL" in wanted else sorted(set(wanted))
+    default = Path("runs/quick") if arguments.quick else DATA / "results"
+    folder = arguments.out or default
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.report:
+        names = []
+    with tqdm(total=report.count(names, arguments.quick), unit="cell", smoothing=0) as bar:
+
+        def progress(cell: str) -> None:
+            bar.set_description(cell[:40], refresh=False)
+            bar.update()
+
+        report.reproduce(names, folder, arguments.quick, progress)
+    for row in report.write_report(folder, arguments.quick):
+        print(f"{row['claim']} {row['question']} {row['verdict']}. {row['sentence']}")
+    print(f"Written to {folder}: README.md, claims.json, figures, and a JSON file a cell.")
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(prog="python -m evolq_lite", description=__doc__)
-    commands = top.add_subparsers(dest="command", required=True, metavar="{demo,run,check}")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="{demo,run,reproduce,check}"
+    )
     demo = commands.add_parser(
         "demo", help="the embedded network: search, then one table and two figures, offline"
     )
@@ -430,6 +459,16 @@ def parser() -> argparse.ArgumentParser:
         )
         add_options(command, DEMO_QUANT if command is demo else QuantConfig())
         add_options(command, SearchConfig())
+    again = commands.add_parser(
+        "reproduce", help="the paper's claims as experiments, on the embedded networks"
+    )
+    again.add_argument("claims", nargs="*", default=["all"], metavar="C1 ... C8 | all")
+    again.add_argument("--quick", action="store_true", help="few small cells, to try it")
+    again.add_argument(
+        "--report", action="store_true", help="compute nothing: figures and tables of what is there"
+    )
+    again.add_argument("--out", type=Path, help="results (default: data/results)")
+    again.add_argument("--threads", type=number(int, "1 to 1024"), help="processor threads")
     commands.add_parser("check", help="is this machine ready?")
     return top
 
@@ -440,18 +479,26 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parser().parse_args(argv)
         if arguments.command == "check":
             return check()
+        fix_kernels()
         if arguments.threads is not None:
             if not 1 <= arguments.threads <= 1024:
                 raise ValueError(f"--threads must be from 1 to 1024, not {arguments.threads}")
             torch.set_num_threads(arguments.threads)
+        if arguments.command == "reproduce":
+            return reproduce(arguments)
         options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)  # before any work
-        fix_kernels()
         if arguments.resume and arguments.replace:
             raise ValueError("--resume keeps the run and --replace removes it; give one of them")
         RunFolder.claim(arguments.out, arguments.resume, arguments.replace)
         task = (demo_task if arguments.command == "demo" else folder_task)(arguments)
         return run(task, arguments)
     except KeyboardInterrupt:
+        if arguments.command == "reproduce":
+            print(
+                "\nevolq_lite: stopped; the same command goes on with the next cell",
+                file=sys.stderr,
+            )
+            return 130
         begun = arguments.command != "check" and (arguments.out / "config.json").is_file()
         how = (
             "; the same command with --resume goes on from the last finished block"
@@ -463,7 +510,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         hint = "; check the path, or give another --out" if error.errno is not None else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            begun = (arguments.out / "config.json").is_file()
+            begun = arguments.command != "reproduce" and (arguments.out / "config.json").is_file()
             hint = (
                 "; free some space, then give the same command"
                 f"{' with --resume' if begun else ' again'}"

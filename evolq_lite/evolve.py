@@ -91,7 +91,9 @@ class Inputs:
         """Start a pass: one forward of all images."""
         self.traces = []
         for x in batches(self.images, self.batch) if self.keep else ():
-            self.traces.append(list(self.chain.trace(x)))
+            searched = [searchable for _, _, searchable in self.chain.segments]
+            trace = self.chain.trace(x)
+            self.traces.append([t if s else None for t, s in zip(trace, searched)])
             size = sum(t.numel() * t.element_size() for t in self.traces[0] if t is not None)
             if size * len(self.images) / len(x) > TRACE_LIMIT:
                 self.keep, self.traces = False, []

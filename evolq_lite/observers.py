@@ -20,8 +20,9 @@ from torch import Tensor
 
 from evolq_lite.numerics import IntRange, affine_params, fake_quantize
 
-# Values kept per update (and per channel): enough for a percentile, small enough for a laptop.
-SAMPLES = 2**16
+# Values that an observer keeps at most: enough for a percentile, small enough for a laptop, where a
+# network has a hundred observers.
+SAMPLES = 2**20
 
 
 class Observer:
@@ -40,6 +41,7 @@ class Observer:
         self.lo: Tensor | None = None
         self.hi: Tensor | None = None
         self.samples: list[Tensor] = []
+        self.every = 1  # one value in so many is kept
 
     def rows(self, x: Tensor) -> Tensor:
         """Reshape to (channels, values), or (1, values) without an axis."""
@@ -57,7 +59,16 @@ class Observer:
             (lo, hi) if self.lo is None or self.hi is None else self.merge(self.lo, self.hi, lo, hi)
         )
         if self.keeps_samples:
-            self.samples.append(rows[:, :: max(1, -(-rows.shape[1] // SAMPLES))].clone())
+            self.keep(rows)
+
+    def keep(self, rows: Tensor) -> None:
+        """Sample a batch (channels, values); thins out all samples whenever they are too many."""
+        self.samples.append(rows[:, :: self.every].clone())
+        while sum(part.numel() for part in self.samples) > SAMPLES:
+            if max(part.shape[1] for part in self.samples) == 1:
+                return
+            self.samples = [part[:, ::2].clone() for part in self.samples]
+            self.every *= 2
 
     def merge(
         self, lo: Tensor, hi: Tensor, new_lo: Tensor, new_hi: Tensor

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from evolq_lite import observers
 from evolq_lite.numerics import IntRange, fake_quantize
 from evolq_lite.observers import MeanSquaredError, MinMax, MovingAverage, Percentile, PowerOfTwo
 
@@ -71,3 +72,22 @@ def test_nan_and_infinity_are_refused(bad):
 def test_no_data_is_refused():
     with pytest.raises(ValueError, match="seen no data"):
         MinMax(IntRange(8, False)).params()
+
+
+def test_samples_stay_few_however_much_is_seen(monkeypatch):
+    """Thinned evenly: every batch keeps its share, and the percentile stays close."""
+    monkeypatch.setattr(observers, "SAMPLES", 1000)
+    torch.manual_seed(0)
+    seen = torch.randn(20, 3, 400)
+    for axis, rows in ((0, 3), (None, 1)):
+        observer = observers.MeanSquaredError(IntRange(8, True), axis, True)
+        for x in seen:
+            observer.update(x)
+        assert sum(part.numel() for part in observer.samples) <= 1000
+        assert len(observer.samples) == 20 and observer.samples[0].shape[0] == rows
+        assert len({part.shape for part in observer.samples}) == 1
+        lo, hi = observer.range()
+        assert (hi > 2).all() and (lo < -2).all()
+    single = observers.PowerOfTwo(IntRange(8, False), 0)
+    single.update(torch.rand(2000, 5))  # more channels than samples: one value of each stays
+    assert single.samples[0].shape == (2000, 1)

@@ -1,0 +1,15 @@
+"""The paper's claims as experiments, C1 to C8: `python -m evolq_lite reproduce`."""
+
+from evolq_lite.experiments import (
+    c1_bits,
+    c2_landscape,
+    c3_rivals,
+    c4_losses,
+    c5_headline,
+    c6_selection,
+    c7_budget,
+)
+from evolq_lite.experiments.cells import Claim
+
+MODULES = (c1_bits, c2_landscape, c3_rivals, c4_losses, c5_headline, c6_selection, c7_budget)
+CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in MODULES}

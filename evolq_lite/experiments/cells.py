@@ -1,0 +1,110 @@
+"""Experiments as cells: each is computed once, kept as one JSON file, and never trusted blindly.
+
+A claim is a module with cells (plain dicts of parameters), `run(cell)` that computes one, and
+`figure` and `verdict`, which see the results only. A stopped `reproduce` loses at most the cell in
+work; a cell whose file is there, whole and about the same parameters, is skipped.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evolq_lite.evaluate import Accuracy, Comparison
+from evolq_lite.figures import Picture
+from evolq_lite.record import environment, write_whole
+
+VERSION = 1  # of what a cell means; a result of another version is computed anew
+Cell = dict[str, Any]
+Result = dict[str, Any]
+log = logging.getLogger("evolq_lite")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the paper as an experiment."""
+
+    name: str  # C1 ... C8
+    question: str
+    cells: Callable[[bool], list[Cell]]  # from `quick`
+    run: Callable[[Cell], Result]
+    figure: Callable[[list[Result]], Picture]
+    verdict: Callable[[list[Result]], tuple[str, str]]  # a word of VERDICTS and a sentence
+
+
+VERDICTS = ("holds here", "holds partly", "does not hold here")
+
+
+def path_of(folder: Path, claim: str, cell: Cell) -> Path:
+    """Where a cell's result lies: readable parameters, and a hash that tells all of them apart."""
+    words = "-".join(str(value) for value in cell.values())
+    digest = hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:8]
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in words)[:60]
+    return folder / claim / f"{safe}-{digest}.json"
+
+
+def read(path: Path, claim: str, cell: Cell) -> Result | None:
+    """A cell's result, or None if it must be computed; says so if a file is there but is not it."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        same = (found["claim"], found["cell"], found["version"]) == (claim, cell, VERSION)
+        if not (same and isinstance(found["result"], dict) and found["seconds"] >= 0):
+            raise ValueError("it is about something else")
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s is not a result of this cell (%s); it is computed anew", path, error)
+        return None
+    return {**found["cell"], **found["result"], "seconds": found["seconds"]}
+
+
+def compute(folder: Path, claim: Claim, cell: Cell) -> Result:
+    """Run a cell and write its file."""
+    began = perf_counter()
+    result = claim.run(cell)
+    content = {
+        "claim": claim.name,
+        "version": VERSION,
+        "cell": cell,
+        "result": result,
+        "seconds": round(perf_counter() - began, 2),
+        "environment": environment(),
+    }
+    path = path_of(folder, claim.name, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    return {**cell, **result, "seconds": content["seconds"]}
+
+
+def packed(correct: Tensor) -> str:
+    """Which images (n,) are right, as hexadecimal bits: results can be compared image by image."""
+    return np.packbits(correct.numpy().astype(bool)).tobytes().hex()
+
+
+def unpacked(text: str, images: int) -> Tensor:
+    """The reverse of `packed`."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:images]
+    return torch.from_numpy(bits.astype(bool))
+
+
+def accuracy_of(result: Result) -> Accuracy:
+    """Top-1 of a result that has `correct` and `images`."""
+    return Accuracy(int(unpacked(result["correct"], result["images"]).sum()), result["images"])
+
+
+def paired(before: Sequence[Result], after: Sequence[Result]) -> Comparison:
+    """Compare results on the same images, several seeds pooled."""
+    gained = lost = images = 0
+    for old, new in zip(before, after, strict=True):
+        was, now = (unpacked(r["correct"], r["images"]) for r in (old, new))
+        gained, lost = gained + int((~was & now).sum()), lost + int((was & ~now).sum())
+        images += len(was)
+    return Comparison(gained, lost, images)

@@ -1,0 +1,91 @@
+"""From cells to a table of claims: figures, verdicts, `claims.json` and `README.md`."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from evolq_lite.experiments import CLAIMS
+from evolq_lite.experiments.cells import Cell, Claim, Result, compute, path_of, read
+from evolq_lite.figures import save_figure
+from evolq_lite.record import write_whole
+
+Progress = Callable[[str], None]
+
+
+def reproduce(
+    names: Sequence[str], folder: Path, quick: bool = False, progress: Progress = lambda cell: None
+) -> None:
+    """Compute what is missing of the named claims; `progress` hears of every cell."""
+    for name in names:
+        claim = CLAIMS[name]
+        for cell in claim.cells(quick):
+            if read(path_of(folder, name, cell), name, cell) is None:
+                compute(folder, claim, cell)
+            progress(describe(name, cell))
+
+
+def describe(name: str, cell: Cell) -> str:
+    """A cell in a few words, for a progress bar."""
+    return " ".join([name, *(str(value) for value in list(cell.values())[:4])])
+
+
+def count(names: Sequence[str], quick: bool = False) -> int:
+    """How many cells the named claims have."""
+    return sum(len(CLAIMS[name].cells(quick)) for name in names)
+
+
+def known(claim: Claim, folder: Path, quick: bool) -> list[Result]:
+    """The results of a claim that are there."""
+    found = (read(path_of(folder, claim.name, c), claim.name, c) for c in claim.cells(quick))
+    return [result for result in found if result is not None]
+
+
+def write_report(folder: Path, quick: bool = False) -> list[dict[str, object]]:
+    """Figures and verdicts of every claim that has all its results, from the JSON files alone."""
+    rows: list[dict[str, object]] = []
+    for name, claim in CLAIMS.items():
+        results = known(claim, folder, quick)
+        cells = len(claim.cells(quick))
+        if len(results) < cells:
+            continue
+        picture = claim.figure(results)
+        save_figure(picture, folder / f"{name}.png")
+        word, sentence = claim.verdict(results)
+        rows.append(
+            {
+                "claim": name,
+                "question": claim.question,
+                "verdict": word,
+                "sentence": sentence,
+                "figure": f"{name}.png",
+                "alt": str(picture.get_label()),
+                "command": f"python -m evolq_lite reproduce {name}{' --quick' if quick else ''}",
+                "cells": cells,
+                "seconds": round(sum(r["seconds"] for r in results)),
+            }
+        )
+    write_whole(folder / "claims.json", (json.dumps(rows, indent=1) + "\n").encode())
+    write_whole(folder / "README.md", page(rows).encode())
+    return rows
+
+
+def page(rows: Sequence[dict[str, object]]) -> str:
+    """The table of claims as Markdown."""
+    lines = [
+        "# The claims of the paper, measured here",
+        "",
+        "Made by `python -m evolq_lite reproduce` from the JSON files beside it; do not edit.",
+        "",
+        "| claim | verdict | command | seconds |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['claim']} {row['question']} | **{row['verdict']}** | `{row['command']}` "
+            f"| {row['seconds']:,} |"
+        )
+    for row in rows:
+        title = f"## {row['claim']} {row['question']}"
+        picture = f"![{row['alt']}]({row['figure']})"
+        lines += ["", title, "", f"**{row['verdict']}.** {row['sentence']}", "", picture]
+    return "\n".join(lines) + "\n"

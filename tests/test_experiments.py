@@ -1,0 +1,116 @@
+"""Experiments: cells are kept, never trusted blindly, the report follows from files alone."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from evolq_lite.cli import main
+from evolq_lite.data import DATA
+from evolq_lite.experiments import CLAIMS, report
+from evolq_lite.experiments.cells import VERDICTS, packed, paired, path_of, read, unpacked
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """All claims, quickly, by the command itself."""
+    folder = tmp_path_factory.mktemp("results")
+    assert main(["reproduce", "--quick", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_quick_writes_a_file_a_cell_and_the_report(quick):
+    for name, claim in CLAIMS.items():
+        for cell in claim.cells(True):
+            content = json.loads(path_of(quick, name, cell).read_text())
+            assert content["cell"] == cell and content["seconds"] > 0
+            assert content["environment"]["versions"]["torch"]
+        assert (quick / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads((quick / "claims.json").read_text())
+    assert [row["claim"] for row in rows] == list(CLAIMS)
+    page = (quick / "README.md").read_text()
+    for row in rows:
+        assert row["verdict"] in VERDICTS and row["sentence"] in page
+        assert f"![{row['alt']}]({row['figure']})" in page
+
+
+def test_cells_that_are_there_are_skipped(quick, monkeypatch):
+    monkeypatch.setattr(report, "compute", lambda *_: pytest.fail("computed again"))
+    before = (quick / "claims.json").read_bytes()
+    assert main(["reproduce", "c1", "C3", "--quick", "--out", str(quick)]) == 0
+    assert (quick / "claims.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", "null", "\x00", "cut", "other", "old", "bad"])
+def test_damaged_or_foreign_results_are_named_and_not_trusted(quick, tmp_path, caplog, damage):
+    claim = CLAIMS["C1"]
+    cell = claim.cells(True)[0]
+    content = json.loads(path_of(quick, "C1", cell).read_text())
+    path = path_of(tmp_path, "C1", cell)
+    path.parent.mkdir()
+    text = json.dumps(content)
+    changed = {
+        "cut": text[:-40],
+        "other": json.dumps(content | {"cell": cell | {"seed": 7}}),
+        "old": json.dumps(content | {"version": 0}),
+        "bad": json.dumps(content | {"result": 3}),
+    }.get(damage, damage)
+    path.write_text(changed)
+    assert read(path, "C1", cell) is None
+    assert path.name in caplog.text and "anew" in caplog.text
+    path.write_text(text)
+    assert read(path, "C1", cell)["top1"] == content["result"]["top1"]
+
+
+def test_results_pair_image_by_image():
+    torch.manual_seed(0)
+    was, now = torch.rand(77) > 0.5, torch.rand(77) > 0.3
+    assert torch.equal(unpacked(packed(was), 77), was)
+    results = [[{"correct": packed(x), "images": 77}] * 2 for x in (was, now)]
+    gain = paired(*results)
+    assert gain.gained == 2 * int((~was & now).sum()) and gain.images == 154
+
+
+def test_cells_have_files_of_their_own():
+    for name, claim in CLAIMS.items():
+        for mode in (False, True):
+            cells = claim.cells(mode)
+            assert len({path_of(report.Path("x"), name, cell) for cell in cells}) == len(cells)
+
+
+def test_an_unknown_experiment_lists_the_known(capsys):
+    assert main(["reproduce", "C9"]) == 2
+    said = capsys.readouterr().err
+    assert "'C9'" in said and "C1" in said and "all" in said
+
+
+def test_a_stopped_reproduction_loses_the_cell_in_work_only(tmp_path, monkeypatch, capsys):
+    """Ctrl-C in the second cell: the first is there, and the same command goes on from there."""
+    claim, done = CLAIMS["C1"], []
+
+    def run(cell):
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(cell)
+        return claim.run(cell)
+
+    fake = report.Claim(**{**vars(claim), "run": run})
+    with monkeypatch.context() as patch:
+        patch.setitem(CLAIMS, "C1", fake)
+        assert main(["reproduce", "C1", "--quick", "--out", str(tmp_path)]) == 130
+    assert "goes on" in capsys.readouterr().err
+    files = list((tmp_path / "C1").iterdir())
+    assert [path_of(tmp_path, "C1", done[0])] == files
+
+
+def test_the_committed_report_is_made_from_the_committed_results(tmp_path):
+    """`make results` would change nothing: README, verdicts and alt texts agree with the JSON."""
+    committed = DATA / "results"
+    shutil.copytree(committed, tmp_path / "results")
+    rows = report.write_report(tmp_path / "results")
+    assert [row["claim"] for row in rows] == sorted(p.name for p in committed.glob("C?"))
+    for name in ("README.md", "claims.json"):
+        assert (tmp_path / "results" / name).read_text() == (committed / name).read_text(), (
+            f"data/results/{name} is not made from the JSON beside it; run make results"
+        )
