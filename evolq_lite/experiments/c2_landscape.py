@@ -52,7 +52,7 @@ def cells(quick: bool) -> list[Cell]:
         for layer in LAYERS[network][:2] if quick else LAYERS[network]:
             for kind, step in steps:
                 for probe in probes:
-                    for images in sizes if probe == "fitness" else (1000,):
+                    for images in sizes if probe == "fitness" else (500,):
                         out.append(
                             {
                                 "network": network,
@@ -62,8 +62,8 @@ def cells(quick: bool) -> list[Cell]:
                                 "step": step,
                                 "probe": probe,
                                 "images": images,
-                                "lines": 2 if quick else 6,
-                                "points": 7 if quick else 21,
+                                "lines": 2 if quick else 4,
+                                "points": 7 if quick else 17,
                                 "seed": 0,
                             }
                         )
@@ -88,7 +88,7 @@ def run(cell: Cell) -> Result:
     config = QuantConfig(weight_bits=cell["weight_bits"])
     made = setting(cell["network"], max(500, cell["images"]), cell["seed"], config)
     relative = cell["kind"] == "relative"
-    objectives = [objective_of(made, cell, chunk) for chunk in (made.chain.chunk, 1, 7)]
+    objectives = [objective_of(made, cell, chunk) for chunk in (made.chain.chunk, 10, 27)]
     start = objectives[0].start
     points = torch.stack(
         [
