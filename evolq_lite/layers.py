@@ -131,8 +131,9 @@ class Quantizer(nn.Module):
     def centred(self, x: Tensor, unit: Tensor | float = 1.0) -> Tensor:
         """The integers q - zero_point of x * unit as floats; while observing, x * unit itself."""
         if self.observer is not None:
-            self.observer.update(x * unit)
-            return x * unit
+            x = x * unit
+            self.observer.update(x)
+            return x
         if not self.frozen:
             raise RuntimeError(
                 "this network is not calibrated; call calibrate(qmodel, images) first"

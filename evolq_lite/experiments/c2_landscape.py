@@ -42,39 +42,37 @@ PROBES: dict[str, Fitness] = {"fitness": info_nce, "test loss": test_loss, "test
 
 
 def cells(quick: bool) -> list[Cell]:
-    """Every layer, step and probe; more images for the layer that the paper calls rugged."""
-    networks = ("vit",) if quick else ("vit", "cnn")
-    steps = STEPS[1:2] if quick else STEPS
-    probes = ("fitness",) if quick else tuple(PROBES)
-    sizes = (100,) if quick else (100, 500)
-    out = []
-    for network in networks:
-        for layer in LAYERS[network][:2] if quick else LAYERS[network]:
-            for kind, step in steps:
-                for probe in probes:
-                    for images in sizes if probe == "fitness" else (500,):
-                        out.append(
-                            {
-                                "network": network,
-                                "layer": layer,
-                                "weight_bits": 3,
-                                "kind": kind,
-                                "step": step,
-                                "probe": probe,
-                                "images": images,
-                                "lines": 2 if quick else 4,
-                                "points": 7 if quick else 17,
-                                "seed": 0,
-                            }
-                        )
-    return out
+    """Every layer and step on 100 images; more images and the test probes at some of the steps."""
+    looks = [(kind, step, "fitness", 100) for kind, step in STEPS]
+    looks.append(("relative", 1e-2, "fitness", 500))
+    for probe in ("test loss", "test error"):
+        looks += [("relative", 1e-2, probe, 500), ("absolute", 1e-3, probe, 500)]
+    wanted = [("vit", layer) for layer in LAYERS["vit"]]
+    wanted += [("cnn", layer) for layer in LAYERS["cnn"]]
+    return [
+        {
+            "network": network,
+            "layer": layer,
+            "weight_bits": 3,
+            "kind": kind,
+            "step": step,
+            "probe": probe,
+            "images": images,
+            "lines": 2 if quick else 4,
+            "points": 7 if quick else 17,
+            "seed": 0,
+        }
+        for network, layer in (wanted[:2] if quick else wanted)
+        for kind, step, probe, images in (looks[1:2] if quick else looks)
+    ]
 
 
 def objective_of(made: Setting, cell: Cell, chunk: int | None) -> BlockObjective:
     """The probe as a function of one layer's weight scales."""
     images, targets = made.demo.calibration[: cell["images"]], made.demo.targets[: cell["images"]]
     if cell["probe"] != "fitness":
-        images, labels = (part[:: len(part) // cell["images"]] for part in test_part())
+        every, wanted = len(test_part()[1]) // cell["images"], cell["images"]
+        images, labels = (part[::every][:wanted] for part in test_part())
         targets = F.one_hot(labels, 62).float()
     block = BLOCK[cell["network"]]
     chain = chain_of(made.qmodel)
@@ -138,35 +136,41 @@ def figure(results: list[Result]) -> Picture:
         axes.axhspan(-half, half, color="0.6", alpha=0.4, label="noise floor")
         axes.set_title(f"{r['network']} {r['layer']}", fontsize="medium")
         axes.set(xlabel="relative step", ylabel="change of fitness")
+        axes.set_xticks([-r["step"], 0, r["step"]])
         axes.ticklabel_format(axis="y", scilimits=(-2, 2))
         axes.legend(fontsize="small")
     return picture
 
 
+def minima_of(results: list[Result], **where: object) -> dict[str, float]:
+    """Minima a line by layer, of the results about calibration fitness that match."""
+    wanted = {"probe": "fitness", **where}.items()
+    found = [r for r in results if all(r[key] == value for key, value in wanted)]
+    return {f"{r['network']} {r['layer']}": r["minima"] for r in found}
+
+
 def verdict(results: list[Result]) -> tuple[str, str]:
     """ViT against CNN, attention against MLP, at equal relative steps of one per cent."""
-    at = {
-        (r["network"], r["layer"]): r
-        for r in results
-        if r["probe"] == "fitness" and r["kind"] == "relative" and r["step"] == 1e-2
-    }
-    if not all((n, layer) in at for n, layers in LAYERS.items() for layer in layers):
+    minima = minima_of(results, kind="relative", step=1e-2, images=500)
+    if len(minima) < sum(len(layers) for layers in LAYERS.values()):
         return "holds partly", "Only a part of the cells was computed."
-    minima = {key: r["minima"] for key, r in at.items()}
-    vit = [minima["vit", layer] for layer in LAYERS["vit"]]
-    cnn = [minima["cnn", layer] for layer in LAYERS["cnn"]]
-    jagged = min(vit) >= 1
-    smooth = max(cnn) < min(vit)
-    attention = min(minima["vit", "attn.qkv"], minima["vit", "attn.proj"])
-    rugged = attention > max(minima["vit", "mlp.fc1"], minima["vit", "mlp.fc2"])
+    vit = [minima[f"vit {layer}"] for layer in LAYERS["vit"]]
+    cnn = [minima[f"cnn {layer}"] for layer in LAYERS["cnn"]]
+    jagged, smooth, rugged = min(vit) >= 1, max(cnn) < min(vit), min(vit[:2]) > max(vit[2:])
     count = sum((jagged, smooth, rugged))
     word = "holds here" if count == 3 else "holds partly" if count else "does not hold here"
-    numbers = ", ".join(f"{n} {layer} {value:.1f}" for (n, layer), value in minima.items())
+
+    def listed(found: dict[str, float]) -> str:
+        return ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+
+    fewer = minima_of(results, kind="relative", step=1e-2, images=100)
+    absolute = minima_of(results, kind="absolute", images=100)
     sentence = (
-        f"Minima a line deeper than the noise floor, relative step 0.01: {numbers}. The ViT is "
-        f"{'' if jagged else 'not '}jagged in every layer; the CNN is {'' if smooth else 'not '}"
-        f"smoother than all of them; qkv and proj are {'' if rugged else 'not '}more rugged than "
-        "fc1 and fc2."
+        "Minima a line that are deeper than the noise floor, relative step 0.01, 500 images: "
+        f"{listed(minima)}. The ViT is {'' if jagged else 'not '}jagged in every layer; the CNN is "
+        f"{'' if smooth else 'not '}smoother than all of them; qkv and proj are "
+        f"{'' if rugged else 'not '}more rugged than fc1 and fc2. With 100 images: "
+        f"{listed(fewer)}; there at the paper's absolute step 0.001: {listed(absolute)}."
     )
     return word, sentence
 
