@@ -473,6 +473,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def begun(arguments: argparse.Namespace) -> bool:
+    """Whether the command's run folder holds a run that --resume could go on with."""
+    return arguments.command in ("demo", "run") and (arguments.out / "config.json").is_file()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     try:
@@ -499,10 +504,9 @@ def main(argv: list[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return 130
-        begun = arguments.command != "check" and (arguments.out / "config.json").is_file()
         how = (
             "; the same command with --resume goes on from the last finished block"
-            if begun
+            if begun(arguments)
             else " before the run began"
         )
         print(f"\nevolq_lite: stopped{how}", file=sys.stderr)
@@ -510,10 +514,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         hint = "; check the path, or give another --out" if error.errno is not None else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            begun = arguments.command != "reproduce" and (arguments.out / "config.json").is_file()
             hint = (
                 "; free some space, then give the same command"
-                f"{' with --resume' if begun else ' again'}"
+                f"{' with --resume' if begun(arguments) else ' again'}"
             )
         named = (
             f"{error.strerror}: {error.filename}"

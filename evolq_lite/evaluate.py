@@ -45,6 +45,11 @@ class Comparison:
     lost: int  # right before, wrong after
     images: int
 
+    @classmethod
+    def of(cls, was: Tensor, now: Tensor) -> "Comparison":
+        """From which images (n,) were right before and which are right after."""
+        return cls(int((~was & now).sum()), int((was & ~now).sum()), len(was))
+
     @property
     def gain(self) -> float:
         """Difference of top-1, 0 to 1, positive if the second network is better."""
@@ -100,5 +105,4 @@ def accuracy(predictions: Tensor, labels: Tensor) -> Accuracy:
 
 def compare(before: Tensor, after: Tensor, labels: Tensor) -> Comparison:
     """Compare two networks by their predictions (n,) for the same images with labels (n,)."""
-    was, now = before == labels, after == labels
-    return Comparison(int((~was & now).sum()), int((was & ~now).sum()), len(labels))
+    return Comparison.of(before == labels, after == labels)

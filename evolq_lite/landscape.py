@@ -151,7 +151,7 @@ def total_variation(values: Float[Tensor, " n"]) -> float:
 
 
 def noise_floor(
-    kernels: Sequence[Objective], points: Float[Tensor, "p d"]
+    kernels: Sequence[Callable[[Tensor], Tensor]], points: Float[Tensor, "p d"]
 ) -> tuple[float, Float[Tensor, "k p"]]:
     """The largest |difference| between computations of the same objective, and all their values.
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 
 from evolq_lite.config import QuantConfig
-from evolq_lite.experiments.cells import Cell, Claim, Result, accuracy_of, paired
+from evolq_lite.experiments.cells import Cell, Claim, Result, accuracy_of, paired, verdict_of
 from evolq_lite.experiments.setup import setting, tested
 from evolq_lite.figures import PETROFF, Picture, new_figure
 
@@ -98,8 +98,7 @@ def verdict(results: list[Result]) -> tuple[str, str]:
         drops = [paired([whole], [r]) for r in (high, low)]
         seen.append(drops[1].p_value < 0.05 and drops[1].gain < drops[0].gain)
         said.append(f"{network}: W8A8 {drops[0]}, W3A8 {drops[1]} against float (MinMax)")
-    word = "holds here" if all(seen) else "holds partly" if any(seen) else "does not hold here"
-    return word, "; ".join(said) + "."
+    return verdict_of(seen), "; ".join(said) + "."
 
 
 CLAIM = Claim("C1", "Do scales and bit-widths decide the accuracy?", cells, run, figure, verdict)

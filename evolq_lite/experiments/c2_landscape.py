@@ -12,7 +12,7 @@ from torch import Tensor
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig
 from evolq_lite.convert import set_execution
-from evolq_lite.experiments.cells import Cell, Claim, Result
+from evolq_lite.experiments.cells import Cell, Claim, Result, verdict_of
 from evolq_lite.experiments.setup import Setting, setting, test_part
 from evolq_lite.figures import PETROFF, Picture, new_figure
 from evolq_lite.fitness import Fitness, info_nce
@@ -94,12 +94,14 @@ def run(cell: Cell) -> Result:
             *(start + cell["step"] * direction(start, "gaussian", s, relative) for s in (90, 91)),
         ]
     )
-    set_execution(made.qmodel, "simulate")
-    _, simulated = noise_floor([objective_of(made, cell, None)], points.abs())
-    set_execution(made.qmodel, "auto")
-    _, values = noise_floor(objectives, points.abs())
-    kernels = torch.cat([values, simulated])
-    floor = float((kernels.amax(0) - kernels.amin(0)).max())
+
+    def simulated(population: Tensor) -> Tensor:
+        set_execution(made.qmodel, "simulate")
+        values = objective_of(made, cell, None)(population)
+        set_execution(made.qmodel, "auto")
+        return values
+
+    floor, values = noise_floor([*objectives, simulated], points.abs())
     rough, lines = roughness(
         objectives[0], start, cell["step"], floor, relative, cell["lines"], cell["points"]
     )
@@ -157,8 +159,6 @@ def verdict(results: list[Result]) -> tuple[str, str]:
     vit = [minima[f"vit {layer}"] for layer in LAYERS["vit"]]
     cnn = [minima[f"cnn {layer}"] for layer in LAYERS["cnn"]]
     jagged, smooth, rugged = min(vit) >= 1, max(cnn) < min(vit), min(vit[:2]) > max(vit[2:])
-    count = sum((jagged, smooth, rugged))
-    word = "holds here" if count == 3 else "holds partly" if count else "does not hold here"
 
     def listed(found: dict[str, float]) -> str:
         return ", ".join(f"{name} {value:.1f}" for name, value in found.items())
@@ -172,7 +172,7 @@ def verdict(results: list[Result]) -> tuple[str, str]:
         f"{'' if rugged else 'not '}more rugged than fc1 and fc2. With 100 images: "
         f"{listed(fewer)}; there at the paper's absolute step 0.001: {listed(absolute)}."
     )
-    return word, sentence
+    return verdict_of((jagged, smooth, rugged)), sentence
 
 
 CLAIM = Claim(

@@ -5,13 +5,14 @@ fresh ones, in shares of what the search gained, says how much was overfitted.
 """
 
 from collections import defaultdict
+from statistics import fmean as mean
 
 import numpy as np
 import torch
 
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.experiments.cells import Cell, Claim, Result, paired
-from evolq_lite.experiments.plots import forest, mean
+from evolq_lite.experiments.cells import Cell, Claim, Result, paired, verdict_of
+from evolq_lite.experiments.plots import forest
 from evolq_lite.experiments.setup import (
     Setting,
     evolved,
@@ -52,7 +53,7 @@ def cells(quick: bool) -> list[Cell]:
                         "images": images,
                         "seed": seed,
                         "weight_bits": 3,
-                        "passes": 1 if quick else 10,
+                        "passes": 1 if quick else 5,
                         "every": 20 if quick else 1,
                     }
                 )
@@ -146,11 +147,9 @@ def verdict(results: list[Result]) -> tuple[str, str]:
     gaps = {name: gap(rs) for name, rs in found.items()}
     ahead = race.gain > 0 and race.p_value < 0.05
     general = all(gaps["infoNCE T=3"] <= gaps[name] for name in others)
-    count = ahead + general
-    word = ("does not hold here", "holds partly", "holds here")[count]
     pair = next(r for r in results if r["loss"] == "correlation")
     said = ", ".join(f"{name} {100 * value:.0f} %" for name, value in gaps.items())
-    return word, (
+    return verdict_of((ahead, general)), (
         f"InfoNCE at T = 3 gains {paired(start, ours)}, the best other loss ({rival}) "
         f"{paired(start, others[rival])}; between them {race}. Share of the gain on calibration "
         f"images that fresh images do not see: {said}. Over 60 neighbours the correlation of "

@@ -7,7 +7,7 @@ the present scales as evolution does. Gains are against the start that a method 
 from collections import defaultdict
 
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.experiments.cells import Cell, Claim, Result, paired
+from evolq_lite.experiments.cells import Cell, Claim, Result, paired, verdict_of
 from evolq_lite.experiments.plots import forest
 from evolq_lite.experiments.setup import evolved, setting, tested
 from evolq_lite.figures import Picture
@@ -33,7 +33,7 @@ def cells(quick: bool) -> list[Cell]:
             "weight_bits": b,
             "method": method,
             "seed": seed,
-            "images": 60 if quick else 1000,
+            "images": 60 if quick else 500,
             "passes": 1 if quick else 10,
             "every": 20 if quick else 1,
         }
@@ -102,8 +102,7 @@ def verdict(results: list[Result]) -> tuple[str, str]:
         said.append(
             f"{network} W{bits}A8: MinMax {100 * lost.gain:+.2f} against float, EvolQ {gain}"
         )
-    word = "holds here" if all(clear) else "holds partly" if any(clear) else "does not hold here"
-    return word, "; ".join(said) + "."
+    return verdict_of(clear), "; ".join(said) + "."
 
 
 CLAIM = Claim(

@@ -6,13 +6,15 @@ first one's lead is luck shows when it is picked on one half of the images and m
 other.
 """
 
+from statistics import fmean as mean
+
 import numpy as np
 import torch
 
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.evaluate import Comparison
-from evolq_lite.experiments.cells import Cell, Claim, Result, unpacked
-from evolq_lite.experiments.plots import forest, mean
+from evolq_lite.experiments.cells import Cell, Claim, Result, unpacked, verdict_of
+from evolq_lite.experiments.plots import forest
 from evolq_lite.experiments.setup import evolved, setting, tested
 from evolq_lite.figures import Picture
 
@@ -55,11 +57,6 @@ def run(cell: Cell) -> Result:
 def table(r: Result) -> torch.Tensor:
     """Which images each snapshot has right, (snapshots, images)."""
     return torch.stack([unpacked(text, r["images"]) for text in r["snapshots"]])
-
-
-def compared(old: torch.Tensor, new: torch.Tensor) -> Comparison:
-    """Paired comparison of two rows of right images."""
-    return Comparison(int((~old & new).sum()), int((old & ~new).sum()), len(old))
 
 
 def inflation(tables: list[torch.Tensor], halves: tuple[torch.Tensor, torch.Tensor]) -> float:
@@ -105,7 +102,7 @@ def figure(results: list[Result]) -> Picture:
             picks["best fitness"].append(rows[int(np.argmin(r["fitness"]))])
             picks["last"].append(rows[-1])
         groups[f"W{bits}A8"] = {
-            name: compared(starts, torch.cat(rows)) for name, rows in picks.items()
+            name: Comparison.of(starts, torch.cat(rows)) for name, rows in picks.items()
         }
     return forest(groups, "Gain over MinMax of the snapshot picked in three ways")
 
@@ -123,8 +120,7 @@ def verdict(results: list[Result]) -> tuple[str, str]:
             f"last, of which {value:+.2f} [{low:+.2f}, {high:+.2f}] vanish on the other half"
         )
         clear.append(value > 0)
-    word = "holds here" if all(clear) else "holds partly" if any(clear) else "does not hold here"
-    return word, "; ".join(said) + "."
+    return verdict_of(clear), "; ".join(said) + "."
 
 
 CLAIM = Claim(

@@ -4,11 +4,12 @@ The paper's search with one option changed at a time, at W3A8 on the ViT.
 """
 
 from collections import defaultdict
+from statistics import fmean as mean
 from typing import Any
 
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.experiments.cells import Cell, Claim, Result, paired
-from evolq_lite.experiments.plots import forest, mean
+from evolq_lite.experiments.plots import forest
 from evolq_lite.experiments.setup import evolved, setting, tested
 from evolq_lite.figures import Picture
 
@@ -32,7 +33,7 @@ def cells(quick: bool) -> list[Cell]:
     groups = {"passes": [{"passes": 1}]} if quick else VARIANTS
     fixed = {
         "weight_bits": 3,
-        "images": 60 if quick else 500,
+        "images": 60 if quick else 300,
         "every": 20 if quick else 1,
     }
     changed = [("start", {}), *((g, options) for g, rows in groups.items() for options in rows)]

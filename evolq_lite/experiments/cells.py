@@ -43,6 +43,11 @@ class Claim:
 VERDICTS = ("holds here", "holds partly", "does not hold here")
 
 
+def verdict_of(parts: Sequence[bool]) -> str:
+    """The verdict on a claim from whether each of its parts holds."""
+    return VERDICTS[0 if all(parts) else 1 if any(parts) else 2]
+
+
 def path_of(folder: Path, claim: str, cell: Cell) -> Path:
     """Where a cell's result lies: readable parameters, and a hash that tells all of them apart."""
     words = "-".join(str(value) for value in cell.values())
@@ -66,7 +71,7 @@ def read(path: Path, claim: str, cell: Cell) -> Result | None:
     return {**found["cell"], **found["result"], "seconds": found["seconds"]}
 
 
-def compute(folder: Path, claim: Claim, cell: Cell) -> Result:
+def compute(folder: Path, claim: Claim, cell: Cell) -> None:
     """Run a cell and write its file."""
     began = perf_counter()
     result = claim.run(cell)
@@ -81,7 +86,6 @@ def compute(folder: Path, claim: Claim, cell: Cell) -> Result:
     path = path_of(folder, claim.name, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
-    return {**cell, **result, "seconds": content["seconds"]}
 
 
 def packed(correct: Tensor) -> str:
@@ -95,16 +99,17 @@ def unpacked(text: str, images: int) -> Tensor:
     return torch.from_numpy(bits.astype(bool))
 
 
+def right(result: Result) -> Tensor:
+    """Which images (n,) a result has right."""
+    return unpacked(result["correct"], result["images"])
+
+
 def accuracy_of(result: Result) -> Accuracy:
     """Top-1 of a result that has `correct` and `images`."""
-    return Accuracy(int(unpacked(result["correct"], result["images"]).sum()), result["images"])
+    return Accuracy(int(right(result).sum()), result["images"])
 
 
 def paired(before: Sequence[Result], after: Sequence[Result]) -> Comparison:
     """Compare results on the same images, several seeds pooled."""
-    gained = lost = images = 0
-    for old, new in zip(before, after, strict=True):
-        was, now = (unpacked(r["correct"], r["images"]) for r in (old, new))
-        gained, lost = gained + int((~was & now).sum()), lost + int((was & ~now).sum())
-        images += len(was)
-    return Comparison(gained, lost, images)
+    was, now = (torch.cat([right(r) for r in results]) for results in (before, after))
+    return Comparison.of(was, now)

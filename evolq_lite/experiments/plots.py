@@ -1,6 +1,6 @@
 """Figures that several claims share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from evolq_lite.evaluate import Comparison
 from evolq_lite.figures import PETROFF, Picture, new_figure
@@ -38,8 +38,3 @@ def forest(groups: Mapping[str, Mapping[str, Comparison]], title: str) -> Pictur
         axes.grid(axis="x", alpha=0.3)
     picture.suptitle(f"{title} (hollow: not significant)", fontsize="medium")
     return picture
-
-
-def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
-    return sum(values) / len(values)

@@ -90,6 +90,6 @@ def tested(model: nn.Module, every: int = 1) -> Result:
 
 @torch.no_grad()
 def fresh_images(demo: Demo, images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Training images that were not drawn for calibration, and the float network's logits."""
+    """Training images drawn by another seed (a few may be the same), and float logits for them."""
     other = load_demo(demo.name, images, seed)
     return other.calibration, other.targets
