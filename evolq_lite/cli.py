@@ -36,7 +36,7 @@ from evolq_lite.data import (
     transform_of,
 )
 from evolq_lite.evaluate import Accuracy, Comparison, accuracy, compare, predict
-from evolq_lite.evolve import Evaluation, evaluations_of, evolve
+from evolq_lite.evolve import Evaluation, evaluations_of, evolve, width_after
 from evolq_lite.figures import history_figure, save_figure, top1_figure
 from evolq_lite.integer import missing
 from evolq_lite.record import RunFolder, environment, fix_kernels, peak_memory
@@ -232,8 +232,11 @@ def run(task: Task, arguments: argparse.Namespace) -> int:
     )
     folder.enter(state)
     done, fitness = folder.restore(qmodel)
-    total = evaluations_of(chain, search)
-    with tqdm(total=total, initial=len(folder.history()), desc="search", unit="evaluation") as bar:
+    total, past = evaluations_of(chain, search), folder.history()
+    step = width_after(
+        search, search.width(quant.weight_bits), (line["accepted"] for line in past[1:])
+    )
+    with tqdm(total=total, initial=len(past), desc="search", unit="evaluation") as bar:
 
         def on_evaluation(evaluation: Evaluation) -> None:
             folder.append(evaluation)
@@ -247,7 +250,7 @@ def run(task: Task, arguments: argparse.Namespace) -> int:
             task.calibration,
             task.targets,
             search,
-            search.width(quant.weight_bits),
+            step,
             on_evaluation,
             lambda visits, value: folder.save(qmodel, visits, value),
             done,

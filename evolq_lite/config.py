@@ -110,10 +110,13 @@ class SearchConfig(_Checked):
     )
     tournament: int = option(10, "members drawn, with replacement; the best is the parent")
     step: float | None = option(
-        None, "mutation width; none: the paper's, 1e-3 up to 4-bit weights, 1e-4 above"
+        None,
+        "mutation width; none: the paper's, 1e-3 up to 4-bit weights, 1e-4 above; 1e-2 if relative",
     )
     mutation: str = option(
-        "absolute", "width in the units of the scale, or relative to it", ("absolute", "relative")
+        "absolute",
+        "width in the units of the scale, or relative to it, or relative and adapted by success",
+        ("absolute", "relative", "adaptive"),
     )
     scales: str = option(
         "attention",
@@ -141,7 +144,14 @@ class SearchConfig(_Checked):
         self.require("temperature", 1e-3)
         if self.step is not None:
             self.require("step", 0)
+        if self.mutation == "adaptive" and self.algorithm == "random":
+            raise ValueError(
+                "mutation adaptive learns from successes, which algorithm random ignores; "
+                "choose mutation relative, or algorithm evolq"
+            )
 
     def width(self, weight_bits: int) -> float:
-        """The mutation width in force: `step`, or the paper's for these weight bits."""
-        return self.step if self.step is not None else (1e-3 if weight_bits <= 4 else 1e-4)
+        """The first mutation width: `step`, or the paper's for these weight bits."""
+        if self.step is not None:
+            return self.step
+        return 1e-2 if self.mutation != "absolute" else 1e-3 if weight_bits <= 4 else 1e-4

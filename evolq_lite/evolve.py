@@ -9,7 +9,7 @@ A visit's random numbers depend on the seed and the visit's number only, so a ru
 visit n ends exactly like one that was never stopped. Read with lesson 6.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
@@ -144,7 +144,8 @@ def evolve(
     `images` (n, channels, height, width) and `targets` (n, classes) are calibration data: the float
     network's logits, no labels. `step` is the mutation width. `on_evaluation` hears of every
     evaluation, and may raise to stop; `on_visit(visits done, fitness)` is called when the model
-    holds a finished visit, the moment to save. To go on from there, pass `done` and `fitness`.
+    holds a finished visit, the moment to save. To go on from there, pass `done` and `fitness`, and
+    as `step` what `width_after` says.
     """
     loss = fitness_of(config.fitness, config.temperature)
     visits = visits_of(chain, config)
@@ -172,6 +173,7 @@ def evolve(
             note(start, fitness)
         search = optimizer_of(config, start, fitness, step, number)
         vector, fitness = minimize(objective, search, config.cycles, note)
+        step = search.step  # an adaptive one goes on where the last visit left it
         objective.commit(vector)
         on_visit(number + 1, fitness)
     assert fitness is not None
@@ -182,7 +184,15 @@ def optimizer_of(
     config: SearchConfig, start: Vector, value: float, step: float, visit: int
 ) -> RandomSearch:
     """The optimiser of one visit; its seed comes from the run's seed and the visit's number."""
-    seed, relative = 1_000_003 * config.seed + visit, config.mutation == "relative"
+    seed, relative = 1_000_003 * config.seed + visit, config.mutation != "absolute"
     if config.algorithm == "random":
         return RandomSearch(start, value, step, seed, relative)
-    return EvolQ(start, value, step, config.population, config.tournament, seed, relative)
+    adapt = config.mutation == "adaptive"
+    return EvolQ(start, value, step, config.population, config.tournament, seed, relative, adapt)
+
+
+def width_after(config: SearchConfig, step: float, accepted: Iterable[bool]) -> float:
+    """The mutation width after candidates that were accepted or not, the start left out."""
+    for success in accepted if config.mutation == "adaptive" else ():
+        step = EvolQ.adapted(step, success)
+    return step

@@ -285,10 +285,12 @@ class RunFolder:
         try:
             lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
             found = [json.loads(line) for line in lines if line.endswith("}\n")]
+            kinds = {"visit": int, "accepted": bool}
             if not all(
-                isinstance(line, dict) and isinstance(line.get("visit"), int) for line in found
+                isinstance(line, dict) and all(isinstance(line.get(k), t) for k, t in kinds.items())
+                for line in found
             ):
-                raise ValueError("a line without its visit")
+                raise ValueError("a line without its visit, or whether it was accepted")
         except ValueError as error:
             raise ValueError(f"{file} is damaged ({error}); {ANEW}") from None
         return found

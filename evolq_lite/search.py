@@ -116,6 +116,11 @@ class EvolQ(RandomSearch):
 
     gain = 1.5  # of the step after a success
 
+    @classmethod
+    def adapted(cls, step: float, success: bool) -> float:
+        """The step after one more candidate, by the 1/5 rule."""
+        return step * (cls.gain if success else cls.gain**-0.25)
+
     def __init__(
         self,
         start: Vector,
@@ -144,7 +149,7 @@ class EvolQ(RandomSearch):
         super().tell(population, values)
         for vector, value in zip(population, values.tolist()):
             if self.adapt:
-                self.step *= self.gain if ranked(value) < best else self.gain**-0.25
+                self.step = self.adapted(self.step, ranked(value) < best)
                 best = min(best, ranked(value))
             self.members = sorted(
                 [*self.members, (ranked(value), vector)], key=lambda member: member[0]

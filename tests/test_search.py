@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -25,7 +26,7 @@ from evolq_lite import (
     minimize,
     quantize,
 )
-from evolq_lite.evolve import evaluations_of, visits_of
+from evolq_lite.evolve import evaluations_of, visits_of, width_after
 
 
 @pytest.fixture(scope="module")
@@ -261,9 +262,10 @@ def test_only_attention_scales_change_by_default():
     assert changed and all(".attn." in n and n.endswith("weight_quant.scale") for n in changed)
 
 
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, mutation="adaptive")])
 @pytest.mark.parametrize("stop", [1, 2, 3])
-def test_a_run_that_goes_on_ends_like_one_that_was_not_stopped(stop):
-    whole, history, fitness, _, _ = run(SMALL)
+def test_a_run_that_goes_on_ends_like_one_that_was_not_stopped(stop, config):
+    whole, history, fitness, _, _ = run(config)
     part, images, targets = make_problem()
 
     class Stop(Exception):
@@ -277,13 +279,13 @@ def test_a_run_that_goes_on_ends_like_one_that_was_not_stopped(stop):
             raise Stop
 
     with pytest.raises(Stop):
-        evolve(part, images, targets, SMALL, 0.02, seen.append, visited)
+        evolve(part, images, targets, config, 0.02, seen.append, visited)
     end = evolve(
         part,
         images,
         targets,
-        SMALL,
-        0.02,
+        config,
+        width_after(config, 0.02, (e.accepted for e in seen[1:])),
         seen.append,
         done=saved["visits"],
         fitness=saved["value"],
@@ -304,6 +306,7 @@ def test_a_run_that_goes_on_ends_like_one_that_was_not_stopped(stop):
         {"scales": "weights"},
         {"scales": "all", "mutation": "relative", "step": 0.01},
         {"algorithm": "random"},
+        {"mutation": "adaptive", "scales": "weights"},
         *({"fitness": name} for name in ("mse", "cosine", "kl", "fisher")),
     ],
 )
@@ -329,3 +332,13 @@ def test_width_is_the_papers_unless_given():
     assert SearchConfig().width(3) == SearchConfig().width(4) == 1e-3
     assert SearchConfig().width(8) == 1e-4
     assert SearchConfig(step=0.5).width(4) == 0.5
+    assert SearchConfig(mutation="relative").width(4) == 1e-2
+
+
+def test_an_adaptive_width_grows_with_successes_and_shrinks_with_failures():
+    config = SearchConfig(mutation="adaptive")
+    assert width_after(config, 1.0, [True]) == pytest.approx(1.5)
+    assert width_after(config, 1.0, [True, *4 * [False]]) == pytest.approx(1.0)
+    assert width_after(SearchConfig(), 1.0, [True]) == 1.0
+    with pytest.raises(ValueError, match="choose mutation relative"):
+        SearchConfig(mutation="adaptive", algorithm="random")

@@ -8,8 +8,18 @@ from evolq_lite.experiments import (
     c5_headline,
     c6_selection,
     c7_budget,
+    c8_beyond,
 )
 from evolq_lite.experiments.cells import Claim
 
-MODULES = (c1_bits, c2_landscape, c3_rivals, c4_losses, c5_headline, c6_selection, c7_budget)
+MODULES = (
+    c1_bits,
+    c2_landscape,
+    c3_rivals,
+    c4_losses,
+    c5_headline,
+    c6_selection,
+    c7_budget,
+    c8_beyond,
+)
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in MODULES}

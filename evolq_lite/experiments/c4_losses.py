@@ -36,7 +36,6 @@ LOSSES = (
     ("kl", 3.0),
     ("fisher", 3.0),
 )
-FRESH = 1000  # seeds from here on draw the fresh images
 
 
 def cells(quick: bool) -> list[Cell]:
@@ -75,7 +74,7 @@ def run(cell: Cell) -> Result:
         seed=cell["seed"],
         batch=min(100, cell["images"]),
     )
-    fresh = fresh_images(made.demo, 200 if cell["passes"] == 1 else 1000, FRESH + cell["seed"])
+    fresh = fresh_images(made.demo, 200 if cell["passes"] == 1 else 1000, cell["seed"])
     before = fitness_on(made, search, *fresh)
     found = evolved(made, search)
     after = fitness_on(made, search, *fresh)

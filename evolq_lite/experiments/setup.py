@@ -88,8 +88,11 @@ def tested(model: nn.Module, every: int = 1) -> Result:
     }
 
 
-@torch.no_grad()
 def fresh_images(demo: Demo, images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Training images drawn by another seed (a few may be the same), and float logits for them."""
-    other = load_demo(demo.name, images, seed)
-    return other.calibration, other.targets
+    """More training images with float logits, none of them among the calibration images of `seed`.
+
+    One seed draws one order of all training images, of which calibration takes the first.
+    """
+    used = len(demo.calibration)
+    more = load_demo(demo.name, used + images, seed)
+    return more.calibration[used:], more.targets[used:]
