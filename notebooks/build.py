@@ -35,11 +35,12 @@ def read_source(path: Path) -> NotebookNode:
     return notebook
 
 
-def is_progress(output: NotebookNode) -> bool:
-    """Whether an output is a progress bar, as text or widget: nothing to keep."""
-    return output.get(
-        "name"
-    ) == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+def kept(output: NotebookNode) -> NotebookNode | None:
+    """An output without its live widgets: a panel leaves its picture, a progress bar nothing."""
+    data = output.get("data", {})
+    if data.pop("application/vnd.jupyter.widget-view+json", None) and "text/html" not in data:
+        return None
+    return None if output.get("name") == "stderr" else output
 
 
 def execute(notebook: NotebookNode) -> NotebookNode:
@@ -54,7 +55,7 @@ def execute(notebook: NotebookNode) -> NotebookNode:
     client.execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not is_progress(output)]
+            cell.outputs = [output for output in map(kept, cell.outputs) if output is not None]
     notebook.metadata.language_info = NotebookNode(name="python")
     return notebook
 

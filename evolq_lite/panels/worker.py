@@ -1,0 +1,83 @@
+"""One job at a time in a thread, the latest wins, and a job can be cancelled where it ticks.
+
+A slider that is dragged asks for many results of which only the last is wanted. `Worker.request`
+waits a moment for the next request, tells the job under way to stop, and runs the new one. A job is
+a function of `tick`; it calls `tick(fraction)` between its batches, where it may be stopped.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+Tick = Callable[[float], None]
+Job = Callable[[Tick], None]
+
+
+class Cancelled(Exception):
+    """Raised by `tick` in a job that is to stop."""
+
+
+class Worker:
+    """Runs jobs in one thread; `wait` seconds are given to a next request to replace the last."""
+
+    def __init__(
+        self,
+        wait: float,
+        on_progress: Callable[[float], None],
+        on_end: Callable[[BaseException | None], None],
+    ) -> None:
+        self.wait, self.on_progress, self.on_end = wait, on_progress, on_end
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="evolq-panel")
+        self.stop = threading.Event()  # of the latest job
+        self.timer: asyncio.TimerHandle | None = None
+        self.future: Future[None] | None = None
+
+    def request(self, job: Job) -> None:
+        """Run a job soon, instead of the one under way."""
+        self.cancel()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # no event loop, as in plain Python: nothing could come in between
+            self.submit(job)
+            return
+        self.timer = loop.call_later(self.wait, self.submit, job)
+
+    def submit(self, job: Job) -> None:
+        """Run a job as soon as the thread is free."""
+        self.stop = stop = threading.Event()
+        self.future = self.pool.submit(self.run, job, stop)
+
+    def run(self, job: Job, stop: threading.Event) -> None:
+        """Run a job to its end, and say how it ended unless another has taken its place."""
+
+        def tick(fraction: float) -> None:
+            if stop.is_set():
+                raise Cancelled
+            self.on_progress(fraction)
+
+        ended: BaseException | None = None
+        try:
+            tick(0.0)
+            job(tick)
+        except BaseException as error:  # also what a notebook's interrupt may throw
+            ended = error
+        if self.stop is stop:
+            self.on_end(ended)
+
+    def cancel(self) -> None:
+        """Stop the job under way at its next tick, and forget one that waits."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.stop.set()
+
+    def wait_until_done(self, seconds: float | None = None) -> None:
+        """Wait for the job under way: for tests and for scripts without an event loop."""
+        if self.future is not None:
+            self.future.result(seconds)
+
+    def close(self) -> None:
+        """Stop, and let the thread go."""
+        self.cancel()
+        self.pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,198 @@
+# %% [markdown]
+# # 1. Uniform quantization
+#
+# **Afterwards you can** derive scale and zero point from a range of values; say what rounding and
+# clipping each cost, and trade one against the other; choose between one scale per tensor and one
+# per channel; predict what one more bit buys.
+#
+# **You need** PyTorch tensors. Nothing about quantization.
+#
+# **Time:** 25 minutes to read, 1 minute to run.
+#
+# **Works offline:** yes. The network and the images are in `data/`.
+#
+# **Module to read beside it:** `evolq_lite/numerics.py`.
+
+# %%
+import inspect
+
+import numpy as np
+import torch
+from IPython.display import Code
+
+import evolq_lite as eq
+from evolq_lite.figures import PETROFF, new_figure
+from evolq_lite.panels import QuantizerPanel
+
+torch.set_num_threads(2)
+
+# %% [markdown]
+# ## The idea
+#
+# A network's weights are real numbers in 32 bits each. Hardware multiplies small integers faster,
+# and with less energy and memory. So each real number $x$ is replaced by an integer $q$ out of
+# $2^b$ possible ones, and by one rule that leads back:
+#
+# $$q = \mathrm{clamp}\big(\mathrm{round}(x / s) + z,\; q_{lo},\; q_{hi}\big), \qquad
+# x' = (q - z)\, s$$
+#
+# $x$: the real number; $s > 0$: the *scale*, the distance between two neighbouring levels; $z$: the
+# *zero point*, the integer that stands for 0; $q_{lo}, q_{hi}$: the smallest and the largest
+# integer, for $b$ bits signed $-2^{b-1}$ and $2^{b-1} - 1$; $x'$: what the network computes with
+# from now on. *Uniform* means that all levels are equally far apart.
+#
+# Here are six numbers and signed integers of 3 bits.
+
+# %%
+x = torch.tensor([-0.8, -0.4, -0.1, 0.0, 0.25, 1.0])
+integers = eq.IntRange(bits=3, signed=True)
+scale, zero = eq.affine_params(x.min(), x.max(), integers, symmetric=True)
+back = eq.fake_quantize(x, scale, zero, integers)
+print(f"integers {integers.lo} to {integers.hi}, scale {scale:.4f}, zero point {zero:g}")
+for value, after in zip(x.tolist(), back.tolist()):
+    print(f"{value:6.2f} -> integer {round(after / float(scale)):2d} -> {after + 0:7.4f}")
+
+# %% [markdown]
+# The largest value is clipped: 1.0 / s is 3.5, and the largest integer is 3. A symmetric range
+# ends half a step before its largest value, because signed integers reach one step further down
+# than up.
+#
+# *Fake* quantization means that quantizing and going back are done at once, in float: the result
+# is exactly what an integer network would see, and it runs everywhere. The whole of it is short
+# enough to read:
+
+# %%
+Code(
+    inspect.getsource(eq.affine_params) + "\n\n" + inspect.getsource(eq.fake_quantize),
+    language="python",
+)
+
+# %% [markdown]
+# **Symmetric or not.** With $z = 0$ the range reaches as far down as up. That suits weights, which
+# lie around 0, and it makes products cheap. Activations after a GELU are nearly all positive; a
+# symmetric range would waste half of its integers there, so $z$ moves the range to where the values
+# are.
+
+# %%
+positive = torch.linspace(-0.17, 3.0, 2001)  # the range of a GELU's output
+for symmetric in (True, False):
+    scale, zero = eq.affine_params(positive.min(), positive.max(), integers, symmetric)
+    error = (eq.fake_quantize(positive, scale, zero, integers) - positive).abs().max()
+    name = "symmetric" if symmetric else "asymmetric"
+    print(f"{name:10} scale {scale:.3f}, zero point {zero:g}, largest error {error:.3f}")
+
+# %% [markdown]
+# ## Two errors
+#
+# Inside the range, $x'$ is off by at most $s/2$: the *rounding* error. Outside it, $x'$ is the
+# nearest end of the range, however far $x$ lies: the *clipping* error. A larger scale clips less
+# and rounds more. The values of a real layer are many small ones and a few large ones, so the best
+# range is not the whole range.
+#
+# Move the sliders. The tensors are real: weights and inputs of the vision transformer in `data/`.
+
+# %%
+QuantizerPanel()
+
+# %% [markdown]
+# **Predict, then try.**
+#
+# 1. The weights of `blocks.0.attn.qkv` at 4 bits: how much of the range would you keep? Guess, then
+#    find the least error with *Range kept*. Does the best share grow or shrink with more bits?
+# 2. Take the input of `blocks.5.mlp.fc2`, symmetric. How many levels are in use? And asymmetric?
+# 3. Tick *Per channel* at 3 bits. For which of the four tensors does it help most, and why?
+#
+# <details><summary>What you should have seen</summary>
+#
+# 1. Well below the whole range at 3 or 4 bits, and more of it with every bit: with many levels,
+#    rounding is small anyway, and clipping is what remains.
+# 2. Symmetric, about half of the integers are below zero, where a GELU's output hardly goes, and
+#    stay unused. Asymmetric, all of them are in use.
+# 3. It helps where channels differ in size: each gets the scale that suits it. A tensor whose
+#    channels are all alike gains little.
+#
+# </details>
+#
+# ## What one more bit buys
+#
+# One more bit halves the scale, so it halves the rounding error and quarters its power. In decibels
+# of signal to noise that is $20 \log_{10} 2 \approx 6.02$ dB a bit, for every tensor, as long as
+# the error is rounding.
+
+# %%
+demo = eq.load_demo("vit", calibration=2)
+weight = demo.model.blocks[0].attn.qkv.weight.detach()  # (144, 48): output channels, inputs
+bits = list(range(2, 9))
+rows = {"per tensor": None, "per channel": 0}
+ratios = {}
+for name, axis in rows.items():
+    lo, hi = (weight.min(), weight.max()) if axis is None else (weight.amin(1), weight.amax(1))
+    ratios[name] = []
+    for b in bits:
+        integers = eq.IntRange(b, signed=True)
+        scale, zero = eq.affine_params(lo, hi, integers, symmetric=True)
+        noise = eq.fake_quantize(weight, scale, zero, integers, axis) - weight
+        ratios[name].append(float(10 * torch.log10((weight**2).mean() / (noise**2).mean())))
+said = "; ".join(
+    f"{name} {values[0]:.1f} to {values[-1]:.1f} dB" for name, values in ratios.items()
+)
+figure = new_figure(6.4, 3.4, f"Signal to noise of qkv weights from 2 to 8 bits: {said}.")
+axes = figure.add_subplot()
+for i, (name, values) in enumerate(ratios.items()):
+    axes.plot(bits, values, "os"[i] + "-", color=PETROFF[i], label=name)
+axes.plot(
+    bits,
+    ratios["per tensor"][-1] + 6.02 * (np.array(bits) - 8),
+    "--",
+    color="0.5",
+    label="6.02 dB a bit",
+)
+axes.set(xlabel="bits", ylabel="signal to noise, dB", title="Weights of blocks.0.attn.qkv")
+axes.legend()
+for name, values in ratios.items():
+    print(f"{name:12} {values[-1] - values[-2]:.2f} dB from 7 to 8 bits")
+figure
+
+# %% [markdown]
+# The line of 6 dB holds from about 4 bits on. Below, most weights round to 0, and a bit buys less
+# or more than the rule says. That is where the choice of the scale decides, and where this course
+# goes.
+#
+# ## Check yourself
+#
+# Open an answer to see whether, and why, it is right.
+#
+# **1. Values from -2 to 2, two bits, symmetric. How large can a rounding error be?**
+#
+# <details><summary>1/6</summary>No: that would take 12 steps between -2 and 2. Two bits give 4
+# levels, hence 3 steps.</details>
+# <details><summary>2/3</summary>Right: the scale is (2 - (-2)) / 3 = 4/3, and rounding is off by at
+# most half of it. (The value 2 itself is clipped: it would need the level 2 s, which signed
+# integers lack.)</details>
+# <details><summary>4/3</summary>That is the scale. The nearest level is at most half a scale
+# away.</details>
+#
+# **2. The scale is made half as large, the bits stay the same. What happens?**
+#
+# <details><summary>Rounding and clipping errors both shrink</summary>No: the covered range is half
+# as long, so more values are clipped.</details>
+# <details><summary>Rounding shrinks, clipping grows</summary>Right. Choosing the scale is choosing
+# between the two.</details>
+# <details><summary>Nothing, if the zero point moves along</summary>No: the zero point moves the
+# range, it cannot make it longer.</details>
+#
+# **3. Why are weights quantized per channel, but activations per tensor?**
+#
+# <details><summary>Weights need more precision</summary>Not as such. The reason lies in the product
+# of the two.</details>
+# <details><summary>Only the output side's scales can be taken out of the sum</summary>Right. A
+# product sums over input channels: a scale per output channel of the weights, and one for the whole
+# input, multiply the finished integer sum once. A scale per input channel would have to be applied
+# inside the sum, term by term, and the sum would no longer be one of integers.</details>
+#
+# ## Sources
+#
+# B. Jacob et al., *Quantization and Training of Neural Networks for Efficient
+# Integer-Arithmetic-Only Inference*, CVPR 2018, arXiv 1712.05877: scale, zero point, and why
+# integers suffice. Y. Lin et al., *FQ-ViT*, IJCAI 2022, arXiv 2111.13824: the symmetric scale as it
+# is defined here. The straight-through estimator: Y. Bengio et al., arXiv 1308.3432.
