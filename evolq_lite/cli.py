@@ -9,25 +9,22 @@ import argparse
 import errno
 import sys
 import types
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
-from functools import cache
+from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.convert import calibrate, describe, quantize, set_execution, twin
+from evolq_lite.convert import describe
 from evolq_lite.data import (
     DATA,
     checked,
     list_folder,
-    load_demo,
     load_images,
     load_timm,
     read_class_map,
@@ -35,29 +32,10 @@ from evolq_lite.data import (
     subset,
     transform_of,
 )
-from evolq_lite.evaluate import Accuracy, Comparison, accuracy, compare, predict
-from evolq_lite.evolve import Evaluation, evaluations_of, evolve, width_after
-from evolq_lite.figures import history_figure, save_figure, top1_figure
+from evolq_lite.evolve import Evaluation
 from evolq_lite.integer import missing
-from evolq_lite.record import RunFolder, environment, fix_kernels, peak_memory
-
-DEMO_QUANT = QuantConfig(weight_bits=3, act_bits=8)
-DEMO_IMAGES = 500
-BATCH = 100  # images per forward of a float network
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is searched: a float network, calibration images, test images read once, by batches."""
-
-    source: dict[str, Any]  # what identifies it, for config.json
-    hashes: dict[str, str]
-    model: nn.Module
-    calibration: Tensor
-    targets: Tensor
-    test: Callable[[int], Iterator[Tensor]]  # from images per batch
-    labels: Callable[[], Tensor]
-    note: str
+from evolq_lite.record import RunFolder, environment, fix_kernels
+from evolq_lite.runs import BATCH, DEMO_IMAGES, DEMO_QUANT, Outcome, Run, Task, embedded_task
 
 
 class Parser(argparse.ArgumentParser):
@@ -126,24 +104,8 @@ def device_of(name: str) -> torch.device:
 
 def demo_task(arguments: argparse.Namespace) -> Task:
     """The embedded network on Typefaces-62."""
-    images, device = arguments.calibration_images, device_of(arguments.device)
-    demo = load_demo(arguments.model, images, arguments.seed)
-    test = cache(lambda: demo.test)  # images and labels from one reading
-    files = (
-        "typefaces-train.npz",
-        "typefaces-test.npz",
-        f"typefaces-{arguments.model}.safetensors",
-    )
-    return Task(
-        {"model": f"typefaces-{arguments.model}", "calibration_images": images},
-        {name: sha256(checked(name)) for name in files},
-        demo.model.to(device),
-        demo.calibration.to(device),
-        demo.targets.to(device),
-        lambda batch: (x.to(device) for x in test()[0].split(batch)),
-        lambda: test()[1],
-        "9,920 characters of 160 typefaces that neither training nor calibration has seen",
-    )
+    device = device_of(arguments.device)
+    return embedded_task(arguments.model, arguments.calibration_images, arguments.seed, device)
 
 
 def folder_task(arguments: argparse.Namespace) -> Task:
@@ -211,113 +173,43 @@ def folder_task(arguments: argparse.Namespace) -> Task:
 def run(task: Task, arguments: argparse.Namespace) -> int:
     """Quantize, calibrate, evolve, evaluate, report: the main job."""
     quant, search = options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)
-    config = {**task.source, "quantization": asdict(quant), "search": asdict(search)}
-    # Refuses other options before calibration.
-    resumed = RunFolder.resume(arguments.out, config) if arguments.resume else None
-    qmodel = quantize(task.model, quant)
-    calibrate(qmodel, task.calibration, quant, search.batch)
-    if arguments.replace:
-        RunFolder.remove(arguments.out)
-    folder = resumed or RunFolder.create(arguments.out, config)
+    whole = Run(task, quant, search, arguments.out, arguments.resume, arguments.replace)
     if arguments.describe:
-        print(describe(qmodel))
-    before, chain = twin(qmodel), chain_of(qmodel)
-    chain.fit_chunk(task.calibration[:1])
-    state = environment(
-        execution=set_execution(qmodel, quant.execution),
-        device=str(task.calibration.device),
-        chunk=chain.chunk,
-        seed=search.seed,
-        sha256=task.hashes,
-    )
-    folder.enter(state)
-    done, fitness = folder.restore(qmodel)
-    total, past = evaluations_of(chain, search), folder.history()
-    step = width_after(
-        search, search.width(quant.weight_bits), (line["accepted"] for line in past[1:])
-    )
-    with tqdm(total=total, initial=len(past), desc="search", unit="evaluation") as bar:
+        print(describe(whole.qmodel))
+    bar = tqdm(total=whole.total, initial=len(whole.past), desc="search", unit="evaluation")
+    with bar:
 
         def on_evaluation(evaluation: Evaluation) -> None:
-            folder.append(evaluation)
             bar.set_postfix(
                 block=evaluation.block, fitness=f"{evaluation.fitness:.5f}", refresh=False
             )
             bar.update()
 
-        fitness = evolve(
-            chain,
-            task.calibration,
-            task.targets,
-            search,
-            step,
-            on_evaluation,
-            lambda visits, value: folder.save(qmodel, visits, value),
-            done,
-            fitness,
-        )
-    labels = task.labels()
-    with tqdm(total=len(labels), desc="test, once", unit="image") as bar:
-        found = predict(
-            {"float": task.model, "before": before, "evolved": qmodel},
-            task.test(chain.chunk or BATCH),
-            bar.update,
-        )
-    report(
-        task, quant, folder, {name: accuracy(p, labels) for name, p in found.items()}, found, labels
-    )
+        whole.evolve(on_evaluation)
+    with tqdm(total=len(task.labels()), desc="test, once", unit="image") as bar:
+        outcome = whole.test(bar.update)
+    report(task, outcome)
+    whole.write(outcome)
+    folder = whole.folder.path
+    print(f"Written to {folder}: summary.json, fitness.png, top1.png, and the run itself.")
     return 0
 
 
-def report(
-    task: Task,
-    quant: QuantConfig,
-    folder: RunFolder,
-    results: dict[str, Accuracy],
-    found: dict[str, Tensor],
-    labels: Tensor,
-) -> None:
-    """Print the table, write summary.json and two figures."""
-    gain: Comparison = compare(found["before"], found["evolved"], labels)
-    history = folder.history()
-    seconds = sum(line["seconds"] for line in history)
-    setting = f"W{quant.weight_bits}A{quant.act_bits}"
-    names = {"float": "float", "before": f"{setting} before", "evolved": f"{setting} evolved"}
-    print(f"\n{task.source['model']}, {setting}: {task.note}\n")
+def report(task: Task, outcome: Outcome) -> None:
+    """Print the table."""
+    gain, evaluations = outcome.gain, len(outcome.history)
+    print(f"\n{task.source['model']}, {outcome.setting}: {task.note}\n")
     print(
         f"{'':16}{'top-1 [95 % interval]':28}{'gain over before':46}"
         f"{'evaluations':>12}{'seconds':>9}"
     )
-    for name, title in names.items():
+    for name, title in outcome.titles.items():
         evolved = name == "evolved"
-        more = f"{gain!s:46}{len(history):>12}{seconds:>9.1f}" if evolved else ""
-        print(f"{title:16}{results[name]!s:28}{more}")
+        more = f"{gain!s:46}{evaluations:>12}{outcome.seconds:>9.1f}" if evolved else ""
+        print(f"{title:16}{outcome.accuracies[name]!s:28}{more}")
     print(
         f"\nEvolved against before: {gain.verdict}; {gain.gained} images gained, {gain.lost} lost."
     )
-    summary = {
-        "setting": setting,
-        "float_top1": results["float"].top1,
-        "before_top1": results["before"].top1,
-        "after_top1": results["evolved"].top1,
-        "intervals": {name: value.interval for name, value in results.items()},
-        "gain": gain.gain,
-        "gain_interval": gain.interval,
-        "p_value": gain.p_value,
-        "significant": gain.p_value < 0.05,
-        "fitness_before": history[0]["fitness"],
-        "fitness_after": min(line["fitness"] for line in history),
-        "evaluations": len(history),
-        "search_seconds": seconds,
-        "peak_memory_mib": peak_memory(),
-        "images": gain.images,
-    }
-    save_figure(history_figure(history), folder.path / "fitness.png")
-    save_figure(
-        top1_figure({names[k]: v for k, v in results.items()}, gain), folder.path / "top1.png"
-    )
-    folder.write("summary.json", summary)
-    print(f"Written to {folder.path}: summary.json, fitness.png, top1.png, and the run itself.")
 
 
 def check() -> int:

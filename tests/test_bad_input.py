@@ -28,6 +28,7 @@ from evolq_lite import (
     cli,
     convert,
     quantize,
+    runs,
 )
 from evolq_lite import data as data_module
 from evolq_lite.cli import main
@@ -120,10 +121,10 @@ def use_data(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     for name, more in SMALL.items():
         monkeypatch.setitem(DEMO_MODELS, name, {**DEMO_MODELS[name], **more})
     for name in ("history_figure", "top1_figure"):
-        monkeypatch.setattr(cli, name, lambda *_: None, raising=False)
-    monkeypatch.setattr(cli, "save_figure", lambda _, path: path.touch(), raising=False)
+        monkeypatch.setattr(runs, name, lambda *_: None)
+    monkeypatch.setattr(runs, "save_figure", lambda _, path: path.touch())
     monkeypatch.setattr(data_module, "DATA", folder)
-    monkeypatch.setattr(cli, "DATA", folder, raising=False)
+    monkeypatch.setattr(cli, "DATA", folder)
 
 
 @pytest.fixture
@@ -672,7 +673,7 @@ def options_of(path: Path) -> dict[str, object]:
 
 def test_run_folder_that_exists(refused, run_folder, monkeypatch):
     """A run is never overwritten unasked."""
-    no_work(monkeypatch, "load_demo")
+    no_work(monkeypatch, "demo_task")
     refused((*DEMO, "--out", run_folder), "out", "--out", "--resume", "--replace")
 
 
@@ -680,7 +681,7 @@ def test_run_folder_that_exists(refused, run_folder, monkeypatch):
 @pytest.mark.parametrize("kind", ["file", "below a file", "folder", "foreign config", "link"])
 def test_out_that_holds_no_run(refused, demo_data, tmp_path, monkeypatch, kind, more):
     """What is no run is neither removed nor written to, and this is known before any work."""
-    no_work(monkeypatch, "load_demo")
+    no_work(monkeypatch, "demo_task")
     out = tmp_path / "mine"
     if "file" in kind:
         out.write_text("precious")
@@ -717,7 +718,7 @@ def test_replace(run_folder):
 
 def test_resume_and_replace(refused, run_folder, monkeypatch):
     """Both together make no sense."""
-    no_work(monkeypatch, "load_demo")
+    no_work(monkeypatch, "demo_task")
     refused(
         (*DEMO, "--out", run_folder, "--resume", "--replace"), "--resume", "--replace", "one of"
     )
@@ -726,7 +727,7 @@ def test_resume_and_replace(refused, run_folder, monkeypatch):
 @pytest.mark.parametrize("kind", ["missing", "empty"])
 def test_resume_without_a_run(refused, demo_data, tmp_path, monkeypatch, kind):
     """There is nothing to go on with, which is known before any work."""
-    no_work(monkeypatch, "load_demo")
+    no_work(monkeypatch, "demo_task")
     if kind == "empty":
         (tmp_path / "out").mkdir()
     refused((*DEMO, "--out", tmp_path / "out", "--resume"), "no run", "leave --resume away")
@@ -946,7 +947,7 @@ def test_interrupt_before_the_run(demo_data, tmp_path, monkeypatch, capsys):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_demo", stop)
+    monkeypatch.setattr(cli, "demo_task", stop)
     assert call(*DEMO, "--out", tmp_path / "out") == 130
     said = capsys.readouterr().err
     assert "stopped" in said
@@ -978,5 +979,5 @@ def test_read_only_disk(refused, demo_data, tmp_path, monkeypatch, code):
 
 def test_out_with_a_long_name(refused, demo_data, monkeypatch):
     """A name that the file system does not take is an answer like the others."""
-    no_work(monkeypatch, "load_demo")
+    no_work(monkeypatch, "demo_task")
     refused((*DEMO, "--out", "x" * 300), "File name too long", "--out")

@@ -2,5 +2,7 @@
 
 from evolq_lite.panels.base import Panel
 from evolq_lite.panels.quantizer import QuantizerPanel
+from evolq_lite.panels.search import SearchPanel
+from evolq_lite.panels.vit import ViTPanel
 
-__all__ = ["Panel", "QuantizerPanel"]
+__all__ = ["Panel", "QuantizerPanel", "SearchPanel", "ViTPanel"]

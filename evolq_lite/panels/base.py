@@ -21,6 +21,7 @@ from traitlets import validate
 from evolq_lite.data import DATA
 from evolq_lite.figures import Picture
 from evolq_lite.panels.worker import Cancelled, Tick, Worker
+from evolq_lite.record import write_whole
 
 DRAWING = threading.Lock()  # matplotlib's fonts and caches are not made for threads
 Values = dict[str, Any]
@@ -90,6 +91,7 @@ class Panel:
     wait = 0.05  # seconds for another change to come
     slow = False  # shows progress and a Cancel button
     shipped = False
+    again = "Change a control to try again."
     alive: ClassVar[dict[str, "Panel"]] = {}
 
     def __init__(self, name: str | None = None, **values: Any) -> None:
@@ -155,13 +157,18 @@ class Panel:
 
     def open(self) -> None:
         """Show the first picture: the stored one, or one that is computed here and now."""
+        if not self.show_stored():
+            self.worker.submit(self.job())
+            self.worker.wait_until_done()
+
+    def show_stored(self) -> bool:
+        """Show the stored picture of the default values, False if it does not apply."""
         stored = first_view(type(self).__name__) if self.shipped else None
-        if stored is not None and self.values == self.defaults():
-            self.view.value, words = stored
-            self.say(f"{words} (Stored result; move a control to compute.)")
-            return
-        self.worker.submit(self.job())
-        self.worker.wait_until_done()
+        if stored is None or self.values != self.defaults():
+            return False
+        self.view.value, words = stored
+        self.say(f"{words} (Stored result of these settings.)")
+        return True
 
     def defaults(self) -> Values:
         """The values that the controls begin with."""
@@ -222,7 +229,7 @@ class Panel:
             self.say("Cancelled; the picture is the last one that was finished.")
         elif error is not None:
             why = (str(error) or type(error).__name__).rstrip(".")
-            self.say(f"{type(error).__name__}: {why}. Change a control to try again.")
+            self.say(f"{type(error).__name__}: {why}. {self.again}")
 
     def close(self) -> None:
         """Stop computing and take every widget away."""
@@ -251,6 +258,13 @@ def close_all(widget: W.Widget) -> None:
         if hasattr(widget, part):
             getattr(widget, part).close()
     widget.close()
+
+
+def store_view(panel: Panel) -> None:
+    """Keep what a panel shows as the first view of its kind."""
+    path = view_path(type(panel).__name__)
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, f"{panel.view.value}\n{panel.words}\n".encode())
 
 
 def view_path(kind: str) -> Path:

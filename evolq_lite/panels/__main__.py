@@ -1,0 +1,29 @@
+"""Store the first views of panels that compute for long: `python -m evolq_lite.panels [NAME …]`."""
+
+import sys
+from tempfile import TemporaryDirectory
+
+from evolq_lite import panels
+from evolq_lite.panels.base import Panel, store_view, view_path
+from evolq_lite.panels.search import SearchPanel
+
+
+def main() -> None:
+    """Compute and store; the panels' defaults decide what."""
+    kinds = [kind for name in panels.__all__ if (kind := getattr(panels, name)).shipped]
+    for kind in kinds:
+        if sys.argv[1:] and kind.__name__ not in sys.argv[1:]:
+            continue
+        view_path(kind.__name__).unlink(missing_ok=True)
+        with TemporaryDirectory() as folder:
+            panel: Panel = kind(out=f"{folder}/run") if kind is SearchPanel else kind()
+            if isinstance(panel, SearchPanel):
+                panel.start(resume=False)
+                panel.worker.wait_until_done()
+        store_view(panel)
+        panel.close()
+        print(f"{view_path(kind.__name__)}: {panel.words}")
+
+
+if __name__ == "__main__":
+    main()

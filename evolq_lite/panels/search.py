@@ -1,0 +1,232 @@
+"""Lesson 6: the whole block-wise search, with Run, Pause, Resume and Cancel.
+
+The run folder is the command line's own: a cancelled run goes on with Resume here, or with
+`python -m evolq_lite demo --resume` there.
+"""
+
+import threading
+import time
+from dataclasses import fields
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import ipywidgets as W
+
+from evolq_lite.config import QuantConfig, SearchConfig
+from evolq_lite.evolve import Evaluation
+from evolq_lite.figures import Picture, history_figure, top1_figure
+from evolq_lite.fitness import FITNESS
+from evolq_lite.panels.base import DRAWING, IntSlider, LogSlider, Panel, control
+from evolq_lite.panels.worker import Cancelled, Job, Tick
+from evolq_lite.record import RunFolder
+from evolq_lite.runs import DEMO_IMAGES, DEMO_QUANT, Outcome, Run, embedded_task
+
+FOLDER = Path("runs/panel")
+DRAW_EVERY = 1.5  # seconds
+
+
+class SearchPanel(Panel):
+    """Bits, population, passes, cycles, mutation width, loss and seed of a whole run in `out`.
+
+    Calibration images are those of the demo, fewer if `images` says so; `out` is the run folder.
+    """
+
+    slow = True
+    shipped = True
+    again = "Press Run to try again."
+
+    def __init__(
+        self,
+        name: str | None = None,
+        out: Path | str = FOLDER,
+        images: int = DEMO_IMAGES,
+        **values: Any,
+    ) -> None:
+        self.out, self.images, self.looks = Path(out), images, 0
+        self.paused = threading.Event()
+        super().__init__(name, **values)
+
+    def make_controls(self) -> dict[str, Any]:
+        """Eight options of the two configs, under their names there."""
+        usual = SearchConfig()
+        sliders = {
+            "weight_bits": ("Weight bits", DEMO_QUANT.weight_bits, 2, 8),
+            "act_bits": ("Activation bits", DEMO_QUANT.act_bits, 4, 8),
+            "population": ("Population", usual.population, 1, 40),
+            "passes": ("Passes", usual.passes, 1, 20),
+            "cycles": ("Cycles", usual.cycles, 1, 10),
+        }
+        helps = {f.name: f.metadata["help"] for f in (*fields(QuantConfig), *fields(SearchConfig))}
+        return {
+            **{
+                key: control(IntSlider, word, helps[key], value=value, min=low, max=high)
+                for key, (word, value, low, high) in sliders.items()
+            },
+            "step": control(
+                LogSlider,
+                "Mutation width",
+                "In the units of the scale; the paper's is 0.001 up to 4 bits, 0.0001 above",
+                low=1e-5,
+                high=1e-1,
+                value=1e-3,
+                readout_format=".1e",
+            ),
+            "fitness": control(W.Dropdown, "Loss", helps["fitness"], options=list(FITNESS)),
+            "seed": control(IntSlider, "Seed", helps["seed"], value=0, min=0, max=99),
+        }
+
+    def buttons(self) -> list[W.Widget]:
+        """Run, Pause, Resume and Cancel above the bar."""
+        self.run_button, self.pause_button, self.resume_button = (
+            W.Button(description=word, tooltip=tip, layout={"width": "90px"})
+            for word, tip in (
+                ("Run", "Begin anew; an earlier run in the folder is replaced"),
+                ("Pause", "Wait after the present candidate"),
+                ("Resume", "Go on after Pause, or with the cancelled run in the folder"),
+            )
+        )
+        self.run_button.on_click(lambda _: self.start(resume=False))
+        self.pause_button.on_click(lambda _: self.pause())
+        self.resume_button.on_click(lambda _: self.resume())
+        named = {"run": self.run_button, "pause": self.pause_button, "resume": self.resume_button}
+        for word, button in named.items():
+            button.add_class(f"evolq-{word}")
+        self.pause_button.disabled = True
+        self.cancel_button.tooltip = "Stop; what is finished stays in the folder"
+        return [W.HBox([*named.values(), self.cancel_button]), self.bar]
+
+    def open(self) -> None:
+        """Show the stored run, or an empty panel: a run takes too long to begin by itself."""
+        if not self.show_stored():
+            self.say("Press Run.")
+
+    def changed(self, change: Any) -> None:
+        """Options take effect at the next Run."""
+        note, self.note = self.note, ""
+        self.say(f"{note}Press Run to search with these options.")
+
+    def busy(self, yes: bool) -> None:
+        """Only what makes sense can be pressed."""
+        super().busy(yes)
+        self.run_button.disabled = self.resume_button.disabled = yes
+        self.pause_button.disabled = not yes
+        for widget in self.controls.values():
+            widget.disabled = yes
+
+    def start(self, resume: bool) -> None:
+        """Begin a run, or go on with the one in the folder."""
+        self.paused.clear()
+        self.say("Preparing: quantize and calibrate …")
+        self.busy(True)
+        self.worker.submit(self.search_job(resume))
+
+    def pause(self) -> None:
+        """Wait after the present candidate."""
+        self.paused.set()
+        self.pause_button.disabled, self.resume_button.disabled = True, False
+        self.say(f"Paused. {self.words}")
+
+    def resume(self) -> None:
+        """Go on after a pause, else with the run in the folder."""
+        if not self.paused.is_set() or self.cancel_button.disabled:
+            self.start(resume=True)
+            return
+        self.paused.clear()
+        self.pause_button.disabled, self.resume_button.disabled = False, True
+
+    def options(self) -> tuple[QuantConfig, SearchConfig]:
+        """The two configs that the controls stand for."""
+        values = dict(self.values)
+        bits = {key: values.pop(key) for key in ("weight_bits", "act_bits")}
+        return QuantConfig(**bits), SearchConfig(**values, batch=min(100, self.images))
+
+    def search_job(self, resume: bool) -> Job:
+        """Search, then test; what is finished is in the folder whenever it stops."""
+        quant, search = self.options()
+
+        def job(tick: Tick) -> None:
+            RunFolder.claim(self.out, resume, replace=not resume)
+            task = embedded_task("vit", self.images, search.seed)
+            tick(0.0)
+            run = Run(task, quant, search, self.out, resume, replace=not resume)
+            history = list(run.past)
+            began = drawn = perf_counter()
+
+            def heard(evaluation: Evaluation) -> None:
+                nonlocal drawn
+                history.append(evaluation.as_dict())
+                self.hold(tick, len(history) / run.total)
+                if perf_counter() - drawn > DRAW_EVERY or len(history) == run.total:
+                    self.picture(history_figure(history))
+                    left = (perf_counter() - began) / (len(history) - len(run.past))
+                    self.say(self.progress(history, run.total, left * (run.total - len(history))))
+                    drawn = perf_counter()
+
+            run.evolve(heard)
+            self.say("Searched. Now the test images, once, with all three networks …")
+            seen = 0
+
+            def tested(images: int) -> None:
+                nonlocal seen
+                seen += images
+                tick(min(1.0, seen / len(task.labels())))
+
+            outcome = run.test(tested)
+            run.write(outcome)
+            self.looks += 1
+            self.picture(history_figure(outcome.history), outcome)
+            self.say(self.verdict(outcome))
+
+        return job
+
+    def hold(self, tick: Tick, fraction: float) -> None:
+        """Report progress; while paused, wait here and obey Cancel."""
+        tick(fraction)
+        while self.paused.is_set():
+            tick(fraction)
+            time.sleep(0.05)
+
+    def picture(self, history: Picture, outcome: Outcome | None = None) -> None:
+        """Show the search, at the end with what the test images say."""
+        with DRAWING:
+            shown = history._repr_html_()
+            if outcome is not None:
+                named = {outcome.titles[k]: v for k, v in outcome.accuracies.items()}
+                shown += top1_figure(named, outcome.gain)._repr_html_()
+        self.view.value = shown
+
+    def progress(self, history: list[dict[str, Any]], total: int, left: float) -> str:
+        """The search under way, in words."""
+        accepted = sum(line["accepted"] for line in history[1:])
+        best = min(line["fitness"] for line in history)
+        return (
+            f"{len(history)} of {total} evaluations, {history[-1]['block']}; "
+            f"{accepted / max(1, len(history) - 1):.0%} accepted; fitness "
+            f"{history[0]['fitness']:.5f} to {best:.5f}; about {left:.0f} s left."
+        )
+
+    def ended(self, error: BaseException | None) -> None:
+        """Say where a cancelled run can go on."""
+        super().ended(error)
+        if isinstance(error, Cancelled):
+            self.say(
+                f"Cancelled. Resume goes on from the last finished block in {self.out.resolve()}."
+                if (self.out / "config.json").is_file()
+                else "Cancelled before the run began."
+            )
+
+    def verdict(self, outcome: Outcome) -> str:
+        """The end of a run in words, with a warning to those who run many."""
+        top1 = {name: str(value) for name, value in outcome.accuracies.items()}
+        warning = (
+            f" This was look {self.looks} at the test images: options chosen by looking at them "
+            "are no result."
+            if self.looks > 1
+            else ""
+        )
+        return (
+            f"{outcome.setting}, {len(outcome.history)} evaluations in {outcome.seconds:.0f} s: "
+            f"top-1 before {top1['before']}, evolved {top1['evolved']}, float {top1['float']}. "
+            f"Gain {outcome.gain}: {outcome.gain.verdict}.{warning}"
+        )

@@ -1,0 +1,143 @@
+"""Lesson 2: what bits and observers cost a whole vision transformer."""
+
+from functools import cache
+from typing import Any
+
+import ipywidgets as W
+import numpy as np
+import torch
+from torch import Tensor
+
+from evolq_lite.chain import chain_of
+from evolq_lite.config import TENSOR_OBSERVERS, QuantConfig
+from evolq_lite.convert import calibrate, quantize
+from evolq_lite.data import CHARACTERS, Demo, load_demo
+from evolq_lite.evaluate import Accuracy, accuracy, compare
+from evolq_lite.figures import PETROFF, Picture, new_figure
+from evolq_lite.panels.base import IntSlider, Panel, control
+from evolq_lite.panels.worker import Tick
+
+TEST_IMAGES = 496  # every 20th: all typefaces and characters take part
+CALIBRATION = 100
+SHOWN = 8
+
+
+@cache
+def network() -> tuple[Demo, list[Tensor], Tensor, Tensor, Tensor]:
+    """The embedded ViT, its trace on calibration images, a test subset, labels, predictions."""
+    demo = load_demo("vit", CALIBRATION)
+    images, labels = (part[::20][:TEST_IMAGES] for part in demo.test)
+    with torch.no_grad():
+        trace = chain_of(demo.model).trace(demo.calibration)
+        found = torch.cat([demo.model(x).argmax(1) for x in images.split(100)])
+    return demo, trace, images, labels, found
+
+
+class ViTPanel(Panel):
+    """Weight bits, activation bits and observer; top-1, error by layer, labels that change."""
+
+    slow = True
+    shipped = True
+
+    def make_controls(self) -> dict[str, Any]:
+        """Five options of QuantConfig."""
+        usual = QuantConfig()
+        return {
+            "weight_bits": control(
+                IntSlider, "Weight bits", "Bits of all weights", value=3, min=2, max=8
+            ),
+            "act_bits": control(
+                IntSlider, "Activation bits", "Bits of all activations", value=8, min=3, max=8
+            ),
+            "weight_observer": control(
+                W.Dropdown,
+                "Observer",
+                "How the scales of weights are chosen",
+                options=list(TENSOR_OBSERVERS),
+            ),
+            "ptf": control(
+                W.Checkbox,
+                "Power-of-two factors",
+                "Per channel, where a LayerNorm follows",
+                value=usual.ptf,
+            ),
+            "log2_attention": control(
+                W.Checkbox,
+                "Log2 attention",
+                "Attention probabilities as powers of two",
+                value=usual.log2_attention,
+            ),
+        }
+
+    def compute(self, tick: Tick, **values: Any) -> Any:
+        """Predictions on the test subset, and the error at the end of every segment."""
+        demo, exact, images, labels, was = network()
+        config = QuantConfig(**values)
+        qmodel = quantize(demo.model, config)
+        tick(0.1)
+        calibrate(qmodel, demo.calibration, config)
+        tick(0.3)
+        found: list[Tensor] = []
+        with torch.no_grad():
+            chain = chain_of(qmodel)
+            trace = chain.trace(demo.calibration)
+            errors = [float((q - x).norm() / x.norm()) for q, x in zip(trace[1:], exact[1:])]
+            for part in images.split(50):
+                tick(0.4 + 0.6 * len(found) / 10)
+                found.append(qmodel(part).argmax(1))
+        return errors, chain.names, images, labels, was, torch.cat(found)
+
+    def draw(self, result: Any, **values: Any) -> tuple[Picture, str]:
+        """Three pictures in one: top-1, error by segment, characters whose label changed."""
+        errors, names, images, labels, was, found = result
+        before, after = accuracy(was, labels), accuracy(found, labels)
+        changed = (was != found).nonzero().flatten()
+        setting = f"W{values['weight_bits']}A{values['act_bits']}, {values['weight_observer']}"
+        difference = compare(was, found, labels)
+        said = (
+            f"{setting}: top-1 {after} on {len(labels)} test images, float {before}, difference "
+            f"{difference}; {len(changed)} labels changed."
+        )
+        worst = int(np.argmax(errors))
+        alt = f"{said} Largest relative error {errors[worst]:.2f}, at the end of {names[worst]}."
+        figure = new_figure(9.6, 4.2, alt)
+        top, low = np.asarray(figure.subfigures(2, 1, height_ratios=(2.6, 1.3)))
+        left, right = top.subplots(1, 2)
+        self.draw_accuracies(left, {"float": before, setting: after})
+        right.bar(range(len(errors)), errors, color=PETROFF[0])
+        right.set_xticks(range(len(errors)), names[: len(errors)], rotation=40, fontsize="small")
+        right.set(ylabel="relative error", title="Error at the end of each segment")
+        tiles = low.subplots(1, SHOWN)
+        for axes in tiles:
+            axes.axis("off")
+        for axes, i in zip(tiles, changed.tolist()):
+            axes.imshow(-images[i, 0].numpy(), cmap="gray", vmin=-1, vmax=1)
+            mark = "✓" if found[i] == labels[i] else "✗"
+            axes.set_title(
+                f"{CHARACTERS[int(was[i])]} → {CHARACTERS[int(found[i])]} {mark}", fontsize="medium"
+            )
+        return figure, said
+
+    @staticmethod
+    def draw_accuracies(axes: Any, rows: dict[str, Accuracy]) -> None:
+        """Points with 95 % intervals."""
+        for i, value in enumerate(rows.values()):
+            point, (low, high) = 100 * value.top1, (100 * end for end in value.interval)
+            axes.errorbar(
+                point,
+                i,
+                xerr=[[point - low], [high - point]],
+                fmt="os"[i],
+                color=PETROFF[i],
+                capsize=4,
+            )
+            axes.annotate(
+                f"{point:.1f} %",
+                (point, i),
+                xytext=(0, 8),
+                textcoords="offset points",
+                ha="center",
+            )
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set(ylim=(len(rows) - 0.5, -0.7), xlim=(0, 100), xlabel="top-1, %", title="Top-1")
+        axes.grid(axis="x", alpha=0.3)
