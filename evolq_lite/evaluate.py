@@ -79,7 +79,7 @@ class Comparison:
         low, high = self.interval
         return (
             f"{100 * self.gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}], "
-            f"p = {self.p_value:.2g}"
+            f"p {'< 1e-99' if self.p_value < 1e-99 else f'= {self.p_value:.2g}'}"
         )
 
 

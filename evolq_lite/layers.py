@@ -129,7 +129,12 @@ class Quantizer(nn.Module):
         return integers.mul_(scale)
 
     def centred(self, x: Tensor, unit: Tensor | float = 1.0) -> Tensor:
-        """The integers q - zero_point of x * unit as floats; while observing, x * unit itself."""
+        """The integers q - zero_point of x * unit as floats; while observing, x * unit itself.
+
+        uint8 is taken for codes that another layer has already made.
+        """
+        if x.dtype is torch.uint8:
+            return x.float() - self.code_of_zero
         if self.observer is not None:
             x = x * unit
             self.observer.update(x)

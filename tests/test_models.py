@@ -3,13 +3,14 @@
 import copy
 import hashlib
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import toy, toy_images
 from torch import nn
 
-from evolq_lite import QuantConfig, calibrate, chain_of, describe, quantize, twin
+from evolq_lite import QuantConfig, calibrate, chain_of, describe, load_demo, quantize, twin
 from evolq_lite.convert import points, quantizers
 from evolq_lite.layers import QuantBlock, QuantConv2d, QuantLinear
 
@@ -166,6 +167,27 @@ def test_bias_correction_removes_the_mean_error_of_a_layer():
             offset = quantize(model, config).conv1.bias
             errors.append((seen["y"] - plain).mean((0, 2, 3)).sub(offset).abs().max().item())
     assert errors[1] < 0.05 * errors[0]
+
+
+@pytest.mark.parametrize("execution", ["simulate", "auto"])
+def test_bias_correction_keeps_the_means_of_every_linear_layer(execution):
+    """Also of fc2, which integer execution hands codes instead of numbers."""
+    demo = load_demo("vit", 50)
+    config = QuantConfig(weight_bits=3, bias_correction=True, execution=execution)
+    qmodel = quantize(demo.model, config)
+    calibrate(qmodel, demo.calibration, config)
+    plain = quantize(demo.model, replace(config, bias_correction=False))
+    calibrate(plain, demo.calibration)
+    shifts = [
+        (one.bias - other.bias).abs().max()
+        for one, other in zip(qmodel.modules(), plain.modules())
+        if isinstance(one, QuantLinear)
+    ]
+    assert 0 < max(shifts) < 0.5
+    with torch.no_grad():
+        exact = demo.model(demo.calibration)
+        errors = [(m(demo.calibration) - exact).norm() for m in (qmodel, plain)]
+    assert errors[0] < 1.1 * errors[1]
 
 
 def test_uncalibrated_network_says_so():

@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from evolq_lite.data import DATA
 from evolq_lite.experiments import CLAIMS
 from evolq_lite.experiments.cells import Cell, Claim, Result, compute, path_of, read
-from evolq_lite.figures import save_figure
+from evolq_lite.figures import Picture, save_figure
 from evolq_lite.record import write_whole
 
 Progress = Callable[[str], None]
@@ -38,6 +39,22 @@ def known(claim: Claim, folder: Path, quick: bool) -> list[Result]:
     """The results of a claim that are there."""
     found = (read(path_of(folder, claim.name, c), claim.name, c) for c in claim.cells(quick))
     return [result for result in found if result is not None]
+
+
+def shipped(name: str) -> tuple[Picture, str]:
+    """A claim's figure, and its verdict with the sentence, from the results in `data/results`.
+
+    ValueError if they are not all there; it says how to compute them.
+    """
+    claim = CLAIMS[name]
+    results = known(claim, DATA / "results", False)
+    if len(results) < len(claim.cells(False)):
+        raise ValueError(
+            f"{name} is not measured yet ({len(results)} of {len(claim.cells(False))} cells); "
+            f"compute it with: python -m evolq_lite reproduce {name}"
+        )
+    word, sentence = claim.verdict(results)
+    return claim.figure(results), f"{name}. {claim.question} {word.capitalize()}. {sentence}"
 
 
 def write_report(folder: Path, quick: bool = False) -> list[dict[str, object]]:

@@ -1,6 +1,7 @@
 """What the experiments share: a quantized embedded network with its data, and the test images."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -37,25 +38,37 @@ def setting(network: str, images: int, seed: int, config: QuantConfig) -> Settin
     return Setting(demo, qmodel, chain, config)
 
 
+class Enough(Exception):
+    """Stops a search."""
+
+
 def evolved(
     made: Setting,
     search: SearchConfig,
     on_visit: Callable[[int, float], None] = lambda visits, fitness: None,
+    most_visits: float = float("inf"),
 ) -> Result:
     """Search the setting's scales in place; returns what the search says of itself."""
     history: list[Evaluation] = []
-    final = evolve(
-        made.chain,
-        made.demo.calibration,
-        made.demo.targets,
-        search,
-        search.width(made.config.weight_bits),
-        history.append,
-        on_visit,
-    )
+
+    def visited(visits: int, fitness: float) -> None:
+        on_visit(visits, fitness)
+        if visits >= most_visits:
+            raise Enough
+
+    with suppress(Enough):
+        evolve(
+            made.chain,
+            made.demo.calibration,
+            made.demo.targets,
+            search,
+            search.width(made.config.weight_bits),
+            history.append,
+            visited,
+        )
     return {
         "fitness_before": history[0].fitness,
-        "fitness": final,
+        "fitness": min(e.fitness for e in history),
         "evaluations": len(history),
         "accepted": sum(e.accepted for e in history[1:]),
         "search_seconds": round(sum(e.seconds for e in history), 2),

@@ -31,11 +31,16 @@ class _Clamped:
     """A slider that keeps to its range, and says so: `on_clamp(words, whether the value moves)`."""
 
     on_clamp: Callable[[str, bool], None] | None = None
+    kept: float | None = None  # the last good value; a browser's is set before it is checked
 
     def within(self, asked: float, low: float, high: float) -> float:
-        """The nearest value inside the range; NaN is the present one."""
+        """The nearest value inside the range; NaN is the last good one."""
         now = self.value  # type: ignore[attr-defined]
-        taken = now if math.isnan(asked) else min(max(asked, low), high)
+        if math.isnan(asked):
+            taken = low if self.kept is None else self.kept
+        else:
+            taken = min(max(asked, low), high)
+        self.kept = taken
         if not math.isclose(taken, asked) and self.on_clamp is not None:
             name = self.description.lower()  # type: ignore[attr-defined]
             words = f"{name} {asked:g} is not within {low:g} to {high:g}, {taken:g} is taken"
@@ -99,8 +104,8 @@ class Panel:
         self.name = name or kind
         if earlier := Panel.alive.pop(self.name, None):
             earlier.close()
-        Panel.alive[self.name] = self
-        self.moved, self.note, self.words, self.closed = perf_counter(), "", "", False
+        self.moved, self.note, self.words = perf_counter(), "", ""
+        self.opened = self.closed = False
         self.view, self.status = W.HTML(), W.HTML()
         self.bar = W.FloatProgress(max=1.0, layout={"width": "290px", "visibility": "hidden"})
         self.cancel_button = W.Button(
@@ -113,12 +118,14 @@ class Panel:
             widget.add_class(f"evolq-{key.replace('_', '-')}")
             if isinstance(widget, _Clamped):
                 widget.on_clamp = self.clamped
-        if unknown := values.keys() - self.controls.keys():
-            raise ValueError(
-                f"{kind} has no control {min(unknown)!r}; it has {', '.join(self.controls)}"
-            )
-        for key, value in values.items():
-            self.controls[key].value = value
+        try:
+            self.set_controls(values)
+        except Exception:
+            rest = self.view, self.status, self.bar, self.cancel_button
+            for widget in (*self.controls.values(), *rest):
+                close_all(widget)
+            raise
+        Panel.alive[self.name] = self
         for widget in self.controls.values():
             widget.observe(self.changed, names="value")
         for widget, word in ((self.view, "view"), (self.status, "status"), (self.bar, "bar")):
@@ -127,6 +134,20 @@ class Panel:
         self.ui = self.arrange()
         self.ui.add_class(f"evolq-{kind.lower()}")
         self.open()
+        self.opened = True
+        if self.note:  # a stored picture has not said it
+            self.say(self.note + self.words)
+            self.note = ""
+
+    def set_controls(self, values: Values) -> None:
+        """Give controls values; ValueError if there is no control of a name."""
+        if unknown := values.keys() - self.controls.keys():
+            raise ValueError(
+                f"{type(self).__name__} has no control {min(unknown)!r}; "
+                f"it has {', '.join(self.controls)}"
+            )
+        for key, value in values.items():
+            self.controls[key].value = value
 
     def make_controls(self) -> dict[str, Any]:
         """The controls by name; the names are the arguments of `compute` and `draw`."""
@@ -175,7 +196,7 @@ class Panel:
         fresh = self.make_controls()
         values = {name: widget.value for name, widget in fresh.items()}
         for widget in fresh.values():
-            widget.close()
+            close_all(widget)
         return values
 
     def say(self, words: str) -> None:
@@ -185,8 +206,8 @@ class Panel:
 
     def clamped(self, words: str, moves: bool) -> None:
         """Say that a value was out of range: now, or with the picture of the one taken."""
-        if moves:
-            self.note = f"{words}. "
+        if moves or not self.opened:
+            self.note += f"{words}. "
         else:
             self.say(f"{words}. {self.words}")
 
@@ -237,6 +258,8 @@ class Panel:
             return
         self.closed = True
         self.worker.close()
+        for widget in self.controls.values():
+            widget.unobserve(self.changed, names="value")
         if Panel.alive.get(self.name) is self:
             del Panel.alive[self.name]
         for widget in (self.ui, self.cancel_button, self.bar):
@@ -273,9 +296,9 @@ def view_path(kind: str) -> Path:
 
 
 def first_view(kind: str) -> tuple[str, str] | None:
-    """The stored picture and words of a kind of panel, None if they are not there."""
+    """The stored picture and words of a kind of panel, None if they are missing or damaged."""
     path = view_path(kind)
     if not path.is_file():
         return None
-    picture, _, words = path.read_text().partition("\n")
-    return picture, words.strip()
+    picture, _, words = path.read_text("utf-8", errors="replace").partition("\n")
+    return (picture, words.strip()) if picture.startswith("<figure><img ") else None

@@ -34,8 +34,8 @@ class Worker:
         self.future: Future[None] | None = None
 
     def request(self, job: Job) -> None:
-        """Run a job soon, instead of the one under way."""
-        self.cancel()
+        """Run a job soon, instead of the one under way, which ends without a word."""
+        self.forget()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # no event loop, as in plain Python: nothing could come in between
@@ -45,8 +45,8 @@ class Worker:
 
     def submit(self, job: Job) -> None:
         """Run a job as soon as the thread is free."""
-        self.stop = stop = threading.Event()
-        self.future = self.pool.submit(self.run, job, stop)
+        self.timer, self.stop = None, threading.Event()
+        self.future = self.pool.submit(self.run, job, self.stop)
 
     def run(self, job: Job, stop: threading.Event) -> None:
         """Run a job to its end, and say how it ended unless another has taken its place."""
@@ -65,12 +65,21 @@ class Worker:
         if self.stop is stop:
             self.on_end(ended)
 
-    def cancel(self) -> None:
-        """Stop the job under way at its next tick, and forget one that waits."""
+    def forget(self) -> None:
+        """Stop the job under way at its next tick, drop one that waits; `on_end` is not told."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
         self.stop.set()
+        self.stop = threading.Event()  # no job's
+
+    def cancel(self) -> None:
+        """Stop the job under way at its next tick, or drop the one that waits; `on_end` is told."""
+        if self.timer is None:
+            self.stop.set()
+        else:
+            self.forget()
+            self.on_end(Cancelled())
 
     def wait_until_done(self, seconds: float | None = None) -> None:
         """Wait for the job under way: for tests and for scripts without an event loop."""
@@ -79,5 +88,5 @@ class Worker:
 
     def close(self) -> None:
         """Stop, and let the thread go."""
-        self.cancel()
+        self.forget()
         self.pool.shutdown(wait=False, cancel_futures=True)
