@@ -10,6 +10,7 @@ import errno
 import sys
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -34,8 +35,19 @@ from evolq_lite.data import (
 )
 from evolq_lite.evolve import Evaluation
 from evolq_lite.integer import missing
+from evolq_lite.parallel import LostWorkers, Pool
 from evolq_lite.record import RunFolder, environment, fix_kernels
-from evolq_lite.runs import BATCH, DEMO_IMAGES, DEMO_QUANT, Outcome, Run, Task, embedded_task
+from evolq_lite.runs import (
+    BATCH,
+    DEMO_IMAGES,
+    DEMO_QUANT,
+    Outcome,
+    Run,
+    Task,
+    calibration_paths,
+    embedded_task,
+    folder_parts,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -135,9 +147,8 @@ def folder_task(arguments: argparse.Namespace) -> Task:
             f"{arguments.test} has {folders} class folders, the network {classes} classes; "
             "give --class-map FILE with the class folders in index order"
         )
-    wanted = arguments.calibration_images
-    wanted = min(1000, len(calibration)) if wanted is None else wanted
-    chosen = [calibration[int(i)] for i in subset(len(calibration), wanted, arguments.seed)]
+    chosen = calibration_paths(arguments.calibration, arguments.calibration_images, arguments.seed)
+    wanted = len(chosen)
     if arguments.test_images is not None:
         picked = subset(len(test), arguments.test_images, 0, "test images").sort().values
         test, labels = [test[int(i)] for i in picked], labels[picked]
@@ -167,10 +178,12 @@ def folder_task(arguments: argparse.Namespace) -> Task:
         ),
         lambda: labels,
         f"{len(test):,}-image check on {arguments.test}",
+        folder_parts,
+        (arguments.model, source["checkpoint"], source["calibration"], wanted, arguments.seed),
     )
 
 
-def run(task: Task, arguments: argparse.Namespace) -> int:
+def run(task: Task, arguments: argparse.Namespace, pool: Pool | None) -> int:
     """Quantize, calibrate, evolve, evaluate, report: the main job."""
     quant, search = options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)
     whole = Run(task, quant, search, arguments.out, arguments.resume, arguments.replace)
@@ -185,7 +198,7 @@ def run(task: Task, arguments: argparse.Namespace) -> int:
             )
             bar.update()
 
-        whole.evolve(on_evaluation)
+        whole.evolve(on_evaluation, pool)
     with tqdm(total=len(task.labels()), desc="test, once", unit="image") as bar:
         outcome = whole.test(bar.update)
     report(task, outcome)
@@ -193,6 +206,13 @@ def run(task: Task, arguments: argparse.Namespace) -> int:
     folder = whole.folder.path
     print(f"Written to {folder}: summary.json, fitness.png, top1.png, and the run itself.")
     return 0
+
+
+def pool_of(arguments: argparse.Namespace) -> AbstractContextManager[Pool | None]:
+    """The workers that the options ask for, None for this process alone."""
+    if arguments.scheduler is not None:
+        return Pool.cluster(arguments.scheduler)
+    return nullcontext() if arguments.workers is None else Pool.local(arguments.workers)
 
 
 def report(task: Task, outcome: Outcome) -> None:
@@ -347,6 +367,14 @@ def parser() -> argparse.ArgumentParser:
             help="processor threads (default: torch's choice)",
         )
         command.add_argument(
+            "--workers",
+            type=number(int, "1 or more"),
+            help="evaluate in so many processes of one thread each (default: in this one)",
+        )
+        command.add_argument(
+            "--scheduler", help="evaluate on the workers of a Dask scheduler, tcp://host:port"
+        )
+        command.add_argument(
             "--device", default="auto", help="cpu, cuda, mps; auto: cuda if there is one, else cpu"
         )
         command.add_argument(
@@ -387,11 +415,14 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "reproduce":
             return reproduce(arguments)
         options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)  # before any work
+        if arguments.scheduler is not None and arguments.workers is not None:
+            raise ValueError("--scheduler has workers of its own; give it or --workers, not both")
         if arguments.resume and arguments.replace:
             raise ValueError("--resume keeps the run and --replace removes it; give one of them")
         RunFolder.claim(arguments.out, arguments.resume, arguments.replace)
-        task = (demo_task if arguments.command == "demo" else folder_task)(arguments)
-        return run(task, arguments)
+        with pool_of(arguments) as pool:
+            task = (demo_task if arguments.command == "demo" else folder_task)(arguments)
+            return run(task, arguments, pool)
     except KeyboardInterrupt:
         if arguments.command == "reproduce":
             print(
@@ -420,6 +451,6 @@ def main(argv: list[str] | None = None) -> int:
         )
         print(f"evolq_lite: {named}{hint}", file=sys.stderr)
         return 2
-    except ValueError as error:
+    except (ValueError, LostWorkers) as error:
         print(f"evolq_lite: {error}", file=sys.stderr)
         return 2

@@ -130,12 +130,13 @@ class SearchConfig(_Checked):
     )
     fitness: str = option("info_nce", "distance to the float network's predictions", tuple(FITNESS))
     temperature: float = option(3.0, "temperature of infoNCE")
+    parallel: int = option(1, "candidates drawn at a time from one population; the paper has 1")
     batch: int = option(100, "calibration images per batch; infoNCE's negatives come from it")
     seed: int = option(0, "random seed")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("passes", "cycles", "population", "tournament"):
+        for name in ("passes", "cycles", "population", "tournament", "parallel"):
             self.require(name, 1)
         self.require("batch", 2)
         self.require("seed", 0)

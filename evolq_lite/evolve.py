@@ -12,7 +12,7 @@ visit n ends exactly like one that was never stopped. Read with lesson 6.
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from evolq_lite.chain import Chain
 from evolq_lite.config import SearchConfig
 from evolq_lite.fitness import fitness_of
 from evolq_lite.genome import Genome, Vector, genome_of
-from evolq_lite.objective import BlockObjective, batches
+from evolq_lite.objective import BlockObjective, Objective, batches
 from evolq_lite.search import EvolQ, RandomSearch, minimize
 
 # Bytes of block inputs to keep; above it they are computed anew at each visit.
@@ -78,6 +78,14 @@ def visits_of(chain: Chain, config: SearchConfig) -> list[Visit]:
 def evaluations_of(chain: Chain, config: SearchConfig) -> int:
     """How many evaluations a whole run takes: every candidate, and the start once."""
     return config.passes * len(visits_of(chain, config)) * config.cycles + 1
+
+
+class Searchable(Objective, Protocol):
+    """An objective whose best vector can be written into the model."""
+
+    def commit(self, vector: Vector) -> None:
+        """Write a vector into the model."""
+        ...
 
 
 class Inputs:
@@ -138,6 +146,7 @@ def evolve(
     on_visit: Callable[[int, float], None] = lambda visits, fitness: None,
     done: int = 0,
     fitness: float | None = None,
+    elsewhere: Callable[[Visit], Searchable] | None = None,
 ) -> float:
     """Search the scales of a calibrated chain, in place; returns the final fitness on `images`.
 
@@ -145,25 +154,30 @@ def evolve(
     network's logits, no labels. `step` is the mutation width. `on_evaluation` hears of every
     evaluation, and may raise to stop; `on_visit(visits done, fitness)` is called when the model
     holds a finished visit, the moment to save. To go on from there, pass `done` and `fitness`, and
-    as `step` what `width_after` says.
+    as `step` what `width_after` says. `elsewhere` makes the objective of a visit, if candidates are
+    not to be evaluated here (see `parallel`).
     """
     loss = fitness_of(config.fitness, config.temperature)
     visits = visits_of(chain, config)
-    inputs = Inputs(chain, images, config.batch, keep=config.order == "last_first")
+    keep = config.order == "last_first" and elsewhere is None
+    inputs = Inputs(chain, images, config.batch, keep)
     for number in range(done, config.passes * len(visits)):
         visit, began = visits[number % len(visits)], perf_counter()
         if number == done or number % len(visits) == 0:
             inputs.sweep()
-        first = min(chain.index(block) for block in visit.blocks)
-        objective = BlockObjective(
-            chain,
-            visit.blocks,
-            images,
-            targets,
-            loss,
-            config.batch,
-            genome=visit.genome,
-            inputs=inputs.of(first),
+        objective: Searchable = (
+            elsewhere(visit)
+            if elsewhere is not None
+            else BlockObjective(
+                chain,
+                visit.blocks,
+                images,
+                targets,
+                loss,
+                config.batch,
+                genome=visit.genome,
+                inputs=inputs.of(min(chain.index(block) for block in visit.blocks)),
+            )
         )
         start = objective.start
         label = (number, number // len(visits), visit.label)
@@ -172,7 +186,7 @@ def evolve(
             fitness = float(objective(start[None])[0])
             note(start, fitness)
         search = optimizer_of(config, start, fitness, step, number)
-        vector, fitness = minimize(objective, search, config.cycles, note)
+        vector, fitness = minimize(objective, search, config.cycles, note, config.parallel)
         step = search.step  # an adaptive one goes on where the last visit left it
         objective.commit(vector)
         on_visit(number + 1, fitness)

@@ -7,7 +7,7 @@ finished by then is in the folder.
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,21 @@ from torch import Tensor, nn
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize, set_execution, twin
-from evolq_lite.data import checked, load_demo, sha256
+from evolq_lite.data import (
+    checked,
+    list_folder,
+    load_demo,
+    load_images,
+    load_timm,
+    sha256,
+    subset,
+    transform_of,
+)
 from evolq_lite.evaluate import Accuracy, Comparison, accuracy, compare, predict
-from evolq_lite.evolve import Evaluation, evaluations_of, evolve, width_after
+from evolq_lite.evolve import Evaluation, Visit, evaluations_of, evolve, width_after
 from evolq_lite.figures import history_figure, save_figure, top1_figure
+from evolq_lite.objective import batches
+from evolq_lite.parallel import Parts, Pool, Pooled, Recipe
 from evolq_lite.record import RunFolder, environment, peak_memory
 
 DEMO_QUANT = QuantConfig(weight_bits=3, act_bits=8)
@@ -40,6 +51,32 @@ class Task:
     test: Callable[[int], Iterator[Tensor]]  # from images per batch
     labels: Callable[[], Tensor]
     note: str
+    make: Callable[..., Parts]  # what a worker calls, with these arguments, for model and images
+    arguments: tuple[Any, ...]
+
+
+def embedded_parts(name: str, images: int, seed: int) -> Parts:
+    """An embedded network, calibration images, and its logits for them."""
+    demo = load_demo(name, images, seed)
+    return demo.model, demo.calibration, demo.targets
+
+
+def calibration_paths(folder: Path, wanted: int | None, seed: int) -> list[Path]:
+    """Calibration images of a folder, drawn by seed: all, or 1,000, if the number is None."""
+    found, _ = list_folder(folder)
+    wanted = min(1000, len(found)) if wanted is None else wanted
+    return [found[int(i)] for i in subset(len(found), wanted, seed)]
+
+
+def folder_parts(
+    name: str, checkpoint: str | None, folder: str, wanted: int | None, seed: int
+) -> Parts:
+    """A timm network, calibration images of a folder, and its logits for them."""
+    model = load_timm(name, None if checkpoint is None else Path(checkpoint))
+    paths = calibration_paths(Path(folder), wanted, seed)
+    images = load_images(paths, transform_of(model))
+    with torch.no_grad():
+        return model, images, torch.cat([model(x) for x in images.split(BATCH)])
 
 
 def embedded_task(name: str, images: int, seed: int, device: torch.device | str = "cpu") -> Task:
@@ -56,6 +93,8 @@ def embedded_task(name: str, images: int, seed: int, device: torch.device | str 
         lambda batch: (x.to(device) for x in test()[0].split(batch)),
         lambda: test()[1],
         "9,920 characters of 160 typefaces that neither training nor calibration has seen",
+        embedded_parts,
+        (name, images, seed),
     )
 
 
@@ -142,8 +181,13 @@ class Run:
         self.past = self.folder.history()
         self.total = evaluations_of(self.chain, search)
 
-    def evolve(self, on_evaluation: Callable[[Evaluation], None]) -> float:
-        """Search to the end; each evaluation is in the folder before its callback hears of it."""
+    def evolve(
+        self, on_evaluation: Callable[[Evaluation], None], pool: Pool | None = None
+    ) -> float:
+        """Search to the end; each evaluation is in the folder before its callback hears of it.
+
+        With a pool, its workers evaluate the candidates.
+        """
 
         def heard(evaluation: Evaluation) -> None:
             self.folder.append(evaluation)
@@ -160,7 +204,14 @@ class Run:
             lambda visits, fitness: self.folder.save(self.qmodel, visits, fitness),
             self.done,
             self.fitness,
+            None if pool is None else partial(self.pooled, pool),
         )
+
+    def pooled(self, pool: Pool, visit: Visit) -> Pooled:
+        """The objective of a visit on a pool's workers."""
+        recipe = Recipe(self.task.make, self.task.arguments, self.quant, self.search)
+        count = len(batches(self.task.targets, self.search.batch))
+        return Pooled(pool, recipe, count, self.chain, visit.blocks, visit.genome)
 
     def test(self, on_images: Callable[[int], None] = lambda images: None) -> Outcome:
         """Read the test images, once, with all three networks."""

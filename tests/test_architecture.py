@@ -24,6 +24,7 @@ ORDER = [
     "data",
     "evaluate",
     "evolve",
+    "parallel",
     "record",
     "figures",
     "runs",
@@ -82,7 +83,7 @@ def test_imports_point_downwards(name):
     assert not above, f"{name} imports {above}, which come after it"
 
 
-@pytest.mark.parametrize("name", ["objective", "search", "descent", "landscape", "evolve"])
+@pytest.mark.parametrize("name", ["objective", "search", "descent", "landscape", "evolve", "parallel"])
 def test_test_data_and_models_stay_outside_the_search(name):
     assert not imports_of(PACKAGE / f"{name}.py") & {"data", "evaluate"}
     if name == "search":

@@ -98,8 +98,8 @@ for name, loss in losses.items():
 
 # %% [markdown]
 # Here the percentile loses least, although MSE looks for the least error: it shrinks both ends of
-# the range by the same factor, and a GELU's short negative end, close to -0.17, is where many values
-# lie. An observer only finds what it can try.
+# the range by the same factor, and a GELU's short negative end, close to -0.17, is where many
+# values lie. An observer only finds what it can try.
 #
 # And the least squared error is not yet the best network: the loss of the *network* is what counts,
 # and it weighs some values more than others. That is the reason to search scales with the network's
@@ -108,10 +108,10 @@ for name, loss in losses.items():
 # ## Two remedies of FQ-ViT
 #
 # **Power-of-two factors.** The inputs of a LayerNorm, our residual sums, differ in size between
-# channels: in large transformers by orders of magnitude, in our small one by a factor of 2 to 3. One
-# scale for all is too coarse for small channels; a scale for each would stand inside a sum over
-# channels, that of the LayerNorm's mean and variance. FQ-ViT's remedy: one scale, divided by 1, 2, 4 or 8 in each channel. Those
-# factors are shifts, which integers can do.
+# channels: in large transformers by orders of magnitude, in our small one by a factor of 2 to 3.
+# One scale for all is too coarse for small channels; a scale for each would stand inside a sum over
+# channels, that of the LayerNorm's mean and variance. FQ-ViT's remedy: one scale, divided by 1, 2,
+# 4 or 8 in each channel. Those factors are shifts, which integers can do.
 
 # %%
 with torch.no_grad():
@@ -180,8 +180,8 @@ figure
 
 # %% [markdown]
 # Two things to notice. Between 8 and 4 bits of weights little is lost; below, networks fall off a
-# cliff. And no observer is best everywhere: MSE is ahead on the ViT at 3 bits, and behind on the CNN
-# at the same 3 bits, where shrinking the range shifts the means that its layers expect.
+# cliff. And no observer is best everywhere: MSE is ahead on the ViT at 3 bits, and behind on the
+# CNN at the same 3 bits, where shrinking the range shifts the means that its layers expect.
 #
 # Now see one setting at a time: the network is quantized and tested while you wait, on 496 of the
 # test images.
@@ -200,8 +200,8 @@ ViTPanel()
 # <details><summary>What you should have seen</summary>
 #
 # 1. About five, as many to right as to wrong: the interval of the difference holds zero.
-# 2. By three to four points. With 8 levels, a range that serves one outlier leaves few levels to the
-#    rest; with 256 levels there are enough for both.
+# 2. By three to four points. With 8 levels, a range that serves one outlier leaves few levels to
+#    the rest; with 256 levels there are enough for both.
 # 3. At 4 bits of activations it falls from about 36 % to about 11 %; at 8 bits the difference is
 #    within the noise. Residual sums carry everything from block to block, and one scale for all
 #    channels costs most when levels are few.

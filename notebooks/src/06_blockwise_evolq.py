@@ -1,20 +1,23 @@
 # %% [markdown]
 # # 6. Block-wise Evol-Q
 #
-# **Afterwards you can** quantize a vision transformer, name the scales that Evol-Q searches, run
-# the whole search, read its history, and say with an interval and a test whether it helped.
+# **Afterwards you can** name the scales that Evol-Q searches; run the whole block-wise search; read
+# its history; say with an interval and a test whether it helped; stop a search and go on with it.
 #
-# **You need** PyTorch, and the idea of uniform quantization: `x' = (clamp(round(x / s) + z) - z) *
-# s`, where `s` is the *scale*, `z` the *zero point*, and the clamp keeps the integer within the
-# bits.
+# **You need** lessons 1, 2, 4 and 5: quantizers, the blocks of a ViT, infoNCE, ask and tell.
+#
+# **Time:** 30 minutes to read, 2 minutes to run.
 #
 # **Works offline:** yes. The network and the images are in `data/`.
 #
-# **Modules to read beside it:** `evolq_lite/evolve.py`, `search.py`, `objective.py`, `genome.py`,
+# **Module to read beside it:** `evolq_lite/evolve.py`, with `objective.py`, `genome.py`,
 # `chain.py`.
 
 # %%
+import inspect
+
 import torch
+from IPython.display import Code
 from tqdm.auto import tqdm
 
 import evolq_lite as eq
@@ -26,6 +29,7 @@ from evolq_lite.figures import (
     history_figure,
     top1_figure,
 )
+from evolq_lite.panels import SearchPanel
 
 torch.set_num_threads(2)
 demo = eq.load_demo("vit", calibration=500, seed=0)
@@ -44,6 +48,12 @@ print(f"{weights:,} weights; calibration images {tuple(demo.calibration.shape)}"
 characters_figure(demo.calibration[:30], demo.targets[:30].argmax(1))
 
 # %% [markdown]
+# ## The idea
+#
+# Lesson 5 searched one block. A network has many, and their scales depend on each other. Evol-Q
+# goes from block to block, last to first, improves each a little, and begins again: the loss is
+# always that of the whole network, the genome always that of one block.
+#
 # ## Quantize and calibrate
 #
 # `quantize` makes a copy that shares the weights, with a quantizer at every operand of every
@@ -114,7 +124,10 @@ print(f"after 12 candidates: {fitness:.6f} (start {start_fitness:.6f})")
 #
 # Passes over all blocks, last to first, three candidates a visit, and a commit: this is the
 # paper's loop. The paper makes 10 passes on 1,000 images; here it is 10 on 500, so that the cell
-# takes about a minute.
+# takes about a minute. This is the loop:
+
+# %%
+Code(inspect.getsource(eq.evolve), language="python")
 
 # %%
 options = eq.SearchConfig(passes=10, cycles=3, population=15, tournament=10)
@@ -167,15 +180,70 @@ changed_figure(images, labels, found["before"], found["evolved"])
 confusion_figure(found["float"], labels)
 
 # %% [markdown]
+# ## Your own search
+#
+# The panel runs the same search, in a folder of its own (`runs/panel` beside this notebook). Set
+# the options, press *Run*, watch; *Pause* waits, *Cancel* stops, *Resume* goes on from the last
+# finished block, even tomorrow: every candidate is on the disk. The command line reads the same
+# folder (`python -m evolq_lite demo --out runs/panel --resume`, with the same options).
+
+# %%
+SearchPanel()
+
+# %% [markdown]
+# **Predict, then try.**
+#
+# 1. Population 1 instead of 15: does the search still work, and what is it then?
+# 2. Mutation width 0.1, a hundred times the paper's. What becomes of the accepted share?
+# 3. Cycles 1 and passes 20, against cycles 10 and passes 2: about the same number of candidates.
+#    Which would you rather have, and why?
+#
+# <details><summary>What you should have seen</summary>
+#
+# 1. It works. With one member, the parent is always the best so far: a (1+1) search. Three cycles a
+#    visit hardly make use of a population, since all its members begin as copies.
+# 2. Hardly any candidate is accepted: scales are about 0.1 themselves, so the children are no
+#    neighbours of their parents any more.
+# 3. Many short visits let every block answer to the present state of the others. Long visits save
+#    nothing here, because the cost of a visit's preparation is small. The difference on one seed is
+#    within the noise: say so, and use several seeds (claim C7 of lesson 7 does).
+#
+# </details>
+#
+# Every run ends with a look at the test images. Choosing options by that look would be choosing by
+# the test set; lesson 7 shows what that is worth.
+#
 # ## Check yourself
 #
-# 1. *Why may the inputs of block 5 be kept while its scales are searched?* They depend on blocks 0
-#    to 4 only, and a candidate differs in block 5.
-# 2. *Why is the search's own fitness no proof that it helped?* It was minimised on these very
-#    images; the gain must be measured on images, here typefaces, that took no part.
-# 3. *The official code evaluates on the test set after every block and keeps the best snapshot.
-#    What is wrong with that?* The best of many noisy results is too good on average: the test set
-#    has then chosen the scales.
+# **1. Why may the inputs of block 5 be kept while its scales are searched?**
+#
+# <details><summary>They depend on blocks 0 to 4 only</summary>Right: a candidate differs in block
+# 5,
+# so everything before it stays the same, bit for bit.</details>
+# <details><summary>They change too little to matter</summary>No: they do not change at all. If they
+# did, differences as small as those the search ranks could not be told from noise.</details>
+# <details><summary>They are quantized</summary>That is true, but not the reason.</details>
+#
+# **2. Why is the search's own fitness no proof that it helped?**
+#
+# <details><summary>The fitness has a random part</summary>No: it is deterministic here.</details>
+# <details><summary>It was minimised on these very images</summary>Right: what fits 500 images may
+# be
+# luck with these 500. The gain must be measured on images, here typefaces, that took no part.
+# </details>
+# <details><summary>infoNCE is a poor loss</summary>Perhaps, but even a perfect loss would be too
+# good
+# on the images that it was minimised on.</details>
+#
+# **3. The official code tests after every block and keeps the best snapshot. What is wrong?**
+#
+# <details><summary>It takes too long</summary>It does take long, but that only wastes
+# time.</details>
+# <details><summary>The best of many noisy results is too good on average</summary>Right: the test
+# set has then chosen the scales, and its accuracy is no longer a measurement.</details>
+# <details><summary>Nothing, since all snapshots come from the search</summary>The search did not
+# look
+# at test images, but the choice among its snapshots did.</details>
 #
 # ## Sources
 #

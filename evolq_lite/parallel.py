@@ -1,0 +1,363 @@
+"""An objective evaluated elsewhere: the batches of candidates are tasks for a pool of workers.
+
+A task is plain data: a `Recipe` from which a worker makes the network and the calibration batches
+once, the scales that the model holds now, a candidate, and the number of a batch. Its answer is one
+loss. Losses are averaged here, in the order of batches, so the result does not depend on how many
+workers there are, which of them is quick, or which of them dies: a lost task is asked again.
+
+Any `concurrent.futures` executor will do: `Pool.local` starts processes here, `Pool.cluster` uses a
+Dask scheduler. A worker computes with one thread. Two processors, or two kernels, may round
+differently, and a difference in the last digit would depend on who computed what; so every answer
+says what its worker makes of one shared candidate, and a worker that differs is refused.
+"""
+
+import hashlib
+import os
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import TimeoutError as Late
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import active_children, get_context
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from evolq_lite.chain import Chain, chain_of
+from evolq_lite.config import QuantConfig, SearchConfig
+from evolq_lite.convert import calibrate, quantize, set_execution
+from evolq_lite.fitness import fitness_of
+from evolq_lite.genome import Genome, Vector
+from evolq_lite.objective import BlockObjective, Population, Values, batches
+
+KEPT_BATCHES = 64  # whose block inputs a worker keeps
+TRIES = 4  # of a task, before its failures are the run's
+PATIENCE = 600.0  # seconds for an answer, before a worker counts as hanging
+
+Parts = tuple[nn.Module, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make a float network, calibration images and their targets, and how they are used.
+
+    `make(*arguments)` returns them; it must be a function at the top of a module, its arguments
+    plain values. Two recipes that are equal make the same thing.
+    """
+
+    make: Callable[..., Parts]
+    arguments: tuple[Any, ...]
+    quant: QuantConfig
+    search: SearchConfig
+
+
+@dataclass(frozen=True)
+class Task:
+    """One loss: of `vector` in `genome`, on batch number `batch`, the model holding `state`."""
+
+    recipe: Recipe
+    state: bytes  # safetensors: scales, zero points, corrected biases
+    blocks: tuple[str, ...]
+    genome: Genome
+    vector: bytes  # float32
+    batch: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A loss, and who computed it: `stamp` is what the worker makes of the shared candidate."""
+
+    loss: float
+    worker: str
+    stamp: tuple[Any, ...]
+
+
+def state_of(model: nn.Module) -> bytes:
+    """All that a search or a calibration has changed in a quantized model."""
+    tensors = {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if name.endswith((".scale", ".zero_point", ".bias"))
+    }
+    return save(tensors)
+
+
+class Bench:
+    """What a worker keeps of a recipe: the network, the batches, and the inputs of blocks."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        torch.set_num_threads(1)
+        model, images, targets = recipe.make(*recipe.arguments)
+        self.qmodel = quantize(model, recipe.quant)
+        calibrate(self.qmodel, images[: recipe.search.batch], recipe.quant)  # shapes; see `load`
+        self.execution = set_execution(self.qmodel, recipe.quant.execution)
+        self.chain = chain_of(self.qmodel)
+        self.chain.fit_chunk(images[:1])
+        self.images = batches(images, recipe.search.batch)
+        self.targets = batches(targets, recipe.search.batch)
+        self.fitness = fitness_of(recipe.search.fitness, recipe.search.temperature)
+        self.state = b""
+        self.prefixes: list[bytes] = []
+        self.traces: OrderedDict[int, list[tuple[bytes, Tensor]]] = OrderedDict()
+        self.stamp: tuple[Any, ...] | None = None
+
+    def load(self, state: bytes) -> None:
+        """Take over scales, and know for each segment whether something before it has changed."""
+        if state == self.state:
+            return
+        tensors = load(state)
+        own = {**dict(self.qmodel.named_buffers()), **dict(self.qmodel.named_parameters())}
+        with torch.no_grad():
+            for name, value in tensors.items():
+                own[name].copy_(value)
+        self.state = state
+        if self.stamp is None:  # the shared candidate: the first state that a run sends
+            loss = float(self.fitness(self.chain(self.images[0]), self.targets[0]))
+            kind = torch.backends.cpu.get_cpu_capability()
+            self.stamp = (loss, torch.__version__, kind, self.execution, self.chain.chunk)
+        self.prefixes = self.digests(tensors)
+
+    def digests(self, tensors: dict[str, Tensor]) -> list[bytes]:
+        """For each segment, a digest of all scales that its input depends on."""
+        digest, out = hashlib.sha256(), []
+        searched = [name for name, _, searchable in self.chain.segments if searchable]
+        rest = [n for n in sorted(tensors) if not any(n.startswith(f"{s}.") for s in searched)]
+        for name in rest:  # of the stem and the head: never searched
+            digest.update(tensors[name].numpy().tobytes())
+        for segment in self.chain.names:
+            out.append(digest.digest())
+            for name in sorted(tensors):
+                if name.startswith(f"{segment}."):
+                    digest.update(tensors[name].numpy().tobytes())
+        return out
+
+    def input_of(self, batch: int, segment: int) -> Tensor:
+        """What enters a segment; a forward of the whole batch only if its past has changed."""
+        kept = self.traces.get(batch)
+        if kept is None or kept[segment][0] != self.prefixes[segment]:
+            trace = self.chain.trace(self.images[batch])
+            self.traces[batch] = kept = list(zip(self.prefixes, trace))
+            while len(self.traces) > KEPT_BATCHES:
+                self.traces.popitem(last=False)
+        self.traces.move_to_end(batch)
+        return kept[segment][1]
+
+    @torch.no_grad()
+    def loss(self, task: Task) -> float:
+        """One candidate on one batch."""
+        self.load(task.state)
+        first = min(self.chain.index(block) for block in task.blocks)
+        objective = BlockObjective(
+            self.chain,
+            task.blocks,
+            self.images[task.batch],
+            self.targets[task.batch],
+            self.fitness,
+            batch=len(self.images[task.batch]),
+            genome=task.genome,
+            inputs=[self.input_of(task.batch, first)],
+        )
+        return float(objective.loss(torch.frombuffer(bytearray(task.vector), dtype=torch.float32)))
+
+
+bench = lru_cache(maxsize=1)(Bench)
+
+
+def evaluate(task: Task) -> Answer:
+    """What a worker does."""
+    mine = bench(task.recipe)
+    loss = mine.loss(task)
+    assert mine.stamp is not None
+    return Answer(loss, f"{socket.gethostname()} process {os.getpid()}", mine.stamp)
+
+
+class LostWorkers(RuntimeError):
+    """Workers were lost again and again; the run can go on later."""
+
+
+class Pool:
+    """Workers for tasks. `make` starts an executor, `stop` ends it hard; use as a context.
+
+    `patience` is how many seconds an answer may take before its worker counts as hanging.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Executor],
+        stop: Callable[[Executor], None],
+        patience: float = PATIENCE,
+    ) -> None:
+        self.make, self.stop, self.patience = make, stop, patience
+        self.executor, self.work = make(), evaluate
+        self.stamp: tuple[str, tuple[Any, ...]] | None = None
+
+    @classmethod
+    def local(cls, workers: int, patience: float = PATIENCE) -> "Pool":
+        """Processes on this machine, one thread each; ValueError for fewer than one."""
+        if workers < 1:
+            raise ValueError(f"--workers must be at least 1, not {workers}")
+        before = set(active_children())
+
+        def stop(executor: Executor) -> None:
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process in set(active_children()) - before:
+                process.kill()
+
+        return cls(lambda: ProcessPoolExecutor(workers, get_context("forkserver")), stop, patience)
+
+    @classmethod
+    def cluster(cls, address: str, patience: float = PATIENCE) -> "Pool":
+        """The workers of a Dask scheduler; ValueError if there are none, or none that fit."""
+        try:
+            from distributed import Client
+        except ModuleNotFoundError:
+            raise ValueError(
+                "--scheduler needs the package distributed: pip install evolq_lite[cluster]"
+            ) from None
+        try:
+            client = Client(address, timeout=10, set_as_default=False)
+        except (OSError, ValueError) as error:
+            why = str(error).splitlines()[0]
+            raise ValueError(
+                f"no Dask scheduler answers at {address} ({why}); start one with: dask scheduler"
+            ) from None
+        try:
+            check_cluster(client, address)
+        except BaseException:
+            client.close()
+            raise
+
+        def stop(executor: Executor) -> None:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+        return cls(lambda: client.get_executor(pure=False), stop, patience)
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(self.executor)
+
+    def answers(self, tasks: Sequence[Task]) -> list[Answer]:
+        """The answers, in the order of tasks; those that were lost or late are asked again.
+
+        LostWorkers if a task has failed `TRIES` times, ValueError for a worker whose arithmetic
+        differs from that of the first.
+        """
+        found: dict[int, Answer] = {}
+        why: BaseException | None = None
+        for attempt in range(TRIES):
+            left = [i for i in range(len(tasks)) if i not in found]
+            if not left:
+                return [found[i] for i in range(len(tasks))]
+            try:
+                futures = {self.executor.submit(self.work, tasks[i]): i for i in left}
+                # Twice as long each time: workers that start anew load their data first.
+                for future in self.finished(futures, 2**attempt * self.patience):
+                    answer = future.result()
+                    self.check(answer)
+                    found[futures[future]] = answer
+            except (BrokenProcessPool, Late, OSError) as error:
+                why = error
+                self.stop(self.executor)
+                self.executor = self.make()
+        raise LostWorkers(
+            f"workers were lost {TRIES} times in a row ({type(why).__name__}: {why}); "
+            "see their logs, then go on with --resume"
+        )
+
+    def finished(
+        self, futures: Iterable[Future[Answer]], patience: float
+    ) -> Iterator[Future[Answer]]:
+        """Futures as they are done; TimeoutError when none is for so many seconds."""
+        waiting = set(futures)
+        while waiting:
+            done = next(as_completed(waiting, timeout=patience))
+            waiting.remove(done)
+            yield done
+
+    def check(self, answer: Answer) -> None:
+        """Refuse a worker that would compute other numbers than the first one."""
+        if self.stamp is None:
+            self.stamp = answer.worker, answer.stamp
+        first, stamp = self.stamp
+        if answer.stamp != stamp:
+            raise ValueError(
+                f"{answer.worker} computes other numbers than {first} ({answer.stamp} against "
+                f"{stamp}); use workers of one kind of processor and the same versions"
+            )
+
+
+def check_cluster(client: Any, address: str) -> None:
+    """ValueError if a Dask cluster has no workers, or workers with other versions."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    if not workers:
+        raise ValueError(
+            f"the scheduler at {address} has no workers; start some with: dask worker {address}"
+        )
+    mine = versions()
+    for worker, theirs in client.run(versions).items():
+        for package, version in mine.items():
+            if theirs.get(package) != version:
+                raise ValueError(
+                    f"worker {worker} has {package} {theirs.get(package)}, here it is {version}; "
+                    "install the same versions everywhere (requirements.lock)"
+                )
+
+
+def versions() -> dict[str, str]:
+    """The versions that must agree between machines."""
+    import timm
+
+    import evolq_lite
+
+    return {
+        "evolq_lite": evolq_lite.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+
+
+class Pooled:
+    """`BlockObjective` on a pool: the mean over `batches` batches, each computed by some worker.
+
+    The scales are those that `chain` holds when this is built, as a visit does.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        recipe: Recipe,
+        batches: int,
+        chain: Chain,
+        blocks: Sequence[str],
+        genome: Genome,
+    ) -> None:
+        self.pool, self.recipe, self.batches, self.chain = pool, recipe, batches, chain
+        self.blocks, self.genome = tuple(blocks), genome
+        self.state = state_of(chain.model)
+
+    @property
+    def start(self) -> Vector:
+        """The scales that are in the model now."""
+        return self.genome.read(self.chain.model)
+
+    def __call__(self, population: Population) -> Values:
+        """Evaluate all batches of all candidates at the same time."""
+        vectors = [vector.detach().cpu().float().numpy().tobytes() for vector in population]
+        tasks = [
+            Task(self.recipe, self.state, self.blocks, self.genome, vector, i)
+            for vector in vectors
+            for i in range(self.batches)
+        ]
+        losses = torch.tensor([answer.loss for answer in self.pool.answers(tasks)])
+        return torch.stack([row.mean() for row in losses.split(self.batches)])
+
+    def commit(self, vector: Vector) -> None:
+        """Write a vector into the model."""
+        self.genome.write(self.chain.model, vector)
