@@ -1,8 +1,8 @@
 """evolq_lite: post-training quantization of vision transformers by evolution (Evol-Q, ICCV 2023).
 
 A quantized model is a float model plus a vector of scales; Evol-Q searches that vector. Read the
-modules in this order: numerics, fitness, observers, integer, config, layers, chain, convert,
-genome, objective, search, evolve, evaluate, record.
+modules in this order: numerics, observers, layers, integer, convert, landscape, fitness, search,
+descent, chain, genome, objective, evolve, parallel, evaluate, record.
 """
 
 from evolq_lite import _torchvision  # isort: skip  (before timm)

@@ -43,6 +43,17 @@ def kept(output: NotebookNode) -> NotebookNode | None:
     return None if output.get("name") == "stderr" else output
 
 
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Outputs with neighbouring pieces of printed text as one: a kernel cuts it where it likes."""
+    out: list[NotebookNode] = []
+    for output in outputs:
+        if out and output.get("name") == "stdout" == out[-1].get("name"):
+            out[-1].text += output.text
+        else:
+            out.append(output)
+    return out
+
+
 def execute(notebook: NotebookNode) -> NotebookNode:
     """Run a notebook from top to bottom in `notebooks/`; raises at the first error."""
     client = NotebookClient(
@@ -55,7 +66,8 @@ def execute(notebook: NotebookNode) -> NotebookNode:
     client.execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in map(kept, cell.outputs) if output is not None]
+            outputs = [output for output in map(kept, cell.outputs) if output is not None]
+            cell.outputs = joined(outputs)
     notebook.metadata.language_info = NotebookNode(name="python")
     return notebook
 

@@ -195,14 +195,17 @@ class Run:
 
 
 class EvolutionPanel(Panel):
-    """Evol-Q a candidate at a time: population, tournament, mutation width; Step, Play, Pause."""
+    """Evol-Q a candidate at a time: population, tournament, mutation width; Step, Play, Pause.
+
+    `made` candidates are there when it opens.
+    """
 
     slow = True
     again = "Press Step, or change a control, to try again."
 
-    def __init__(self, name: str | None = None, **values: Any) -> None:
+    def __init__(self, name: str | None = None, made: int = 0, **values: Any) -> None:
         self.running: Run | None = None  # made by the worker; None: begin anew
-        self.target = 0  # candidates wanted; the worker only reads it
+        self.target = made  # candidates wanted; the worker only reads it
         self.playing = False
         super().__init__(name, **values)
 
@@ -300,15 +303,15 @@ class EvolutionPanel(Panel):
         while (made := len(run.children)) < (target := self.target):
             before = perf_counter()
             run.step()
-            tick((made + 1 - begun) / max(1, target - begun))
-            if made + 1 == target:
-                break
-            if perf_counter() - shown > PICTURE:
-                shown = perf_counter()
-                with DRAWING:
-                    self.view.value = self.draw(run)[0]._repr_html_()
-            sleep(max(0.0, PACE - (perf_counter() - before)))
-            tick((made + 1 - begun) / max(1, target - begun))
+            share = (made + 1 - begun) / (target - begun)
+            tick(share)
+            if made + 1 < target and self.playing:
+                if perf_counter() - shown > PICTURE:
+                    shown = perf_counter()
+                    with DRAWING:
+                        self.view.value = self.draw(run)[0]._repr_html_()
+                sleep(max(0.0, PACE - (perf_counter() - before)))
+                tick(share)
         return run
 
     def draw(self, result: Run, **values: Any) -> tuple[Picture, str]:
@@ -317,9 +320,9 @@ class EvolutionPanel(Panel):
         where = "a jagged bowl of two scales" if result.toy else "the attention scales of blocks.5"
         best = "; ".join(f"{copies} with {value:.5f}" for _, value, copies in result.members()[:5])
         alt = f"Evolution on {where}. {said} Members, best first: {best}."
-        figure = new_figure(9.6, 4.2, alt)
+        figure = new_figure(9.6, 4.0, alt)
         figure.set_layout_engine(None)  # fixed places: nothing jumps from picture to picture
-        figure.subplots_adjust(left=0.085, right=0.985, bottom=0.31, top=0.92, wspace=0.3)
+        figure.subplots_adjust(left=0.085, right=0.985, bottom=0.28, top=0.92, wspace=0.3)
         left, right = figure.subplots(1, 2)
         (draw_toy if result.toy else draw_block)(left, result)
         draw_fitness(right, result)
