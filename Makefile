@@ -11,11 +11,11 @@ PYTHON ?= python3.11 python3
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab bench results check notebooks clean
+.PHONY: help demo test lab app bench results check notebooks screenshots assignments grade clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## search the scales of the embedded network and show the gain
 	$(KEEP_MEMORY) $(PY) -m evolq_lite demo --replace
@@ -26,8 +26,12 @@ test: $(STAMP) ## ruff, mypy and pytest
 	$(PY) -m mypy
 	$(KEEP_MEMORY) $(PY) -m pytest
 
-lab: $(STAMP) ## open the notebooks in JupyterLab
-	$(PY) -m jupyter lab notebooks/
+lab: $(STAMP) ## open the lessons in JupyterLab
+	$(KEEP_MEMORY) $(PY) -m jupyter lab notebooks/00_start_here.ipynb
+
+app: $(STAMP) ## show lesson 6 without its code in a browser, live (Voila)
+	$(KEEP_MEMORY) JUPYTER_PATH=notebooks/app $(PY) -m voila --template=offline --progressive_rendering=True \
+	  notebooks/06_blockwise_evolq.ipynb
 
 bench: $(STAMP) ## measure the cost of one candidate
 	$(KEEP_MEMORY) $(PY) benchmarks/candidate_cost.py
@@ -40,6 +44,18 @@ check: $(STAMP) ## say whether this machine is ready, and what to do if not
 
 notebooks: $(STAMP) ## make notebooks/*.ipynb from notebooks/src/*.py
 	$(KEEP_MEMORY) $(PY) notebooks/build.py
+
+screenshots: $(STAMP) ## take a picture of every panel, in notebooks/images (needs Chromium)
+	$(KEEP_MEMORY) $(PY) notebooks/screenshots.py
+
+assignments: $(STAMP) ## make the student releases in notebooks/assignments/release
+	$(KEEP_MEMORY) $(PY) notebooks/assignments/build.py
+
+grade: $(STAMP) ## grade SUBMISSIONS=DIR into OUT=DIR, with other hidden tests from OVERLAY=DIR
+	@test -n '$(SUBMISSIONS)' && test -n '$(OUT)' || { \
+	  echo 'make grade SUBMISSIONS=DIR OUT=DIR [OVERLAY=DIR]' >&2; exit 2; }
+	$(KEEP_MEMORY) $(PY) notebooks/assignments/grade.py '$(SUBMISSIONS)' '$(OUT)' \
+	  $(if $(OVERLAY),--overlay '$(OVERLAY)')
 
 clean: ## remove caches and build leftovers (keeps .venv, runs/ and data/)
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

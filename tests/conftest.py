@@ -1,14 +1,19 @@
 """Shared fixtures; shapes and types of the package's signatures are checked while the tests run."""
 
+from collections.abc import Iterator
+
 from jaxtyping import install_import_hook
 
 CHECKED = ["numerics", "fitness", "observers", "genome", "objective", "search", "evaluate"]
 with install_import_hook([f"evolq_lite.{name}" for name in CHECKED], "beartype.beartype"):
     import evolq_lite  # noqa: F401  isort: skip
 
+import os
+
 import pytest
 import timm
 import torch
+from serving import NO_CHROMIUM, find_chromium
 from torch import Tensor, nn
 
 from evolq_lite.data import unfused
@@ -73,3 +78,34 @@ def family(request: pytest.FixtureRequest) -> str:
 def two_threads() -> None:
     """The same number of threads everywhere."""
     torch.set_num_threads(2)
+
+
+@pytest.fixture
+def no_silent_callbacks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail where an exception in a widget's callback or a timer was only logged."""
+    yield
+    heard = [r for r in caplog.get_records("call") if "Exception in callback" in r.getMessage()]
+    assert not heard, heard[0].getMessage()
+
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out browser tests where there is no browser, except where one is expected."""
+    if find_chromium() is None and not os.environ.get("CI_BROWSER"):
+        out = [item for item in items if item.get_closest_marker("browser")]
+        items[:] = [item for item in items if not item.get_closest_marker("browser")]
+        config.stash[LEFT_OUT] = len(out)
+        config.hook.pytest_deselected(items=out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was left out, and how long the lessons ran."""
+    if left_out := terminalreporter.config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{left_out} browser tests were left out: {NO_CHROMIUM}")
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
+    told = [words for r in reports for name, words in r.user_properties if name == "lesson"]
+    if told:
+        terminalreporter.write_line(f"Lessons ran in: {'; '.join(sorted(told))}.")

@@ -24,17 +24,21 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 ENVIRONMENT = (ROOT / "environment.yml").read_text(encoding="utf-8")
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 
-CONDA_NAMES = {"pytorch": "torch"}  # conda-forge's name -> Python's name
+CONDA_NAMES = {
+    "playwright-python": "playwright",
+    "pytorch": "torch",
+}  # conda-forge's name -> Python's name
 CONDA_ONLY = {"python", "pip"}
+APART = {"instructor"}  # extras that are in neither of the other files
 LOCK_LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!]+)")  # no local part: no "+"
 
 
 def project_ranges(pyproject: str) -> dict[str, SpecifierSet]:
-    """Return every dependency, extras included, with its range."""
+    """Return every dependency with its range; of the extras, all but those that stand apart."""
     project = tomllib.loads(pyproject)["project"]
     lines = list(project["dependencies"])
-    for extra in project["optional-dependencies"].values():
-        lines += extra
+    for name, extra in project["optional-dependencies"].items():
+        lines += [] if name in APART else extra
     requirements = [Requirement(line) for line in lines]
     return {canonicalize_name(r.name): r.specifier for r in requirements}
 

@@ -1,0 +1,47 @@
+"""Pictures of all panels as a browser shows them: `make screenshots`, or with names of panels.
+
+Writes `notebooks/images/NAME.png`, a panel at its default values, NAME in small letters. Fonts are
+those of the machine, so two machines make two pictures; nothing compares them.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+from serving import chromium, notebook_of, settled, voila  # noqa: E402
+
+from evolq_lite import panels  # noqa: E402
+
+NAMES = [name for name in panels.__all__ if name != "Panel"]
+SIZE = {"width": 1060, "height": 1000}
+SECONDS = 600  # for a panel that is not shipped with a first picture
+
+
+def take(name: str, folder: Path) -> Path:
+    """Show one panel in Voila and take its picture."""
+    cell = f"from evolq_lite.panels import {name}\n\n{name}()"
+    path = HERE / "images" / f"{name.lower()}.png"
+    with voila(notebook_of(folder / f"{name}.ipynb", cell)) as address, chromium() as browser:
+        page = browser.new_page(viewport=SIZE)
+        page.goto(address, timeout=1000 * SECONDS)
+        settled(page, f"evolq-{name.lower()}", SECONDS)
+        page.locator(f".evolq-{name.lower()}").screenshot(path=path)
+    return path
+
+
+def main() -> None:
+    """Command line: names of panels."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", choices=[[], *NAMES], help="default: all")
+    names = parser.parse_args().names or NAMES
+    (HERE / "images").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            print(take(name, Path(folder)).relative_to(HERE.parent))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,461 @@
+# %% [markdown]
+# # 3. Non-smooth landscapes
+#
+# **Afterwards you can** draw the loss of a quantized network along a line of scales; tell its
+# jaggedness from the noise floor of the computation; say why the gradient through `round` is zero,
+# and what the straight-through estimator puts in its place; compare a ViT with a CNN, calibration
+# with test, and relative with absolute steps.
+#
+# **You need** lessons 1 and 2: scales, and where they are in a network.
+#
+# **Time:** 35 minutes to read, 2 minutes to run.
+#
+# **Works offline:** yes. The networks, the images and the results are in `data/`.
+#
+# **Module to read beside it:** `evolq_lite/landscape.py`.
+
+# %%
+import inspect
+import textwrap
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from IPython.display import Code
+from scipy.stats import spearmanr
+
+import evolq_lite as eq
+from evolq_lite.data import DATA
+from evolq_lite.experiments import CLAIMS
+from evolq_lite.experiments.report import known, shipped
+from evolq_lite.figures import PETROFF, new_figure
+from evolq_lite.landscape import direction, line, local_minima, noise_floor
+from evolq_lite.panels import LandscapePanel
+from evolq_lite.panels.landscape import layer_objective, other_ways
+from evolq_lite.panels.pictures import draw_lines
+
+torch.set_num_threads(2)
+
+# %% [markdown]
+# ## The idea
+#
+# A search of scales minimises a loss, and how it should search depends on what that loss looks like
+# around the present scales. A layer has a hundred scales or more, too many to draw. So we look
+# along a line:
+#
+# $$f(r) = L\big(s + r\, d\big), \qquad d_i = s_i\, g_i$$
+#
+# $L$: the loss of the whole network as a function of the scales of one layer, here infoNCE against
+# the float network's logits (lesson 4; all that matters now is that lower is better); $s$: the
+# first scales, from calibration; $r$: the *radius*; $d$: a direction; $g_i$: a random number from
+# the normal distribution, one for each scale $i$. So $r = 0.01$ means that scales move by about one
+# per cent of themselves. Some move up, some move down.
+
+# %%
+demo = eq.load_demo("vit", calibration=100, seed=0)
+qmodel = eq.quantize(demo.model, eq.QuantConfig(weight_bits=3, act_bits=8))
+eq.calibrate(qmodel, demo.calibration)
+chain = eq.chain_of(qmodel)
+genome = eq.genome_of(qmodel, ["blocks.2.attn.qkv"], "weights")
+objective = eq.BlockObjective(chain, "blocks.2", demo.calibration, demo.targets, genome=genome)
+start = objective.start
+here = float(objective(start[None])[0])
+print(f"{len(start)} scales, from {start.min():.3f} to {start.max():.3f}; loss {here:.4f}")
+
+# %% [markdown]
+# `line` asks the objective at points of such a line, nothing more. It never sees a network: only a
+# function from vectors to numbers.
+
+# %%
+Code(inspect.getsource(line), language="python")
+
+# %% [markdown]
+# ## Three looks at one line
+#
+# The same direction, within 10 %, 1 % and 0.1 % of the first scales. Each picture shows the middle
+# tenth of the one before. A smooth function would look more and more like a straight line.
+
+# %%
+along = direction(start, "gaussian", seed=0)
+steps = (0.1, 0.01, 0.001)
+looks = {r: line(objective, start, along, torch.linspace(-r, r, 21)) for r in steps}
+said = "; ".join(f"within {r:.1%}: {float(v.max() - v.min()):.4f}" for r, v in looks.items())
+figure = new_figure(8.4, 2.6, f"Loss along one line at three radii. Highest minus lowest, {said}.")
+for axes, (r, values) in zip(figure.subplots(1, 3, sharey=True), looks.items()):
+    draw_lines(axes, torch.linspace(-r, r, 21), {"loss": values}, here, 0.0)
+    axes.set_title(f"within {r:.1%}")
+figure.axes[0].set_ylabel("change of the loss")
+print("highest minus lowest,", said)
+figure
+
+# %% [markdown]
+# It does not get straight, and the changes shrink far less than the radius: a hundredth of the
+# radius leaves more than a third of the range.
+#
+# ## Is that the landscape, or noise?
+#
+# The network is deterministic: the same scales give the same loss, bit for bit. But another
+# computer, another kernel, another batch size adds up the same products in another order, and the
+# last digit of a sum differs. Usually that is nothing. Here the sum is rounded to one of 256 levels
+# next, and a sum that lies just beside the middle between two levels falls to the other side. Some
+# of these flips make others, and the loss moves.
+#
+# So we compute the same line in four ways: as before; in chunks of 10 images; with products in
+# float instead of integers; with the last bit of the block's inputs changed. On paper they are the
+# same function.
+
+# %%
+make = partial(
+    layer_objective,
+    block="blocks.2",
+    layer="attn.qkv",
+    images=demo.calibration,
+    targets=demo.targets,
+)
+radii = torch.linspace(-0.01, 0.01, 21)
+points = (start + radii[:, None] * along).abs()
+floor, ways = noise_floor([objective, *other_ways(objective, make)], points)
+names = ("as before", "chunks of 10", "float products", "last bits")
+moved = (ways - ways[0]).abs().amax(1)
+for name, difference in zip(names, moved.tolist()):
+    print(f"{name:15} largest difference {difference:.1e}")
+minima = [local_minima(ways[0], f) for f in (0.0, floor)]
+print(f"noise floor {floor:.1e}; local minima: {minima[0]}, deeper than the floor: {minima[1]}")
+
+# %%
+figure = new_figure(
+    6.4,
+    3.0,
+    f"The same line computed in two ways, which differ by up to {floor:.1e}; the loss itself "
+    f"ranges over {float(ways[0].max() - ways[0].min()):.1e}.",
+)
+axes = figure.add_subplot()
+draw_lines(axes, radii, {names[0]: ways[0], names[2]: ways[2]}, here, floor)
+axes.set(ylabel="change of the loss", title="blocks.2.attn.qkv, 3-bit weights")
+axes.legend()
+figure
+
+# %% [markdown]
+# The *noise floor* is the largest difference between such computations. A bump below it says
+# nothing about the network, and a search that gains less than it has gained nothing that would last
+# on another machine. The bumps here are larger: the landscape itself is jagged. (Floors differ
+# between machines. Where no integer kernel is used, two of the four ways may be the same.)
+#
+# ## Where the jumps come from
+#
+# When a scale moves, the integers of its channel stay, until one of them flips. How many of the
+# layer's weights have other integers than at the first scales?
+
+# %%
+weight = qmodel.blocks[2].attn.qkv.weight.detach()
+integers, zero = eq.IntRange(3, signed=True), torch.tensor(0.0)
+
+
+def codes(scales):
+    """The integers of the layer's weights."""
+    return (eq.fake_quantize(weight, scales, zero, integers, axis=0) / scales[:, None]).round()
+
+
+neighbour = start * (
+    1 + 0.003 * torch.randn(len(start), generator=torch.Generator().manual_seed(5))
+)
+print(f"weights whose integer differs, of {weight.numel()}")
+for r in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+    flips = [int((codes(c + r * direction(c)) != codes(c)).sum()) for c in (start, neighbour)]
+    print(f"radius {r:.0e}: from the first scales {flips[0]:4}, from a neighbour {flips[1]:4}")
+tied = ((weight / start[:, None]).abs().amax(1) - 3.5).abs() < 1e-5
+print(f"channels whose largest weight is 3.5 scales: {int(tied.sum())} of {len(start)}")
+
+# %% [markdown]
+# From the first scales, the smallest step flips dozens of integers. That is no accident: MinMax
+# makes the scale $2 \max|w| / 7$, so the largest weight of *every* channel is 3.5 scales, half way
+# between two integers. If it is positive, both ways lead to 3, the largest integer. If it is
+# negative, the last bit of the scale decides between -3 and -4. A search that begins there begins
+# on an edge. From a neighbour, flips become rare as the step shrinks.
+#
+# And still the loss moves. We take mean changes over eight random directions from such a neighbour,
+# for the ViT and for the CNN. A smooth function would follow the dotted slope: a tenth of the step,
+# a tenth of the change.
+
+# %%
+demos = {"ViT": (demo, qmodel, "blocks.2", "attn.qkv")}
+other = eq.load_demo("cnn", calibration=100, seed=0)
+qcnn = eq.quantize(other.model, eq.QuantConfig(weight_bits=3, act_bits=8))
+eq.calibrate(qcnn, other.calibration)
+demos["CNN"] = (other, qcnn, "layer2.0", "conv1")
+sizes = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]
+changes, floors = {}, {}
+for name, (d, q, block, layer) in demos.items():
+    make = partial(
+        layer_objective, block=block, layer=layer, images=d.calibration, targets=d.targets
+    )
+    f = make(q)
+    generator = torch.Generator().manual_seed(5)
+    center = f.start * (1 + 0.003 * torch.randn(len(f.start), generator=generator))
+    middle = f(center[None])
+    away = [torch.stack([center + r * direction(center, seed=k) for k in range(8)]) for r in sizes]
+    changes[name] = [float((f(points.abs()) - middle).abs().mean()) for points in away]
+    floors[name], _ = noise_floor([f, *other_ways(f, make)], away[1][:4].abs())
+    listed = ", ".join(f"{r:.0e}: {c:.1e}" for r, c in zip(sizes, changes[name]))
+    print(f"{name} mean change at radius {listed}; noise floor {floors[name]:.0e}")
+
+# %%
+said = ". ".join(
+    f"{name}: from {values[0]:.1e} at 10 % to {values[-1]:.1e} at 0.001 %, noise floor "
+    f"{floors[name]:.0e}"
+    for name, values in changes.items()
+)
+figure = new_figure(6.0, 3.2, f"Mean change of the loss over the radius. {said}.")
+axes = figure.add_subplot()
+for i, (name, values) in enumerate(changes.items()):
+    axes.loglog(sizes, values, "os"[i] + ("-", "--")[i], color=PETROFF[i], label=name)
+    axes.axhline(floors[name], color=PETROFF[i], ls=("-", "--")[i], lw=0.8, alpha=0.6)
+    axes.annotate(
+        f"noise floor {name}", (sizes[0], floors[name]), fontsize=8, ha="right", va="bottom"
+    )
+smooth = changes["CNN"][0] * np.array(sizes[:4]) / sizes[0]
+axes.loglog(sizes[:4], smooth, ":", color="0.4", label="a smooth function")
+axes.set(xlabel="radius, share of every scale", ylabel="mean |change of the loss|")
+axes.set_title("From a neighbour of the first scales")
+axes.legend()
+figure
+
+# %% [markdown]
+# Neither follows the slope. But at small radii the two part. The ViT's loss still moves where no
+# integer of the layer flips: what flips there are activations. The CNN's calms down, until it is
+# lost in its noise. At a radius of 10 % it was the CNN that changed more. So how rough a landscape
+# is depends on the radius at which you look, and a comparison must name it.
+#
+# ## Why not follow the gradient?
+#
+# `round` is flat except where it jumps: its derivative is 0 wherever it has one. Between two flips
+# a quantized weight is a fixed integer times the scale, so it does move a little; but what it makes
+# is rounded again as an activation, and the loss becomes a staircase. Here is a neuron with three
+# weights, small enough to see it.
+
+# %%
+x, w = torch.tensor([0.9, -0.6, 0.4]), torch.tensor([0.55, -0.83, -0.31])
+four, three = eq.IntRange(4, signed=True), eq.IntRange(3, signed=True)
+
+
+def neuron(scale):
+    """Squared error of a quantized neuron: weights in 3 bits, its output in 4 bits."""
+    y = (x * eq.fake_quantize(w, scale, zero, three)).sum()
+    return (eq.fake_quantize(y, torch.tensor(0.15), zero, four) - (x * w).sum()) ** 2
+
+
+scales = torch.linspace(0.15, 0.45, 3001)
+loss = torch.stack([neuron(s) for s in scales])
+flat = float((loss.diff() == 0).float().mean())
+figure = new_figure(
+    6.0, 3.0, f"Loss of a neuron over its scale: a staircase, flat in {flat:.1%} of all steps."
+)
+axes = figure.add_subplot()
+axes.plot(scales, loss, color=PETROFF[0], label="loss")
+for i, s in enumerate((0.18, 0.23, 0.28, 0.33, 0.38, 0.43)):
+    at = torch.tensor(s, requires_grad=True)
+    value = neuron(at)
+    slope = float(torch.autograd.grad(value, at)[0])
+    reach = np.array([-0.012, 0.012])
+    style = {"color": PETROFF[1], "lw": 3, "label": "straight-through slope" if i == 0 else None}
+    axes.plot(s + reach, float(value.detach()) + slope * reach, **style)
+axes.set(xlabel="scale", ylabel="squared error", title=f"flat in {flat:.1%} of the steps")
+axes.legend()
+figure
+
+# %% [markdown]
+# The true gradient is 0 almost everywhere: it says nothing. The *straight-through estimator*
+# pretends that `round(x)` has derivative 1, as if rounding were not there:
+
+# %%
+print(inspect.getsource(eq.round_ste))
+
+# %% [markdown]
+# The forward pass keeps the rounded value; only the slope is made up. It is the slope of another,
+# smooth network. Does it predict what the real one does? We compare, over 20 random directions from
+# the first scales, what the estimated slope says with what happens.
+
+# %%
+gradient, _ = objective.gradient(start)
+ways20 = torch.stack([direction(start, "gaussian", seed=100 + k) for k in range(20)])
+for r in (0.001, 0.01, 0.1):
+    predicted = r * ways20 @ gradient
+    actual = objective((start + r * ways20).abs()) - here
+    rho = spearmanr(predicted, actual).statistic
+    print(
+        f"radius {r:5}: predicted changes {float(predicted.std()):.1e}, "
+        f"actual {float(actual.std()):.1e}, rank correlation {rho:+.2f}"
+    )
+downhill = -gradient * start**2  # against the slope in the logarithms of the scales
+downhill = downhill / (downhill / start).square().mean().sqrt()
+for r in (1e-4, 1e-3, 1e-2, 1e-1):
+    actual = float(objective((start + r * downhill).abs()[None])[0]) - here
+    predicted = r * float(downhill @ gradient)
+    print(f"downhill by {r:.0e}: predicted {predicted:+.1e}, actual {actual:+.1e}")
+
+# %% [markdown]
+# Of what happens in a random direction, the estimator foresees nearly nothing: within 0.1 % the
+# jumps are some 300 times as large as the changes that it predicts. Straight downhill, by its own
+# account, the loss is higher after the smallest step, and lower after 1 % and 10 %, though by other
+# amounts than predicted. So it does not see the stairs, but it may see which way they lead. Lesson
+# 5 lets gradients race against searches at equal cost.
+#
+# ## Steps: relative or absolute?
+#
+# The paper's mutation moves every scale by up to 0.001, whatever its size. But the sizes differ:
+
+# %%
+rows = []
+for name, q in (("ViT", qmodel), ("CNN", qcnn)):
+    for point, module in q.named_modules():
+        if point.endswith("weight_quant") and any(part in point for part in ("s.2.", "r2.0.c")):
+            s = module.scale
+            rows.append((name, point.removesuffix(".weight_quant"), s.min(), s.median(), s.max()))
+print("                            smallest  median  largest   0.001 is, of the median")
+for name, layer, low, median, high in rows:
+    print(f"{name} {layer:20}  {low:9.4f} {median:8.4f} {high:8.4f}   {0.1 / median:5.1f} %")
+
+# %% [markdown]
+# The same absolute step is a larger share of a small scale: under it, each layer is asked another
+# question. Relative steps ask all layers and networks the same one. (Within a layer it matters as
+# well: compare the smallest scale of `mlp.fc1` with its largest.)
+#
+# ## ViT against CNN, layer by layer
+#
+# The paper says that ViTs are jagged and CNNs smooth, and that attention is worse than the MLP. We
+# measured it: four lines a layer, 500 calibration images, six layers. This is the shipped result of
+# `python -m evolq_lite reproduce C2`, which takes about a quarter of an hour.
+
+# %%
+figure, verdict = shipped("C2")
+figure.set_size_inches(11.2, 2.5)
+for axes in figure.axes[1:]:
+    axes.get_legend().remove()
+print(textwrap.fill(verdict, 100))
+figure
+
+# %%
+results = known(CLAIMS["C2"], DATA / "results", quick=False)
+print("network layer       mean change  noise floor  minima  total variation")
+for r in results:
+    if (
+        r["probe"] == "fitness"
+        and r["kind"] == "relative"
+        and (r["step"], r["images"]) == (0.01, 500)
+    ):
+        print(
+            f"{r['network']:7} {r['layer']:10} {r['change']:12.1e} {r['noise_floor']:12.1e} "
+            f"{r['minima']:7.2f} {r['variation']:16.2f}"
+        )
+
+# %% [markdown]
+# So the claim *holds partly* here. Every layer of the ViT is jagged above its noise floor. Counting
+# minima, the CNN is hardly less so, and attention is not worse than the MLP throughout: `qkv` is
+# ahead, `proj` is not. Another measure is kinder to the claim about CNNs, though not to that about
+# attention: the total variation, the way up and down in units of the range, is lower in both layers
+# of the CNN than in any of the ViT, and highest in the MLP. Two measures, two answers: where a
+# paper says "rugged" or "smooth", look for its definition. And these are two small networks, a
+# single block of each, and four lines a layer, all through the first scales with their edge.
+#
+# ## Calibration against test
+#
+# A search sees calibration images. What we want is a low loss on *other* images. Do both landscapes
+# have their low places in common? We move all attention scales of the ViT to 30 random neighbours,
+# and only look: nothing is chosen by the test images.
+
+# %%
+images, labels = (part[::20] for part in demo.test)
+seen = eq.BlockObjective(chain, chain.searchable, demo.calibration, demo.targets)
+probe = eq.BlockObjective(chain, chain.searchable, images, labels, fitness=F.cross_entropy)
+s = seen.start
+near = torch.stack([s + 0.01 * direction(s, "gaussian", k) for k in range(30)]).abs()
+calibration, test = seen(near), probe(near)
+rho = spearmanr(calibration, test).statistic
+figure = new_figure(
+    5.4,
+    3.2,
+    f"Test loss of {len(images)} images over the fitness on 100 calibration images, 30 neighbours "
+    f"of the first scales. Rank correlation {rho:.2f}.",
+)
+axes = figure.add_subplot()
+axes.plot(calibration, test, "o", color=PETROFF[0], label="neighbours, radius 1 %")
+axes.plot(seen(s[None]), probe(s[None]), "P", color=PETROFF[1], ms=11, label="first scales")
+axes.ticklabel_format(useOffset=False)
+axes.set(xlabel="calibration fitness", ylabel="test loss (a probe)")
+axes.set_title(f"rank correlation {rho:.2f}")
+axes.legend()
+print(f"rank correlation {rho:.2f} over {len(near)} neighbours")
+figure
+
+# %% [markdown]
+# Neighbours that are better on calibration images tend to be better on test images, but only tend
+# to (30 neighbours leave the correlation uncertain by about 0.3 either way). So a part of what a
+# search gains on calibration images is lost on others: *overfitting*, which lesson 4 measures, and
+# the reason why a gain counts only on images that took no part.
+#
+# Now look for yourself: lines and planes, all layers of both networks, with the noise floor in the
+# picture.
+
+# %%
+LandscapePanel()
+
+# %% [markdown]
+# **Predict, then try.**
+#
+# 1. From 3 to 8 weight bits at radius 0.01: by what factor do the changes shrink? Does the line
+#    become smooth?
+# 2. Radius 1e-5, for the ViT and for the CNN: what do you expect at the middle of the line, and
+#    what beside it?
+# 3. Back at the first settings, switch to the test loss. Is the lowest point where it was?
+#
+# <details><summary>What you should have seen</summary>
+#
+# 1. By a factor of more than ten. The line stays jagged, with as many minima, and most of them are
+#    still deeper than the noise floor, which has sunk as well: smaller stairs are still stairs.
+# 2. A needle at the middle in both: the first scales lie on the edge where the largest weights
+#    flip, so the smallest step changes the loss. Beside it the CNN is nearly flat, and the ViT is
+#    not: its activations go on flipping.
+# 3. No: the calibration fitness is lowest at the left end, the test loss about half way to it. Low
+#    places of the two landscapes need not coincide.
+#
+# </details>
+#
+# ## Check yourself
+#
+# **1. Two computations of the same loss differ by 3e-4. A search has lowered the loss by 1e-4. What
+# do you know?**
+#
+# <details><summary>The network has improved by 1e-4</summary>Not on another machine: there the
+# order of the two may be reversed.</details>
+# <details><summary>Nothing yet: the gain is below the noise floor</summary>Right. It is a property
+# of these scales <em>on this kernel</em>, not of the network.</details>
+# <details><summary>The code has an error, since the same loss cannot differ</summary>No: sums in
+# another order differ in the last digit, and rounding makes that visible.</details>
+#
+# **2. What is the derivative of a quantized network's loss with respect to a scale in an early
+# layer?**
+#
+# <details><summary>Zero almost everywhere</summary>Right: activations are rounded after it, so the
+# loss is a staircase in that scale.</details>
+# <details><summary>What the straight-through estimator says</summary>No: that is a slope made up as
+# if rounding were not there.</details>
+# <details><summary>It does not exist anywhere</summary>It fails to exist only at the jumps; on each
+# step it exists and is zero.</details>
+#
+# **3. Layer A has scales near 0.1, layer B near 0.01. Under absolute steps of 0.001 B looks more
+# rugged. Is it?**
+#
+# <details><summary>Yes, its loss changes more</summary>The change is real, but A moved by 1 % and B
+# by 10 %: two different questions were asked.</details>
+# <details><summary>Unknown until both move by the same share</summary>Right: a relative step asks
+# both the same question.</details>
+# <details><summary>No, small scales make smooth layers</summary>Nothing of that kind follows from
+# the size of a scale.</details>
+#
+# ## Sources
+#
+# N. Frumkin, D. Gope, D. Marculescu, *Jumping through Local Minima*, ICCV 2023, arXiv 2308.10814:
+# the claim that scale landscapes of ViTs are jagged. It is about the *test* loss, and its official
+# code has no program for landscapes, so directions and spans here are ours. Y. Bengio et al., arXiv
+# 1308.3432: the straight-through estimator.

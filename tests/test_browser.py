@@ -1,0 +1,231 @@
+"""Lessons and panels in a real browser: JupyterLab and Voila, driven in Chromium."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import psutil  # needed by ipykernel
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+from serving import APP, OPTIONS, chromium, jupyterlab, notebook_of, voila
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+sys.path.insert(0, str(NOTEBOOKS))
+from build import read_source  # noqa: E402
+
+pytestmark = pytest.mark.browser
+LESSONS = ["01_uniform_quantization", "03_non_smooth_landscapes", "06_blockwise_evolq"]
+SECOND = 1000  # Playwright counts in milliseconds; waits are long, for slow machines
+END = "MARK-END"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Servers, kernels and browsers end with this module."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    left = set(psutil.Process().children(recursive=True)) - before
+    assert not psutil.wait_procs(left, timeout=20)[1]
+
+
+@pytest.fixture(scope="module")
+def browser(no_process_is_left: None) -> Iterator[Browser]:
+    """One Chromium for all tests of this module: Playwright's event loop must end with it."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """JupyterLab on lessons made from their sources, with a last cell that prints END."""
+    root = tmp_path_factory.mktemp("lab")
+    for name in LESSONS:
+        notebook = read_source(NOTEBOOKS / "src" / f"{name}.py")
+        notebook.cells.append(nbformat.v4.new_code_cell(f'print("{END}")', id="the-end"))
+        nbformat.write(notebook, root / f"{name}.ipynb")
+    with jupyterlab(root) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    """A fresh page; afterwards: no error on it, and no request that left this machine."""
+    errors, addresses = [], []
+    context = browser.new_context(viewport={"width": 1500, "height": 1000})
+    context.on("request", lambda request: addresses.append(request.url))
+    page = context.new_page()
+    page.set_default_timeout(60 * SECOND)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("websocket", lambda socket: addresses.append(socket.url))
+    yield page
+    page.screenshot(path=tmp_path / "last.png")
+    context.close()
+    assert addresses and not [url for url in addresses if is_external(url)]
+    assert not errors
+
+
+def is_external(url: str) -> bool:
+    """Whether an address leads off this machine."""
+    parts = urlsplit(url)
+    return parts.scheme not in ("data", "blob") and parts.hostname not in ("127.0.0.1", "localhost")
+
+
+def test_external_addresses_are_told_from_others():
+    inside = [
+        "http://127.0.0.1:80/lab",
+        "ws://localhost/x",
+        "data:image/png;base64,A",
+        "blob:null/1",
+    ]
+    outside = ["https://example.org/a", "http://127.0.0.1.example.org/", "//example.org", "wss://a"]
+    assert not any(map(is_external, inside)) and all(map(is_external, outside))
+
+
+def run_lesson(page: Page, lab: str, name: str, seconds: float) -> None:
+    """Open a lesson, run all its cells, wait for the last one; no cell may have failed."""
+    page.goto(lab.format(path=f"tree/{name}.ipynb") + "&reset")
+    page.locator("#jupyterlab-splash").wait_for(state="detached")
+    page.get_by_role("tab", name=f"{name}.ipynb").first.wait_for()
+    page.locator("#jp-main-statusbar").get_by_text("Idle").wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    failed = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
+    last = page.locator(".jp-OutputArea-output", has_text=END)
+    expect(failed.or_(last).first).to_be_visible(timeout=seconds * SECOND)
+    expect(failed).to_have_count(0)
+
+
+class Shown:
+    """What a panel shows: picture, alt text, words."""
+
+    def __init__(self, page: Page, kind: str) -> None:
+        self.page, self.root = page, page.locator(f".evolq-{kind}")
+        self.image = self.root.locator(".evolq-view img").first
+        self.status = self.root.locator(".evolq-status").get_by_role("status")
+
+    def picture(self) -> tuple[str, str]:
+        """Source and alt text."""
+        source, alt = (self.image.get_attribute(name) for name in ("src", "alt"))
+        assert source and source.startswith("data:image/png;base64,") and alt and len(alt) > 20
+        return source, alt
+
+    def control(self, name: str) -> Locator:
+        """A control by name."""
+        return self.root.locator(f".evolq-{name}")
+
+    def expect_words(self, words: str, seconds: float = 180) -> None:
+        """Wait for words in the status line."""
+        expect(self.status).to_contain_text(words, timeout=seconds * SECOND)
+
+    def expect_other_picture(self, before: tuple[str, str], seconds: float = 180) -> None:
+        """Wait until both the picture and its alt text have changed."""
+        end = time.monotonic() + seconds
+        while any(new == old for new, old in zip(self.picture(), before)):
+            assert time.monotonic() < end, f"still the picture: {before[1]}"
+            self.page.wait_for_timeout(100)
+
+    def changes(self, act: Callable[[], object], words: str) -> None:
+        """Do something that changes picture, alt text and status line."""
+        before = self.picture()
+        act()
+        self.expect_other_picture(before)
+        self.expect_words(words)
+
+    def press(self, name: str, key: str) -> None:
+        """Move a slider by keyboard."""
+        handle = self.control(name).locator(".noUi-handle")
+        handle.focus()
+        handle.press(key)
+
+    def drag_to_end(self, name: str) -> None:
+        """Move a slider by mouse, from where it is to its right end."""
+        slider = self.control(name)
+        slider.scroll_into_view_if_needed()
+        handle = slider.locator(".noUi-handle").bounding_box()
+        track = slider.locator(".noUi-base").bounding_box()
+        assert handle and track
+        mouse = self.page.mouse
+        mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+        mouse.down()
+        mouse.move(track["x"] + track["width"] + 2, track["y"] + track["height"] / 2, steps=12)
+        mouse.up()
+
+
+def test_lesson_1_in_lab(page: Page, lab: str):
+    run_lesson(page, lab, "01_uniform_quantization", 300)
+    panel = Shown(page, "quantizerpanel")
+    panel.expect_words("4 bits, symmetric, per tensor")
+    for act, words in [
+        (lambda: panel.press("bits", "ArrowLeft"), "3 bits"),
+        (lambda: panel.drag_to_end("bits"), "8 bits"),
+        (lambda: panel.press("clip", "Home"), "5% of the range"),
+        (lambda: panel.control("channels").locator("input").click(), "per channel"),
+        (lambda: panel.control("tensor").locator("select").select_option(index=2), "8 bits"),
+    ]:
+        panel.changes(act, words)
+
+
+def test_lesson_3_in_lab(page: Page, lab: str):
+    run_lesson(page, lab, "03_non_smooth_landscapes", 600)
+    panel = Shown(page, "landscapepanel")
+    panel.expect_words("ViT blocks.2.attn.qkv, W3A8")
+    for act, words in [
+        (lambda: panel.press("bits", "ArrowRight"), "W4A8"),
+        (lambda: panel.drag_to_end("bits"), "W8A8"),
+        (lambda: panel.control("network").locator("select").select_option("CNN"), "CNN layer2.0"),
+        (lambda: panel.press("radius", "ArrowRight"), "CNN layer2.0.conv1, W8A8"),
+    ]:
+        panel.changes(act, words)
+
+
+def test_lesson_6_in_lab(page: Page, lab: str):
+    run_lesson(page, lab, "06_blockwise_evolq", 600)
+    panel = Shown(page, "searchpanel")
+    panel.press("weight-bits", "ArrowRight")
+    panel.expect_words("Press Run to search with these options.")
+    for name, value in (("population", "40"), ("passes", "20")):
+        panel.drag_to_end(name)
+        expect(panel.control(name).locator(".widget-readout")).to_have_text(value)
+    panel.press("population", "ArrowLeft")
+    expect(panel.control("population").locator(".widget-readout")).to_have_text("39")
+    run, pause, resume, cancel = map(panel.control, ("run", "pause", "resume", "cancel"))
+    before = panel.picture() if panel.image.count() else ("", "")
+
+    run.click()
+    panel.expect_words("evaluations, blocks.", seconds=180)
+    panel.expect_other_picture(before)
+    expect(run).to_be_disabled()
+    before = panel.picture()
+    panel.expect_other_picture(before)
+    pause.click()
+    panel.expect_words("Paused.")
+    resume.click()
+    expect(panel.status).not_to_contain_text("Paused.", timeout=60 * SECOND)
+    cancel.click()
+    panel.expect_words("Cancelled. Resume goes on", seconds=20)
+    expect(run).to_be_enabled()
+    expect(cancel).to_be_disabled()
+    assert "Fitness over" in panel.picture()[1]
+
+
+def test_panels_in_voila(page: Page, tmp_path: Path):
+    cells = ["from evolq_lite.panels import QuantizerPanel, SearchPanel"]
+    cells += ["QuantizerPanel()", "SearchPanel()"]
+    with voila(notebook_of(tmp_path / "panels.ipynb", *cells)) as address:
+        page.goto(address, timeout=180 * SECOND)
+        panel = Shown(page, "quantizerpanel")
+        panel.expect_words("4 bits")
+        panel.changes(lambda: panel.press("bits", "ArrowRight"), "5 bits")
+        panel = Shown(page, "searchpanel")
+        panel.press("population", "ArrowLeft")
+        panel.expect_words("Press Run to search with these options.")
+
+
+def test_make_app_uses_the_options_that_are_tested_here():
+    makefile = (NOTEBOOKS.parent / "Makefile").read_text()
+    recipe = makefile.partition("\napp: ")[2].partition("\n\n")[0]
+    assert f"JUPYTER_PATH={APP.relative_to(NOTEBOOKS.parent)} " in recipe
+    assert all(option in recipe for option in OPTIONS)
