@@ -34,7 +34,8 @@ class Picture(Figure):
 
     def _repr_html_(self) -> str:
         data, alt = b64encode(self.png()).decode(), escape(str(self.get_label()))
-        return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
+        style = 'style="max-width: 100%"'  # no wider than the page
+        return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}" {style}></figure>'
 
 
 def new_figure(width: float, height: float, alt: str) -> Picture:

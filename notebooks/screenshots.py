@@ -1,7 +1,7 @@
 """Pictures of all panels as a browser shows them: `make screenshots`, or with names of panels.
 
-Writes `notebooks/images/NAME.png`, a panel at its default values, NAME in small letters. Fonts are
-those of the machine, so two machines make two pictures; nothing compares them.
+Writes `notebooks/images/NAME.png`, a panel as it opens, NAME in small letters. Fonts are those of
+the machine, so two machines make two pictures; nothing compares them.
 """
 
 import argparse
@@ -16,13 +16,14 @@ from serving import chromium, notebook_of, settled, voila  # noqa: E402
 from evolq_lite import panels  # noqa: E402
 
 NAMES = [name for name in panels.__all__ if name != "Panel"]
-SIZE = {"width": 1060, "height": 1000}
+ARGUMENTS = {"EvolutionPanel": "made=40"}  # it would open before the first candidate
+SIZE = {"width": 1060, "height": 1600}  # a panel that is not as wide stands under its controls
 SECONDS = 600  # for a panel that is not shipped with a first picture
 
 
 def take(name: str, folder: Path) -> Path:
     """Show one panel in Voila and take its picture."""
-    cell = f"from evolq_lite.panels import {name}\n\n{name}()"
+    cell = f"from evolq_lite.panels import {name}\n\n{name}({ARGUMENTS.get(name, '')})"
     path = HERE / "images" / f"{name.lower()}.png"
     with voila(notebook_of(folder / f"{name}.ipynb", cell)) as address, chromium() as browser:
         page = browser.new_page(viewport=SIZE)

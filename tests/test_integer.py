@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import toy, toy_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -14,7 +15,6 @@ import evolq_lite as eq
 from evolq_lite import integer
 from evolq_lite.integer import kernel_name, missing, multiply, pack
 from evolq_lite.layers import QuantLinear
-from tests.conftest import toy, toy_images
 
 EXACT = [bits for bits in range(2, 9) if not missing(bits)]
 here = pytest.mark.skipif(not EXACT, reason="no oneDNN quantized linear on this machine")

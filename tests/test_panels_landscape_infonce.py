@@ -28,8 +28,8 @@ def few_images_and_points():
     """Everything as in a lesson, but small, and always computed."""
     caches = landscape.quantized, landscape.probe_images
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(landscape, "IMAGES", 12)
-        patch.setattr(landscape, "POINTS", {LINE: 7, PLANE: 3})
+        patch.setattr(landscape, "IMAGES", 6)
+        patch.setattr(landscape, "POINTS", {LINE: 5, PLANE: 3})
         patch.setattr(landscape, "FLOOR_POINTS", 2)
         patch.setattr(LandscapePanel, "shipped", False)
         for cached in caches:
@@ -40,8 +40,9 @@ def few_images_and_points():
 
 
 @pytest.fixture(autouse=True)
-def panels_are_closed():
-    """Nothing that a test opened stays open."""
+def panels_are_closed(two_threads):
+    """Nothing that a test opened stays open; one thread is enough for a few images."""
+    torch.set_num_threads(1)
     yield
     for panel in list(Panel.alive.values()):
         panel.close()

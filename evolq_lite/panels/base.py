@@ -1,4 +1,4 @@
-"""What all panels share: controls on the left, a picture with alt text, a status line in words.
+"""What all panels share: controls, a status line in words, a picture with alt text.
 
 A panel has two methods of its own: `compute(tick, **values)` asks the library, in a thread, and
 `draw(result, **values)` makes a picture and a sentence of it. `values` are those of its controls. A
@@ -166,10 +166,9 @@ class Panel:
         return [W.HBox([self.cancel_button, self.bar])] if self.slow else []
 
     def arrange(self) -> W.Widget:
-        """Controls, picture and status as one widget."""
-        left = W.VBox([*self.controls.values(), *self.buttons()], layout={"width": "410px"})
-        right = W.VBox([self.view, self.status])
-        return W.HBox([left, right], layout={"flex_flow": "row wrap"})
+        """Controls side by side where the page is wide enough; below, the words and the picture."""
+        controls = W.Box([*self.controls.values()], layout={"flex_flow": "row wrap"})
+        return W.VBox([controls, *self.buttons(), self.status, self.view])
 
     @property
     def values(self) -> Values:

@@ -81,7 +81,7 @@ along = direction(start, "gaussian", seed=0)
 steps = (0.1, 0.01, 0.001)
 looks = {r: line(objective, start, along, torch.linspace(-r, r, 21)) for r in steps}
 said = "; ".join(f"within {r:.1%}: {float(v.max() - v.min()):.4f}" for r, v in looks.items())
-figure = new_figure(8.4, 2.6, f"Loss along one line at three radii. Highest minus lowest, {said}.")
+figure = new_figure(7.8, 2.5, f"Loss along one line at three radii. Highest minus lowest, {said}.")
 for axes, (r, values) in zip(figure.subplots(1, 3, sharey=True), looks.items()):
     draw_lines(axes, torch.linspace(-r, r, 21), {"loss": values}, here, 0.0)
     axes.set_title(f"within {r:.1%}")
@@ -125,8 +125,8 @@ print(f"noise floor {floor:.1e}; local minima: {minima[0]}, deeper than the floo
 
 # %%
 figure = new_figure(
-    6.4,
-    3.0,
+    6.0,
+    2.8,
     f"The same line computed in two ways, which differ by up to {floor:.1e}; the loss itself "
     f"ranges over {float(ways[0].max() - ways[0].min()):.1e}.",
 )
@@ -206,7 +206,7 @@ said = ". ".join(
     f"{floors[name]:.0e}"
     for name, values in changes.items()
 )
-figure = new_figure(6.0, 3.2, f"Mean change of the loss over the radius. {said}.")
+figure = new_figure(5.8, 3.1, f"Mean change of the loss over the radius. {said}.")
 axes = figure.add_subplot()
 for i, (name, values) in enumerate(changes.items()):
     axes.loglog(sizes, values, "os"[i] + ("-", "--")[i], color=PETROFF[i], label=name)
@@ -249,7 +249,7 @@ scales = torch.linspace(0.15, 0.45, 3001)
 loss = torch.stack([neuron(s) for s in scales])
 flat = float((loss.diff() == 0).float().mean())
 figure = new_figure(
-    6.0, 3.0, f"Loss of a neuron over its scale: a staircase, flat in {flat:.1%} of all steps."
+    5.6, 2.8, f"Loss of a neuron over its scale: a staircase, flat in {flat:.1%} of all steps."
 )
 axes = figure.add_subplot()
 axes.plot(scales, loss, color=PETROFF[0], label="loss")
@@ -329,9 +329,10 @@ for name, layer, low, median, high in rows:
 
 # %%
 figure, verdict = shipped("C2")
-figure.set_size_inches(11.2, 2.5)
+figure.set_size_inches(10.4, 2.5)
 for axes in figure.axes[1:]:
     axes.get_legend().remove()
+    axes.set_ylabel("")
 print(textwrap.fill(verdict, 100))
 figure
 
