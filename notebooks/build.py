@@ -62,6 +62,7 @@ def execute(notebook: NotebookNode) -> NotebookNode:
         kernel_name="python3",
         resources={"metadata": {"path": str(HERE)}},
         record_timing=False,
+        store_widget_state=False,  # of no use without a kernel, and large
     )
     client.execute()
     for cell in notebook.cells:

@@ -83,7 +83,9 @@ def test_imports_point_downwards(name):
     assert not above, f"{name} imports {above}, which come after it"
 
 
-@pytest.mark.parametrize("name", ["objective", "search", "descent", "landscape", "evolve", "parallel"])
+@pytest.mark.parametrize(
+    "name", ["objective", "search", "descent", "landscape", "evolve", "parallel"]
+)
 def test_test_data_and_models_stay_outside_the_search(name):
     assert not imports_of(PACKAGE / f"{name}.py") & {"data", "evaluate"}
     if name == "search":

@@ -1,0 +1,1 @@
+"""The parts of the grader: source, submission, kernel, marks, report."""

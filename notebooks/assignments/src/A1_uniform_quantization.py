@@ -1,0 +1,631 @@
+# %% [markdown]
+# # Assignment 1. Uniform quantization
+#
+# **You build** the scale and the zero point, fake quantization, one scale per channel, an observer
+# that chooses what to clip, and a rule for how many bits a tensor needs. These are the pieces of
+# `evolq_lite/numerics.py` and `observers.py`, written by you.
+#
+# **You need** lesson 1 and PyTorch tensors. **Time:** about 90 minutes. **Points:** 20.
+# **Works offline:** yes.
+#
+# Each exercise has one cell to fill in: replace the two lines below `# YOUR CODE HERE`. The cell
+# after it holds public checks that say what is wrong; run it as often as you like. One more cell
+# is empty here and holds hidden tests when the assignment is graded: they try many random cases of
+# what the text asks for, and nothing else. Cells of tests are put back before grading, so changing
+# them changes nothing. The functions of `evolq_lite` that an exercise re-creates are not allowed in
+# your answer.
+
+# %% nbgrader={"grade": false, "grade_id": "A1-setup", "locked": true, "schema_version": 3, "solution": false, "task": false}
+import math
+import types
+
+import torch
+
+import evolq_lite as eq
+from evolq_lite.figures import PETROFF, new_figure
+
+EPS = torch.finfo(torch.float32).eps  # the smallest scale
+
+
+def same(yours, expected, what, tolerance=1e-5):
+    """Fail with a sentence unless two numbers or tensors agree."""
+    assert yours is not None, f"{what}: None came back; is a return missing?"
+    try:
+        yours = torch.as_tensor(yours).detach().double()
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(yours).__name__
+        raise AssertionError(f"{what}: a number or a tensor is expected, not a {kind}") from None
+    expected = torch.as_tensor(expected).double()
+    shapes = f"shape {tuple(yours.shape)} instead of {tuple(expected.shape)}"
+    assert yours.shape == expected.shape, f"{what}: {shapes}"
+    far = ~((yours - expected).abs() <= tolerance * (1 + expected.abs()))
+    if far.any():
+        at = tuple(far.nonzero()[0].tolist())
+        where = f" at index {at}" if at else ""
+        raise AssertionError(
+            f"{what}{where}: {float(yours[at]):.6g} instead of {float(expected[at]):.6g}"
+        )
+
+
+def own_work(thing, *names):
+    """Fail if a function or class leaves its work to one of these names."""
+    parts = vars(thing).values() if isinstance(thing, type) else [thing]
+    codes, used = [part.__code__ for part in parts if hasattr(part, "__code__")], set()
+    while codes:
+        code = codes.pop()
+        used |= set(code.co_names)
+        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    assert not used & set(names), f"write it yourself, without {min(used & set(names))}"
+
+
+# %% [markdown]
+# ## Exercise 1: scale and zero point
+#
+# **Difficulty:** easy · **Minutes:** 15 · **Points:** 4 (public checks 1, hidden tests 3)
+#
+# With $b$ bits the integers run from $-2^{b-1}$ (signed) or $0$ (unsigned), $2^b$ of them in all.
+# Given the smallest and the largest real value, `lo` and `hi`, return `(scale, zero_point)` as two
+# plain numbers.
+#
+# - First widen the range so that it holds 0: `lo` is at most 0, `hi` at least 0.
+# - Asymmetric: the ends of the range are the ends of the integers. The scale is the length of the
+#   range over the number of *steps* between integers; the zero point is the integer onto which 0
+#   falls, rounded to the nearest one, half to even as Python's `round` does.
+# - Symmetric: the range is $[-m, m]$ with $m = \max(|lo|, |hi|)$, the scale again its length over
+#   the number of steps, the zero point 0 for signed and $2^{b-1}$ for unsigned integers.
+# - A scale is never smaller than `EPS`, so that a tensor of zeros does no harm.
+#
+# <details><summary>Hint</summary>
+#
+# Eight integers have seven steps between them. For the zero point of the asymmetric case write
+# down where `lo` must land: $q_{lo} = \mathrm{round}(lo / s) + z$. Solve for $z$.
+#
+# </details>
+#
+# **Expected:**
+#
+# ![The 8 levels of 3 bits for values from -0.5 to 3: symmetric -3.43 to 2.57; asymmetric -0.50 to 3.00.](figures/A1-1.png)
+
+
+# %% nbgrader={"grade": false, "grade_id": "A1-1", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def scale_and_zero_point(lo, hi, bits, signed, symmetric):
+    """Scale and zero point, two numbers, for real values from lo to hi (numbers)."""
+    ### BEGIN SOLUTION
+    smallest = -(2 ** (bits - 1)) if signed else 0
+    steps = 2**bits - 1
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    if symmetric:
+        scale = max(2 * max(-lo, hi) / steps, EPS)
+        return scale, 0 if signed else 2 ** (bits - 1)
+    scale = max((hi - lo) / steps, EPS)
+    return scale, smallest - round(lo / scale)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "A1-1-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+own_work(scale_and_zero_point, "affine_params")
+for case, expected in {
+    (-1.0, 2.5, 3, False, False): (0.5, 2),
+    (-1.0, 2.5, 3, True, False): (0.5, -2),
+    (1.0, 3.5, 3, False, False): (0.5, 0),
+    (-3.5, -1.0, 3, False, False): (0.5, 7),
+    (-0.8, 2.7, 3, False, False): (0.5, 2),
+    (-0.6, 2.9, 3, False, False): (0.5, 1),
+    (-1.0, 3.5, 3, True, True): (1.0, 0),
+    (-3.5, 1.0, 3, False, True): (1.0, 4),
+    (0.0, 0.0, 4, True, False): (EPS, -8),
+}.items():
+    said = "scale_and_zero_point(lo={}, hi={}, bits={}, signed={}, symmetric={})".format(*case)
+    answer = scale_and_zero_point(*case)
+    assert isinstance(answer, tuple) and len(answer) == 2, f"{said}: return (scale, zero_point)"
+    same(answer[0] / expected[0], 1.0, f"scale of {said}, in units of {expected[0]:.3g}")
+    same(answer[1], expected[1], f"zero point of {said}")
+print("Exercise 1: the public checks pass.")
+
+# %% nbgrader={"grade": false, "grade_id": "A1-1-picture", "locked": true, "schema_version": 3, "solution": false, "task": false}
+levels = {}
+for kind, symmetric in (("symmetric", True), ("asymmetric", False)):
+    scale, zero_point = scale_and_zero_point(-0.5, 3.0, 3, False, symmetric)
+    levels[kind] = [(q - zero_point) * scale for q in range(8)]
+said = "; ".join(f"{kind} {values[0]:.2f} to {values[-1]:.2f}" for kind, values in levels.items())
+figure = new_figure(6.4, 1.8, f"The 8 levels of 3 bits for values from -0.5 to 3: {said}.")
+axes = figure.add_subplot()
+for i, values in enumerate(levels.values()):
+    axes.plot(values, [i] * 8, "sD"[i], color=PETROFF[i])
+axes.axvspan(-0.5, 3.0, color="0.9", zorder=0)
+axes.set(yticks=[0, 1], yticklabels=list(levels), ylim=(-0.6, 1.6), xlabel="real value")
+figure
+
+
+# %% nbgrader={"grade": true, "grade_id": "A1-1-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Hidden tests run here when the assignment is graded.
+### BEGIN HIDDEN TESTS
+def check_scales(cases=300, seed=11):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(cases):
+        a, b = (3 * torch.randn(2, generator=generator, dtype=torch.float64)).tolist()
+        lo, hi = min(a, b), max(a, b)
+        bits = int(torch.randint(2, 9, (), generator=generator))
+        signed, symmetric = torch.randint(2, (2,), generator=generator).bool().tolist()
+        ends = torch.tensor([lo, hi], dtype=torch.float64)
+        integers = eq.IntRange(bits, signed)
+        scale, zero_point = eq.affine_params(ends[0], ends[1], integers, symmetric)
+        yours = scale_and_zero_point(lo, hi, bits, signed, symmetric)
+        said = f"lo {lo:.4f}, hi {hi:.4f}, {bits} bits, signed {signed}, symmetric {symmetric}"
+        same(yours[0], scale, f"scale for {said}")
+        same(yours[1], zero_point, f"zero point for {said}")
+
+
+check_scales()
+same(scale_and_zero_point(0.0, 0.0, 8, False, False)[0] / EPS, 1.0, "scale of zeros over EPS")
+same(scale_and_zero_point(0.0, 0.0, 2, True, True)[0] / EPS, 1.0, "scale of zeros over EPS")
+### END HIDDEN TESTS
+
+# %% [markdown]
+# ## Exercise 2: there and back
+#
+# **Difficulty:** easy · **Minutes:** 15 · **Points:** 4 (public checks 1, hidden tests 3)
+#
+# *Fake quantization* is quantizing and going back at once:
+#
+# $$q = \mathrm{clamp}(\mathrm{round}(x / s) + z,\; q_{lo},\; q_{hi}), \qquad x' = (q - z)\, s$$
+#
+# Rounding goes to the nearest integer, half to even, as `torch.round` does. Return a new tensor;
+# `x` stays as it was.
+#
+# <details><summary>Hint</summary>
+#
+# One line for each of the two formulas. The clamp acts on the integer, after the zero point was
+# added. `torch.clamp(t, a, b)` returns a new tensor.
+#
+# </details>
+#
+# **Expected:**
+#
+# ![Real values from -2 to 3 and what is left at scale 0.5: 8 levels from -1.5 to 2.0.](figures/A1-2.png)
+
+
+# %% nbgrader={"grade": false, "grade_id": "A1-2", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def quantize_and_back(x, scale, zero_point, smallest, largest):
+    """What remains of x (any shape) after integers from smallest to largest; the other arguments
+    are numbers."""
+    ### BEGIN SOLUTION
+    q = torch.clamp(torch.round(x / scale) + zero_point, smallest, largest)
+    return (q - zero_point) * scale
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "A1-2-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+own_work(quantize_and_back, "fake_quantize", "fake_quantize_per_tensor_affine")
+x = torch.tensor([-1.5, -0.75, -0.4, 0.0, 0.2, 0.25, 0.4, 0.75, 1.25])
+before = x.clone()
+same(
+    quantize_and_back(x, 0.5, 0, -8, 7),
+    [-1.5, -1.0, -0.5, 0.0, 0.0, 0.0, 0.5, 1.0, 1.0],
+    "x to nearest level, half to even, scale 0.5, zero point 0",
+)
+same(x, before, "the argument x itself, which must stay as it was")
+x = torch.tensor([-100.0, -4.0, -3.0, 0.0, 11.0, 12.0, 13.0, 100.0])
+same(
+    quantize_and_back(x, 1.0, 3, 0, 15),
+    [-3.0, -3.0, -3.0, 0.0, 11.0, 12.0, 12.0, 12.0],
+    "x from -100 to 100, integers 0 to 15, zero point 3, scale 1",
+)
+same(quantize_and_back(torch.zeros(2, 3), 0.1, -5, -8, 7), torch.zeros(2, 3), "a tensor of zeros")
+print("Exercise 2: the public checks pass.")
+
+# %% nbgrader={"grade": false, "grade_id": "A1-2-picture", "locked": true, "schema_version": 3, "solution": false, "task": false}
+x = torch.linspace(-2, 3, 501)
+stairs = quantize_and_back(x, 0.5, 3, 0, 7)
+said = f"{len(stairs.unique())} levels from {stairs.min():.1f} to {stairs.max():.1f}"
+figure = new_figure(6.4, 3.0, f"Real values from -2 to 3 and what is left at scale 0.5: {said}.")
+axes = figure.add_subplot()
+axes.plot(x, x, "--", color="0.5", label="x")
+axes.plot(x, stairs, color=PETROFF[0], label="there and back")
+axes.set(xlabel="x", ylabel="x'")
+axes.legend()
+figure
+
+
+# %% nbgrader={"grade": true, "grade_id": "A1-2-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Hidden tests run here when the assignment is graded.
+### BEGIN HIDDEN TESTS
+def check_quantize(cases=200, seed=12):
+    generator = torch.Generator().manual_seed(seed)
+    for case in range(cases):
+        shape = torch.randint(1, 6, (case % 4,), generator=generator).tolist()
+        integers = eq.IntRange(
+            int(torch.randint(2, 9, (), generator=generator)),
+            bool(torch.randint(2, (), generator=generator)),
+        )
+        zero_point = int(torch.randint(integers.lo, integers.hi + 1, (), generator=generator))
+        scale = 2.0 ** int(torch.randint(-6, 3, (), generator=generator))  # dividing is exact
+        halves = torch.randint(-300, 300, shape, generator=generator) / 2  # with ties
+        x = scale * halves
+        expected = eq.fake_quantize(x, torch.tensor(scale), torch.tensor(zero_point), integers)
+        said = f"scale {scale}, zero point {zero_point}, integers {integers.lo} to {integers.hi}"
+        same(quantize_and_back(x, scale, zero_point, integers.lo, integers.hi), expected, said)
+
+
+check_quantize()
+### END HIDDEN TESTS
+
+# %% [markdown]
+# ## Exercise 3: one scale per channel
+#
+# **Difficulty:** medium · **Minutes:** 20 · **Points:** 4 (public checks 1, hidden tests 3)
+#
+# Weights are stored as integers, with a scale for each channel along `axis`. Quantize a tensor of
+# two or more dimensions to signed integers of `bits` bits, symmetric: in each channel the scale is that of exercise 1, from
+# the largest magnitude in this channel. Return the integers as `torch.int8`, in the shape of
+# `x`, and the scales, of shape `(channels,)`.
+#
+# With these scales the largest magnitude falls half a step beyond the last positive integer, so
+# something must keep it inside the range.
+#
+# <details><summary>Hint</summary>
+#
+# `x.movedim(axis, 0).flatten(1)` has one row per channel. For the way back to the shape of `x`,
+# give the scales a shape of ones with `-1` at `axis`: `(1, -1, 1)` for the axis 1 of three.
+# Conversion to `int8` cuts off decimals; round before.
+#
+# </details>
+#
+# **Expected** (first 12 of the 144 output channels of `blocks.0.attn.qkv` in the embedded ViT):
+#
+# ![Scales of the first 12 channels at 3 bits: 0.029 to 0.082; one scale for the whole tensor would be 0.125.](figures/A1-3.png)
+
+
+# %% nbgrader={"grade": false, "grade_id": "A1-3", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def quantize_per_channel(x, bits, axis):
+    """Integers (int8, the shape of x) and scales (channels,), one for each channel along axis."""
+    ### BEGIN SOLUTION
+    largest = 2 ** (bits - 1) - 1
+    rows = x.movedim(axis, 0).flatten(1)
+    scales = (2 * rows.abs().amax(1) / (2**bits - 1)).clamp(min=EPS)
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    q = torch.round(x / scales.view(shape)).clamp(-largest - 1, largest)
+    return q.to(torch.int8), scales
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "A1-3-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+own_work(quantize_per_channel, "affine_params", "fake_quantize")
+x = torch.tensor([[3.5, -1.0, 0.6], [-7.0, 4.0, 1.2], [0.0, 0.0, 0.0]])
+q, scales = quantize_per_channel(x, 3, 0)
+assert q.dtype == torch.int8, f"the integers must be torch.int8, not {q.dtype}"
+same(scales, [1.0, 2.0, EPS], "scales of three rows at 3 bits")
+same(q, [[3, -1, 1], [-4, 2, 1], [0, 0, 0]], "integers of three rows at 3 bits")
+q, scales = quantize_per_channel(x, 3, 1)
+same(scales, [2.0, 8 / 7, 2.4 / 7], "scales of three columns at 3 bits")
+same(q, [[2, -1, 2], [-4, 3, 3], [0, 0, 0]], "integers of three columns at 3 bits")
+q, scales = quantize_per_channel(torch.ones(2, 3, 4, 5), 8, 1)
+assert q.shape == (2, 3, 4, 5), f"four dimensions: the integers have shape {tuple(q.shape)}"
+same(scales, [2 / 255] * 3, "scales of three channels along axis 1 of four")
+same(q.unique(), [127], "integers of a tensor of ones at 8 bits")
+print("Exercise 3: the public checks pass.")
+
+# %% nbgrader={"grade": false, "grade_id": "A1-3-picture", "locked": true, "schema_version": 3, "solution": false, "task": false}
+weight = eq.load_demo("vit", calibration=2).model.blocks[0].attn.qkv.weight.detach()
+integers, scales = quantize_per_channel(weight, 3, 0)
+figure = new_figure(
+    6.4,
+    2.8,
+    f"Scales of the first 12 channels at 3 bits: {scales[:12].min():.3f} to "
+    f"{scales[:12].max():.3f}; one scale for the whole tensor would be {scales.max():.3f}.",
+)
+axes = figure.add_subplot()
+axes.bar(range(12), scales[:12], color=PETROFF[0], label="per channel")
+axes.axhline(float(scales.max()), ls="--", color="0.3", label="per tensor")
+axes.set(xlabel="output channel", ylabel="scale", xticks=range(12))
+axes.legend(loc=(0.02, 0.6))
+figure
+
+
+# %% nbgrader={"grade": true, "grade_id": "A1-3-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Hidden tests run here when the assignment is graded.
+### BEGIN HIDDEN TESTS
+def check_channels(cases=150, seed=13):
+    generator = torch.Generator().manual_seed(seed)
+    for case in range(cases):
+        dims = 2 + case % 3
+        shape = torch.randint(1, 7, (dims,), generator=generator).tolist()
+        axis = int(torch.randint(dims, (), generator=generator))
+        bits = int(torch.randint(2, 9, (), generator=generator))
+        x = torch.randn(shape, generator=generator)
+        x = x * torch.randn(shape[axis], generator=generator).exp().view(
+            [-1 if i == axis else 1 for i in range(dims)]
+        )
+        rows = x.movedim(axis, 0).flatten(1)
+        integers = eq.IntRange(bits, True)
+        scale, zero = eq.affine_params(rows.amin(1), rows.amax(1), integers, symmetric=True)
+        back = eq.fake_quantize(x, scale, zero, integers, axis)
+        said = f"shape {tuple(shape)}, axis {axis}, {bits} bits"
+        q, yours = quantize_per_channel(x.clone(), bits, axis)
+        same(yours, scale, f"scales for {said}")
+        wide = scale.view([-1 if i == axis else 1 for i in range(dims)])
+        steps = x / wide
+        sure = (steps - steps.floor() - 0.5).abs() > 1e-3  # rounding is not on the edge
+        same(q[sure] * wide.expand(shape)[sure], back[sure], f"integers times scales for {said}")
+        assert q.dtype == torch.int8, f"integers must be torch.int8, not {q.dtype}"
+        within = int(q.max()) <= integers.hi and int(q.min()) >= integers.lo
+        assert within, f"integers from {integers.lo} to {integers.hi} are possible, for {said}"
+
+
+check_channels()
+### END HIDDEN TESTS
+
+# %% [markdown]
+# ## Exercise 4: an observer that clips
+#
+# **Difficulty:** hard · **Minutes:** 25 · **Points:** 4 (public checks 1, hidden tests 3)
+#
+# An observer sees batches (`update`), then answers with a scale and a zero point (`params`).
+# Yours looks for the clip with the least squared error:
+#
+# - It remembers every value it has seen, of all batches.
+# - Candidates are the range from the smallest to the largest value seen, times a share of 1.00,
+#   0.99, 0.98, ..., 0.20: both ends times the share.
+# - For each candidate, the error is the mean of $(x' - x)^2$ over *all* values seen; the least
+#   wins, the larger share among equals.
+# - `params` before the first `update` raises a `ValueError`.
+#
+# Here `eq.affine_params(lo, hi, integers, symmetric)` and
+# `eq.fake_quantize(x, scale, zero_point, integers)` are allowed, so a mistake in exercises 1 and 2
+# does not cost points again. The observers of `evolq_lite` are not.
+#
+# <details><summary>Hint</summary>
+#
+# Keep a list of batches, flattened; join it with `torch.cat` in `params`. Begin with the share
+# 1.00 as the best so far, and replace it only by a *smaller* error. `1 - 0.01 * i` for `i` from 0
+# to 80 gives all shares.
+#
+# </details>
+#
+# **Expected** (inputs of `blocks.5.mlp.fc2`, 3 bits; the cross is the share that was chosen):
+#
+# ![Mean squared error against the share of the range that is kept: 0.0149 at 1.00, least 0.0104; the observer chose 0.54.](figures/A1-4.png)
+
+
+# %% nbgrader={"grade": false, "grade_id": "A1-4", "locked": false, "schema_version": 3, "solution": true, "task": false}
+class ClippingObserver:
+    """Chooses the clip with the least squared error over all values seen; asymmetric."""
+
+    def __init__(self, integers):
+        """integers: an eq.IntRange."""
+        self.integers = integers
+        self.share = None  # set it in params to the share that was chosen
+        ### BEGIN SOLUTION
+        self.seen = []
+        ### END SOLUTION
+
+    def update(self, x):
+        """See one batch, a tensor of any shape."""
+        ### BEGIN SOLUTION
+        self.seen.append(x.detach().flatten())
+        ### END SOLUTION
+
+    def params(self):
+        """Scale and zero point, two tensors of shape ()."""
+        ### BEGIN SOLUTION
+        if not self.seen:
+            raise ValueError("no data was seen")
+        values = torch.cat(self.seen)
+        lo, hi = values.min(), values.max()
+        least, best = math.inf, None
+        for i in range(81):
+            share = 1 - 0.01 * i
+            params = eq.affine_params(lo * share, hi * share, self.integers, symmetric=False)
+            error = float(((eq.fake_quantize(values, *params, self.integers) - values) ** 2).mean())
+            if error < least:
+                least, best, self.share = error, params, share
+        return best
+        ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "A1-4-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+own_work(ClippingObserver, "OBSERVERS", "MeanSquaredError", "observers")
+
+
+def observed(batches, bits=2):
+    """Share, scale and zero point after some batches."""
+    observer = ClippingObserver(eq.IntRange(bits, False))
+    for batch in batches:
+        observer.update(batch)
+    answer = observer.params()
+    assert isinstance(answer, tuple) and len(answer) == 2, "params returns (scale, zero_point)"
+    return observer.share, *answer
+
+
+try:
+    ClippingObserver(eq.IntRange(2, False)).params()
+    raise AssertionError("params before update must raise a ValueError")
+except ValueError:
+    pass
+flat = torch.tensor([0.0, 1.0, 2.0, 3.0])
+share, scale, zero_point = observed([flat])
+same(share, 1.0, "the share for 0, 1, 2, 3 at 2 bits, where nothing needs clipping")
+same(scale, 1.0, "the scale for 0, 1, 2, 3 at 2 bits")
+many, outlier = flat.repeat(1000), torch.tensor([6.0])
+share, scale, zero_point = observed([many, outlier])
+same(share, 0.5, "the share for 4,000 values up to 3 and then one of 6")
+same(observed([outlier, many])[0], share, "the share when the outlier comes first")
+same(observed([torch.cat([many, outlier])])[0], share, "the share when all comes in one batch")
+same(observed([-many, -outlier])[0], 0.5, "the share of the same values, all negative")
+share, scale, zero_point = observed([many, torch.tensor([[15.0]])])
+same(share, 0.2, "the share for 4,000 values up to 3 and then one of 15")
+print("Exercise 4: the public checks pass.")
+
+# %% nbgrader={"grade": false, "grade_id": "A1-4-picture", "locked": true, "schema_version": 3, "solution": false, "task": false}
+demo, inputs = eq.load_demo("vit", calibration=20), []
+hook = demo.model.blocks[5].mlp.fc2.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
+with torch.no_grad():
+    demo.model(demo.calibration)
+hook.remove()
+values, three = inputs[0].flatten()[::7], eq.IntRange(3, False)
+observer = ClippingObserver(three)
+observer.update(values)
+observer.params()
+shares = [1 - 0.01 * i for i in range(81)]
+errors = []
+for share in shares:
+    params = eq.affine_params(values.min() * share, values.max() * share, three, symmetric=False)
+    errors.append(float(((eq.fake_quantize(values, *params, three) - values) ** 2).mean()))
+figure = new_figure(
+    6.4,
+    3.0,
+    f"Mean squared error against the share of the range that is kept: {errors[0]:.4f} at 1.00, "
+    f"least {min(errors):.4f}; the observer chose {observer.share:.2f}.",
+)
+axes = figure.add_subplot()
+axes.plot(shares, errors, color=PETROFF[0])
+chosen = errors[round((1 - observer.share) / 0.01)]
+axes.plot(observer.share, chosen, "X", color=PETROFF[1], markersize=11)
+axes.set(xlabel="share of the range", ylabel="mean squared error", ylim=(0, None))
+figure
+
+
+# %% nbgrader={"grade": true, "grade_id": "A1-4-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# Hidden tests run here when the assignment is graded.
+### BEGIN HIDDEN TESTS
+def check_observer(cases=25, seed=14):
+    generator = torch.Generator().manual_seed(seed)
+
+    def error(values, scale, zero_point, integers):
+        return float(((eq.fake_quantize(values, scale, zero_point, integers) - values) ** 2).mean())
+
+    for _ in range(cases):
+        bits = int(torch.randint(2, 7, (), generator=generator))
+        integers = eq.IntRange(bits, bool(torch.randint(2, (), generator=generator)))
+        batches = [
+            torch.randn(int(n), 3, generator=generator) ** 3 + 0.3
+            for n in torch.randint(1, 60, (4,), generator=generator)
+        ]
+        yours, reference = ClippingObserver(integers), eq.OBSERVERS["mse"](integers, None, False)
+        for batch in batches:
+            yours.update(batch.clone())
+            reference.update(batch)
+        values = torch.cat(batches).flatten()
+        scale, zero_point = yours.params()
+        said = f"4 batches of {[len(b) for b in batches]} rows, {bits} bits"
+        best = error(values, *reference.params(), integers)
+        found = error(values, torch.as_tensor(scale), torch.as_tensor(zero_point), integers)
+        assert found <= best * (1 + 1e-4), f"{said}: error {found:.6g}, {best:.6g} is possible"
+        same(scale, reference.params()[0], f"scale for {said}", 1e-4)
+
+
+check_observer()
+for bits in (2, 3, 4):  # the last share is the best one
+    end = 2.0**bits - 1
+    observer = ClippingObserver(eq.IntRange(bits, False))
+    observer.update(torch.arange(end + 1).repeat(2000))
+    observer.update(torch.tensor([5 * end]))
+    same(observer.params()[0], 1.0, f"{bits} bits: the scale with one value 5 times as large", 1e-4)
+### END HIDDEN TESTS
+
+# %% [markdown]
+# ## Exercise 5: how many bits?
+#
+# **Difficulty:** easy · **Minutes:** 10 · **Points:** 2 (public checks 1, hidden tests 1)
+#
+# The signal-to-noise ratio in decibels is $10 \log_{10} \big(\sum x^2 / \sum (x' - x)^2\big)$.
+# Return the smallest number of bits, from 2 to 8, with which it reaches at least `decibels`, with
+# one signed symmetric scale for the whole tensor; `None` if 8 bits do not suffice.
+#
+# `eq.affine_params` and `eq.fake_quantize` are allowed.
+#
+# <details><summary>Hint</summary>
+#
+# Try 2 to 8 in order and return the first that suffices. The power is 10, not 20: the squares are
+# inside the logarithm.
+#
+# </details>
+#
+# **Expected** (normally distributed values):
+#
+# ![Bits needed for 10,000 normal values: 2 for 0 dB, 4 for 10 dB, 5 for 20 dB, 7 for 30 dB.](figures/A1-5.png)
+
+
+# %% nbgrader={"grade": false, "grade_id": "A1-5", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def bits_needed(x, decibels):
+    """The fewest bits from 2 to 8 that reach so many decibels, or None."""
+    ### BEGIN SOLUTION
+    for bits in range(2, 9):
+        integers = eq.IntRange(bits, True)
+        params = eq.affine_params(x.min(), x.max(), integers, symmetric=True)
+        noise = eq.fake_quantize(x, *params, integers) - x
+        if 10 * torch.log10((x**2).sum() / (noise**2).sum()) >= decibels:
+            return bits
+    return None
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "A1-5-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+x = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+for decibels, expected in {0: 2, 10: 4, 20: 5, 25: 6, 30: 7, 37: 8}.items():
+    found = bits_needed(x, decibels)
+    assert found == expected, f"{decibels} dB for normal values: {found} bits, not {expected}"
+assert bits_needed(x, 90) is None, "90 dB cannot be reached with 8 bits: None is expected"
+print("Exercise 5: the public checks pass.")
+
+# %% nbgrader={"grade": false, "grade_id": "A1-5-picture", "locked": true, "schema_version": 3, "solution": false, "task": false}
+x = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+wanted = list(range(0, 41, 2))
+needed = [bits_needed(x, decibels) for decibels in wanted]
+figure = new_figure(
+    6.4,
+    2.6,
+    f"Bits needed for 10,000 normal values: {needed[0]} for 0 dB, {needed[5]} for 10 dB, "
+    f"{needed[10]} for 20 dB, {needed[15]} for 30 dB.",
+)
+axes = figure.add_subplot()
+shown = [(d, b) for d, b in zip(wanted, needed) if b is not None]
+axes.plot(*zip(*shown), "o", color=PETROFF[0])
+axes.set(xlabel="signal to noise, dB", ylabel="bits needed", ylim=(1.5, 8.5))
+figure
+
+
+# %% nbgrader={"grade": true, "grade_id": "A1-5-hidden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# Hidden tests run here when the assignment is graded.
+### BEGIN HIDDEN TESTS
+def check_bits(cases=40, seed=15):
+    generator = torch.Generator().manual_seed(seed)
+    for case in range(cases):
+        x = torch.randn(500, generator=generator) ** (1 + 2 * (case % 2))
+        ratios = {}
+        for bits in range(2, 9):
+            integers = eq.IntRange(bits, True)
+            params = eq.affine_params(x.min(), x.max(), integers, symmetric=True)
+            noise = eq.fake_quantize(x, *params, integers) - x
+            ratios[bits] = float(10 * torch.log10((x**2).sum() / (noise**2).sum()))
+        decibels = float(60 * torch.rand((), generator=generator)) - 5
+        if min(abs(ratio - decibels) for ratio in ratios.values()) < 0.01:
+            continue  # too close to call
+        expected = next((bits for bits, ratio in ratios.items() if ratio >= decibels), None)
+        found = bits_needed(x, decibels)
+        assert found == expected, f"{decibels:.2f} dB: {found} bits instead of {expected}"
+
+
+check_bits()
+### END HIDDEN TESTS
+
+# %% [markdown]
+# ## Question
+#
+# **Minutes:** 10 · **Points:** 2, marked by hand
+#
+# In two or three sentences each:
+#
+# 1. (1 point) With few bits, the share of the range with the least error is far below 1; with many
+#    bits it comes close to 1. Why? Name the two errors, and which of them more bits reduce.
+# 2. (1 point) Why does a network take one scale per output channel for its weights, but one scale
+#    for a whole tensor of activations?
+
+# %% [markdown] nbgrader={"grade": true, "grade_id": "A1-6", "locked": false, "points": 2, "schema_version": 3, "solution": true, "task": false}
+# 1. Half a point for naming rounding (inside the range, at most half a scale) and clipping (outside
+#    of it); half a point for the balance: more bits shrink rounding and leave clipping, so it
+#    pays less and less to clip in order to round finer.
+# 2. Half a point: a scale per output channel, and one of the whole input, can be multiplied with
+#    the finished integer sum. Half a point: a scale per input channel would stand inside the sum,
+#    which would no longer be one of integers. ("Weights differ between channels" alone: no point.)
