@@ -4,6 +4,7 @@ Most tests of the grader use toy assignments, which need no torch, so that a ker
 second.
 """
 
+import ast
 import csv
 import importlib.util
 import json
@@ -106,6 +107,16 @@ def test_pictures_are_small_and_described_in_the_source(name):
         with Image.open(RELEASE / shown) as image:
             assert len(image.info["Description"]) > 30 and max(image.size) <= 800
         assert (RELEASE / shown).stat().st_size < 50_000
+
+
+@pytest.mark.parametrize("function", ["same", "own_work"])
+def test_helpers_are_the_same_in_all_assignments(function):
+    texts = set()
+    for name in SOURCES:
+        setup = cells_of(name)[f"{name}-setup"][0]
+        nodes = [n for n in ast.parse(setup).body if getattr(n, "name", "") == function]
+        texts.add(ast.get_source_segment(setup, nodes[0]))
+    assert len(texts) == 1
 
 
 def secret_lines(notebook):

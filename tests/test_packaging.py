@@ -29,7 +29,7 @@ CONDA_NAMES = {
     "pytorch": "torch",
 }  # conda-forge's name -> Python's name
 CONDA_ONLY = {"python", "pip"}
-APART = {"instructor"}  # extras that are in neither of the other files
+APART = {"cluster", "instructor"}  # extras that are in neither of the other files
 LOCK_LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!]+)")  # no local part: no "+"
 
 

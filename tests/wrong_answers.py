@@ -274,6 +274,11 @@ WRONG = {
             "passes = 0\n",
             'images = eq.load_demo("vit", 2).test[0][:20]\n    passes = 0\n',
         ),
+        (
+            "held-out data in the fitness",
+            "passes = 0\n",
+            "images = setting(20, seed, 50)[2][0][:20]\n    passes = 0\n",
+        ),
         ("over the budget", "if passes:", "passes += 1\n    if passes:"),
         (
             "nothing changed",
