@@ -62,12 +62,15 @@ def until(condition) -> None:
 
 def button(panel: EvolutionPanel, word: str) -> W.Button:
     """The button with a word on it."""
-    (found,) = (
-        widget
-        for widget in panel.ui.children[0].children[-2].children
-        if widget.description == word
-    )
+    (found,) = (widget for widget in buttons(panel.ui) if widget.description == word)
     return found
+
+
+def buttons(widget: W.Widget) -> list[W.Button]:
+    """All buttons in a widget, wherever they lie."""
+    if isinstance(widget, W.Button):
+        return [widget]
+    return [b for child in getattr(widget, "children", ()) for b in buttons(child)]
 
 
 def press(panel: EvolutionPanel, *words: str) -> str:

@@ -101,10 +101,15 @@ class Kernel:
         self.manager = KernelManager(kernel_name="python3", **place)
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.manager.start_kernel(env=env, cwd=self.folder.name, **quiet)
+        self.pid: int = self.manager.provisioner.pid  # type: ignore[union-attr]
         self.client = self.manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=START_SECONDS)
         self.usable = True
+        try:
+            self.client.wait_for_ready(timeout=START_SECONDS)
+        except RuntimeError:
+            self.close()
+            raise
         self.run(PROLOGUE.format(limit=limits.megabytes * 2**20), START_SECONDS)
 
     def close(self) -> None:
@@ -120,7 +125,7 @@ class Kernel:
     def processes(self) -> list[psutil.Process]:
         """The kernel and all that it has started."""
         try:
-            kernel = psutil.Process(getattr(self.manager.provisioner, "pid", None))
+            kernel = psutil.Process(self.pid)
             return [kernel, *kernel.children(recursive=True)]
         except psutil.Error:
             return []
