@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from multiprocessing import active_children
 
 import pytest
@@ -19,7 +20,6 @@ from evolq_lite.runs import Run, embedded_task
 
 QUANT = QuantConfig(weight_bits=3)
 SEARCH = SearchConfig(passes=1, batch=30)
-FIRST_CALL = "EVOLQ_TEST_FIRST_CALL"  # a file that the first worker to see it removes
 
 
 @pytest.fixture(autouse=True)
@@ -82,25 +82,25 @@ def test_a_pooled_objective_equals_the_serial_one_bit_for_bit(tmp_path):
         assert torch.equal(pooled.start, serial.start)
 
 
-def first_call() -> bool:
-    """Whether this is the first worker to ask, over all processes."""
+def first_call(flag: str) -> bool:
+    """Whether this is the first worker to ask, over all processes: it removes the file."""
     try:
-        os.unlink(os.environ[FIRST_CALL])
+        os.unlink(flag)
     except OSError:
         return False
     return True
 
 
-def dies_once(task: Task) -> Answer:
+def dies_once(flag: str, task: Task) -> Answer:
     """A worker that is killed in the middle of its first task."""
-    if first_call():
+    if first_call(flag):
         os.kill(os.getpid(), signal.SIGKILL)
     return evaluate(task)
 
 
-def hangs_once(task: Task) -> Answer:
+def hangs_once(flag: str, task: Task) -> Answer:
     """A worker that does not come back from its first task."""
-    if first_call():
+    if first_call(flag):
         time.sleep(3600)
     return evaluate(task)
 
@@ -114,12 +114,11 @@ def differs(task: Task) -> Answer:
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [dies_once, hangs_once])
-def test_a_lost_worker_changes_nothing(alone, tmp_path, monkeypatch, broken):
+def test_a_lost_worker_changes_nothing(alone, tmp_path, broken):
     flag = tmp_path / "first"
     flag.touch()
-    monkeypatch.setenv(FIRST_CALL, str(flag))
     with Pool.local(2, patience=15) as pool:
-        pool.work = broken
+        pool.work = partial(broken, str(flag))
         assert run(tmp_path / "run", pool) == alone
     assert not flag.exists(), "no worker was lost: this tested nothing"
 
