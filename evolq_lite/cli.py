@@ -49,6 +49,9 @@ from evolq_lite.runs import (
     folder_parts,
 )
 
+# Where networks and photographs lie that are not in this repo; the options tell other places.
+SHARED = DATA.parents[1] / "shared"
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence, like all others."""
@@ -282,24 +285,27 @@ def check() -> int:
 
 def reproduce(arguments: argparse.Namespace) -> int:
     """Compute the cells of claims that are not there, then write figures and the table."""
-    from evolq_lite.experiments import CLAIMS, report
+    from evolq_lite.experiments import CLAIMS, KNOWN, real, report
 
     wanted = [name.upper() for name in arguments.claims]
-    if unknown := [name for name in wanted if name not in (*CLAIMS, "ALL")]:
-        raise ValueError(f"unknown experiment {unknown[0]!r}; known: {', '.join(CLAIMS)}, all")
-    names = list(CLAIMS) if "ALL" in wanted else sorted(set(wanted))
+    if unknown := [name for name in wanted if name not in (*KNOWN, "ALL")]:
+        raise ValueError(f"unknown experiment {unknown[0]!r}; known: {', '.join(KNOWN)}, all")
+    names = {*wanted, *(CLAIMS if "ALL" in wanted else ())}
+    claims = [claim for name, claim in KNOWN.items() if name in names]
     default = Path("runs/quick") if arguments.quick else DATA / "results"
     folder = arguments.out or default
-    folder.mkdir(parents=True, exist_ok=True)
     if arguments.report:
-        names = []
-    with tqdm(total=report.count(names, arguments.quick), unit="cell", smoothing=0) as bar:
+        claims = []
+    if real.CLAIM in claims:
+        claims[-1] = real.on(arguments.weights, arguments.photographs)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=report.count(claims, arguments.quick), unit="cell", smoothing=0) as bar:
 
         def progress(cell: str) -> None:
             bar.set_description(cell[:40], refresh=False)
             bar.update()
 
-        report.reproduce(names, folder, arguments.quick, progress)
+        report.reproduce(claims, folder, arguments.quick, progress)
     for row in report.write_report(folder, arguments.quick):
         print(f"{row['claim']} {row['question']} {row['verdict']}. {row['sentence']}")
     print(f"Written to {folder}: README.md, claims.json, figures, and a JSON file a cell.")
@@ -385,13 +391,28 @@ def parser() -> argparse.ArgumentParser:
     again = commands.add_parser(
         "reproduce", help="the paper's claims as experiments, on the embedded networks"
     )
-    again.add_argument("claims", nargs="*", default=["all"], metavar="C1 ... C8 | all")
+    again.add_argument(
+        "claims",
+        nargs="*",
+        default=["all"],
+        metavar="C1 ... C8 | all | REAL",
+        help="default: all; REAL: real networks, needs the two folders below",
+    )
     again.add_argument("--quick", action="store_true", help="few small cells, to try it")
     again.add_argument(
         "--report", action="store_true", help="compute nothing: figures and tables of what is there"
     )
     again.add_argument("--out", type=Path, help="results (default: data/results)")
     again.add_argument("--threads", type=number(int, "1 to 1024"), help="processor threads")
+    again.add_argument(
+        "--weights", type=Path, default=SHARED / "weights", help="REAL: folder of checkpoints"
+    )
+    again.add_argument(
+        "--photographs",
+        type=Path,
+        default=SHARED / "imagenet",
+        help="REAL: folder with calibration/, validation/ and wnids.txt",
+    )
     commands.add_parser("check", help="is this machine ready?")
     return top
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 
+import numpy as np
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
@@ -106,3 +107,14 @@ def accuracy(predictions: Tensor, labels: Tensor) -> Accuracy:
 def compare(before: Tensor, after: Tensor, labels: Tensor) -> Comparison:
     """Compare two networks by their predictions (n,) for the same images with labels (n,)."""
     return Comparison.of(before == labels, after == labels)
+
+
+def packed(correct: Tensor) -> str:
+    """Which images (n,) are right, as hexadecimal bits: results can be compared image by image."""
+    return np.packbits(correct.numpy().astype(bool)).tobytes().hex()
+
+
+def unpacked(text: str, images: int) -> Tensor:
+    """The reverse of `packed`."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:images]
+    return torch.from_numpy(bits.astype(bool))

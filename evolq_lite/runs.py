@@ -27,7 +27,7 @@ from evolq_lite.data import (
     subset,
     transform_of,
 )
-from evolq_lite.evaluate import Accuracy, Comparison, accuracy, compare, predict
+from evolq_lite.evaluate import Accuracy, Comparison, packed, predict
 from evolq_lite.evolve import Evaluation, Visit, evaluations_of, evolve, width_after
 from evolq_lite.figures import history_figure, save_figure, top1_figure
 from evolq_lite.objective import batches
@@ -100,12 +100,21 @@ def embedded_task(name: str, images: int, seed: int, device: torch.device | str 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the test images say: top-1 of the float, first and evolved network, and the gain."""
+    """What the test images say of the float, the first and the evolved network."""
 
     setting: str
-    accuracies: dict[str, Accuracy]  # "float", "before", "evolved"
-    gain: Comparison
+    right: dict[str, Tensor]  # "float", "before", "evolved": which images (n,) are right
     history: list[dict[str, Any]]
+
+    @property
+    def accuracies(self) -> dict[str, Accuracy]:
+        """Top-1 of each network."""
+        return {name: Accuracy(int(it.sum()), len(it)) for name, it in self.right.items()}
+
+    @property
+    def gain(self) -> Comparison:
+        """The evolved network against the first."""
+        return Comparison.of(self.right["before"], self.right["evolved"])
 
     @property
     def titles(self) -> dict[str, str]:
@@ -139,6 +148,7 @@ class Outcome:
             "search_seconds": self.seconds,
             "peak_memory_mib": peak_memory(),
             "images": self.gain.images,
+            "correct": {name: packed(it.cpu()) for name, it in self.right.items()},
         }
 
 
@@ -220,8 +230,7 @@ class Run:
         labels = self.task.labels()
         return Outcome(
             f"W{self.quant.weight_bits}A{self.quant.act_bits}",
-            {name: accuracy(p, labels) for name, p in found.items()},
-            compare(found["before"], found["evolved"], labels),
+            {name: p.cpu() == labels for name, p in found.items()},
             self.folder.history(),
         )
 

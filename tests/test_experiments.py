@@ -6,10 +6,11 @@ import shutil
 import pytest
 import torch
 
-from evolq_lite.cli import main
+from evolq_lite.cli import main, parser
 from evolq_lite.data import DATA
-from evolq_lite.experiments import CLAIMS, report
-from evolq_lite.experiments.cells import VERDICTS, packed, paired, path_of, read, unpacked
+from evolq_lite.evaluate import packed, unpacked
+from evolq_lite.experiments import CLAIMS, KNOWN, real, report
+from evolq_lite.experiments.cells import VERDICTS, paired, path_of, read
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,26 @@ def test_an_unknown_experiment_lists_the_known(capsys):
     assert "'C9'" in said and "C1" in said and "all" in said
 
 
+def test_real_networks_are_runs_that_the_command_line_accepts(tmp_path):
+    outs = set()
+    for cell in real.CLAIM.cells(False):
+        arguments = parser().parse_args(real.options(cell, tmp_path, tmp_path, tmp_path / "out"))
+        assert arguments.model == cell["network"] and arguments.act_bits == 8
+        assert (arguments.weight_bits, arguments.passes) == (cell["weight_bits"], 1)
+        outs.add((arguments.model, arguments.weight_bits, arguments.algorithm, arguments.mutation,
+                  arguments.weight_observer, arguments.bias_correction))  # fmt: skip
+    assert len(outs) == len(real.CLAIM.cells(False)) == 16
+    assert not real.CLAIM.cells(True)
+
+
+def test_real_networks_without_their_folders_are_refused_in_a_sentence(tmp_path, capsys):
+    missing = ["--weights", str(tmp_path / "no"), "--photographs", str(tmp_path)]
+    assert main(["reproduce", "real", "--out", str(tmp_path / "out"), *missing]) == 2
+    said = capsys.readouterr().err
+    assert "no/vit_tiny_patch16_224.safetensors" in said and "--weights FOLDER" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_stopped_reproduction_loses_the_cell_in_work_only(tmp_path, monkeypatch, capsys):
     """Ctrl-C in the second cell: the first is there, and the same command goes on from there."""
     claim, done = CLAIMS["C1"], []
@@ -97,7 +118,7 @@ def test_a_stopped_reproduction_loses_the_cell_in_work_only(tmp_path, monkeypatc
 
     fake = report.Claim(**{**vars(claim), "run": run})
     with monkeypatch.context() as patch:
-        patch.setitem(CLAIMS, "C1", fake)
+        patch.setitem(KNOWN, "C1", fake)
         assert main(["reproduce", "C1", "--quick", "--out", str(tmp_path)]) == 130
     assert "goes on" in capsys.readouterr().err
     files = list((tmp_path / "C1").iterdir())

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.evaluate import Comparison
-from evolq_lite.experiments.cells import Cell, Claim, Result, unpacked, verdict_of
+from evolq_lite.evaluate import Comparison, unpacked
+from evolq_lite.experiments.cells import Cell, Claim, Result, verdict_of
 from evolq_lite.experiments.plots import forest
 from evolq_lite.experiments.setup import evolved, setting, tested
 from evolq_lite.figures import Picture

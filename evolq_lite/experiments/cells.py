@@ -14,11 +14,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from evolq_lite.evaluate import Accuracy, Comparison
+from evolq_lite.evaluate import Accuracy, Comparison, unpacked
 from evolq_lite.figures import Picture
 from evolq_lite.record import environment, write_whole
 
@@ -86,17 +85,6 @@ def compute(folder: Path, claim: Claim, cell: Cell) -> None:
     path = path_of(folder, claim.name, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def packed(correct: Tensor) -> str:
-    """Which images (n,) are right, as hexadecimal bits: results can be compared image by image."""
-    return np.packbits(correct.numpy().astype(bool)).tobytes().hex()
-
-
-def unpacked(text: str, images: int) -> Tensor:
-    """The reverse of `packed`."""
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:images]
-    return torch.from_numpy(bits.astype(bool))
 
 
 def right(result: Result) -> Tensor:

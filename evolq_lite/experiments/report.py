@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evolq_lite.data import DATA
-from evolq_lite.experiments import CLAIMS
+from evolq_lite.experiments import KNOWN
 from evolq_lite.experiments.cells import Cell, Claim, Result, compute, path_of, read
 from evolq_lite.figures import Picture, save_figure
 from evolq_lite.record import write_whole
@@ -14,15 +14,17 @@ Progress = Callable[[str], None]
 
 
 def reproduce(
-    names: Sequence[str], folder: Path, quick: bool = False, progress: Progress = lambda cell: None
+    claims: Sequence[Claim],
+    folder: Path,
+    quick: bool = False,
+    progress: Progress = lambda cell: None,
 ) -> None:
-    """Compute what is missing of the named claims; `progress` hears of every cell."""
-    for name in names:
-        claim = CLAIMS[name]
+    """Compute what is missing of some claims; `progress` hears of every cell."""
+    for claim in claims:
         for cell in claim.cells(quick):
-            if read(path_of(folder, name, cell), name, cell) is None:
+            if read(path_of(folder, claim.name, cell), claim.name, cell) is None:
                 compute(folder, claim, cell)
-            progress(describe(name, cell))
+            progress(describe(claim.name, cell))
 
 
 def describe(name: str, cell: Cell) -> str:
@@ -30,9 +32,9 @@ def describe(name: str, cell: Cell) -> str:
     return " ".join([name, *(str(value) for value in list(cell.values())[:4])])
 
 
-def count(names: Sequence[str], quick: bool = False) -> int:
-    """How many cells the named claims have."""
-    return sum(len(CLAIMS[name].cells(quick)) for name in names)
+def count(claims: Sequence[Claim], quick: bool = False) -> int:
+    """How many cells some claims have."""
+    return sum(len(claim.cells(quick)) for claim in claims)
 
 
 def known(claim: Claim, folder: Path, quick: bool) -> list[Result]:
@@ -46,7 +48,7 @@ def shipped(name: str) -> tuple[Picture, str]:
 
     ValueError if they are not all there; it says how to compute them.
     """
-    claim = CLAIMS[name]
+    claim = KNOWN[name]
     results = known(claim, DATA / "results", False)
     if len(results) < len(claim.cells(False)):
         raise ValueError(
@@ -60,10 +62,10 @@ def shipped(name: str) -> tuple[Picture, str]:
 def write_report(folder: Path, quick: bool = False) -> list[dict[str, object]]:
     """Figures and verdicts of every claim that has all its results, from the JSON files alone."""
     rows: list[dict[str, object]] = []
-    for name, claim in CLAIMS.items():
+    for name, claim in KNOWN.items():
         results = known(claim, folder, quick)
         cells = len(claim.cells(quick))
-        if len(results) < cells:
+        if not cells or len(results) < cells:
             continue
         picture = claim.figure(results)
         save_figure(picture, folder / f"{name}.png")

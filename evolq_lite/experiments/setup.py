@@ -12,9 +12,9 @@ from evolq_lite.chain import Chain, chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize
 from evolq_lite.data import Demo, load_demo
-from evolq_lite.evaluate import predict
+from evolq_lite.evaluate import packed, predict
 from evolq_lite.evolve import Evaluation, evolve
-from evolq_lite.experiments.cells import Result, packed
+from evolq_lite.experiments.cells import Result
 from evolq_lite.fitness import fitness_of
 
 
