@@ -189,9 +189,20 @@ def folder_task(arguments: argparse.Namespace) -> Task:
 def run(task: Task, arguments: argparse.Namespace, pool: Pool | None) -> int:
     """Quantize, calibrate, evolve, evaluate, report: the main job."""
     quant, search = options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)
-    whole = Run(task, quant, search, arguments.out, arguments.resume, arguments.replace)
-    if arguments.describe:
-        print(describe(whole.qmodel))
+    with Run(task, quant, search, arguments.out, arguments.resume, arguments.replace) as whole:
+        if arguments.describe:
+            print(describe(whole.qmodel))
+        searched(whole, pool)
+        with tqdm(total=len(task.labels()), desc="test, once", unit="image") as bar:
+            outcome = whole.test(bar.update)
+        report(task, outcome)
+        whole.write(outcome)
+    print(f"Written to {arguments.out}: summary.json, fitness.png, top1.png, and the run itself.")
+    return 0
+
+
+def searched(whole: Run, pool: Pool | None) -> None:
+    """Search to the end behind a progress bar."""
     bar = tqdm(total=whole.total, initial=len(whole.past), desc="search", unit="evaluation")
     with bar:
 
@@ -202,13 +213,6 @@ def run(task: Task, arguments: argparse.Namespace, pool: Pool | None) -> int:
             bar.update()
 
         whole.evolve(on_evaluation, pool)
-    with tqdm(total=len(task.labels()), desc="test, once", unit="image") as bar:
-        outcome = whole.test(bar.update)
-    report(task, outcome)
-    whole.write(outcome)
-    folder = whole.folder.path
-    print(f"Written to {folder}: summary.json, fitness.png, top1.png, and the run itself.")
-    return 0
 
 
 def pool_of(arguments: argparse.Namespace) -> AbstractContextManager[Pool | None]:

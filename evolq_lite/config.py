@@ -22,6 +22,14 @@ def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
     return field(default=default, metadata={"help": text, "choices": choices})
 
 
+def parsed(text: str | bytes) -> Any:
+    """JSON; ValueError for whatever is wrong with it, be it nested a million deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 class _Checked:
     """Common part of both: types and choices checked, to and from JSON."""
 
@@ -50,8 +58,8 @@ class _Checked:
     def from_json(cls, text: str) -> Self:
         """The reverse of `to_json`; ValueError for no such object, or for unknown fields."""
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parsed(text)
+        except ValueError as error:
             raise ValueError(f"not a JSON text: {error}") from None
         known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
         if not isinstance(values, dict) or not set(values) <= known:

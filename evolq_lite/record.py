@@ -6,24 +6,36 @@
 | `environment.json` | versions, processor, threads, attention mode, dtype, data and weight hashes |
 | `history.jsonl` | one line an evaluation |
 | `scales.safetensors` | scales and zero points after the last finished visit, number of visits |
+| `scales.previous.safetensors` | the same after the visit before |
 | `summary.json` | the result, once the test images have been read |
 
-Whole files are written under a temporary name and renamed, so none is ever half there.
+Whole files are written under a temporary name and renamed, so none is ever half there; scales hold
+a digest of themselves, and where it does not fit, the visit before is gone on from. The folder is
+locked while a run is in it. Nothing here is a pickle: a file from a stranger can be wrong, but it
+cannot run anything.
 """
 
+import hashlib
 import json
+import logging
+import math
 import os
 import platform
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
+from evolq_lite.config import parsed
 from evolq_lite.convert import quantizers
 from evolq_lite.evolve import Evaluation
 
@@ -31,12 +43,16 @@ OWN = (
     "config.json",
     "environment.json",
     "history.jsonl",
+    "scales.previous.safetensors",
     "scales.safetensors",
     "summary.json",
     "fitness.png",
     "top1.png",
 )
+LOCK = ".lock"
+SCALES = "scales.safetensors", "scales.previous.safetensors"  # the latest first
 ANEW = "start anew with another --out"
+log = logging.getLogger("evolq_lite")
 PACKAGES = ("evolq-lite", "torch", "torchvision", "timm", "numpy", "scipy", "safetensors")
 
 
@@ -102,41 +118,71 @@ def fix_kernels() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """A hash of what a file of scales says, names and shapes included."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def save_scales(path: Path | str, qmodel: nn.Module, **metadata: Any) -> None:
     """Write all scales and zero points of a calibrated model as one safetensors file."""
     tensors = {}
     for name, point in quantizers(qmodel).items():
         tensors[f"{name}.scale"] = point.scale.contiguous()
         tensors[f"{name}.zero_point"] = point.zero_point.contiguous()
+    said = json.dumps({**metadata, "sha256": digest_of(tensors, metadata)})
     # One key: safetensors writes several in random order, and equal runs should be equal files.
-    write_whole(Path(path), save(tensors, {"run": json.dumps(metadata)}))
+    write_whole(Path(path), save(tensors, {"run": said}))
 
 
 def load_scales(path: Path | str, qmodel: nn.Module) -> dict[str, Any]:
     """Put saved scales into a model quantized in the same way; returns the metadata.
 
-    ValueError if they do not fit.
+    ValueError if they do not fit, or are not what was saved; the model is then as it was.
     """
+    points = quantizers(qmodel)
+    wanted = {f"{name}.{part}" for name in points for part in ("scale", "zero_point")}
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = json.loads((file.metadata() or {}).get("run", "{}"))
+            if set(file.keys()) != wanted:
+                raise ValueError(
+                    f"the scales in {path} belong to another network or another quantization"
+                )
+            for name, point in points.items():  # before a tensor is made
+                shape = tuple(file.get_slice(f"{name}.scale").get_shape())
+                if point.frozen and shape != point.scale.shape:
+                    raise ValueError(
+                        f"{path}: {name}.scale has shape {shape}, not {tuple(point.scale.shape)}"
+                    )
+            # Copies: what safetensors returns is the mapped file, which may change under us.
+            tensors = {name: file.get_tensor(name).clone() for name in sorted(wanted)}
+            metadata = parsed((file.metadata() or {}).get("run", "{}"))
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no readable file of scales: {error}") from None
-    points = quantizers(qmodel)
-    if set(tensors) != {f"{name}.{part}" for name in points for part in ("scale", "zero_point")}:
-        raise ValueError(f"the scales in {path} belong to another network or another quantization")
+    if not isinstance(metadata, dict) or metadata.pop("sha256", "") != digest_of(tensors, metadata):
+        raise ValueError(f"{path} is not as it was written: its digest differs")
+    for name, value in tensors.items():
+        if not (value.is_floating_point() and torch.isfinite(value).all()):
+            raise ValueError(f"{path}: {name} holds NaN or infinite values, or none at all")
     for name, point in points.items():
-        scale, zero_point = tensors[f"{name}.scale"], tensors[f"{name}.zero_point"]
-        if not (torch.isfinite(scale).all() and torch.isfinite(zero_point).all()):
-            raise ValueError(f"{path}: {name} holds NaN or infinite values")
-        if point.frozen and scale.shape != point.scale.shape:
-            raise ValueError(
-                f"{path}: {name}.scale has shape {tuple(scale.shape)}, "
-                f"not {tuple(point.scale.shape)}"
-            )
-        point.scale, point.zero_point, point.frozen = scale, zero_point, True
+        point.scale, point.zero_point = tensors[f"{name}.scale"], tensors[f"{name}.zero_point"]
+        point.frozen = True
     return metadata
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; ValueError if it is damaged."""
+    try:
+        found = parsed(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {ANEW}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (no JSON object); {ANEW}")
+    return found
 
 
 def nothing_to_resume(path: Path | str) -> ValueError:
@@ -145,24 +191,50 @@ def nothing_to_resume(path: Path | str) -> ValueError:
 
 
 class RunFolder:
-    """A run's folder. `create` refuses one that exists, `resume` one with another config."""
+    """A run's folder. `create` refuses one that exists, `resume` one with another config.
+
+    Both lock it until `close`, or until the process ends, whatever ends it.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._lock = path, FileLock(path / LOCK, 0, thread_local=False)
+
+    def close(self) -> None:
+        """Let others in."""
+        self._lock.release(force=True)
+        with suppress(OSError):  # Windows, if somebody looks at it just now
+            (self.path / LOCK).unlink()
+
+    def _enter(self) -> None:
+        """Lock the folder; FileExistsError while another run is in it."""
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise FileExistsError(
+                f"another run is at work in {self.path}; wait for it, or give another --out"
+            ) from None
 
     @classmethod
-    def create(cls, path: Path | str, config: dict[str, Any]) -> "RunFolder":
-        """Make the folder and write its config; FileExistsError if it already holds a run."""
+    def create(cls, path: Path | str, config: dict[str, Any], replace: bool = False) -> "RunFolder":
+        """Make the folder and write its config; FileExistsError if it already holds a run.
+
+        `replace` removes that run first.
+        """
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(
-                f"{path} exists; give another --out, add --resume to go on, or remove it"
-            )
         made, folder = not path.exists(), cls(path)
         path.mkdir(parents=True, exist_ok=True)
         try:
+            folder._enter()
+            if replace:
+                cls.remove(path)
+            if {p.name for p in path.iterdir()} - {LOCK}:
+                raise FileExistsError(
+                    f"{path} exists; give another --out, add --resume to go on, or remove it"
+                )
             folder.write("config.json", config)
         except BaseException:
+            if folder._lock.is_locked:
+                folder.close()
             if made:
                 path.rmdir()
             raise
@@ -173,10 +245,14 @@ class RunFolder:
         """Raise if a run could not be begun, resumed or replaced here; changes nothing."""
         config = path / "config.json"
         try:
-            old = json.loads(config.read_bytes()) if config.is_file() else None
+            old = parsed(config.read_bytes()) if config.is_file() else None
             run = isinstance(old, dict) and {"quantization", "search"} <= old.keys()
         except ValueError:
             run = resume  # `resume` says that it is damaged
+        if (path / LOCK).exists():
+            folder = cls(path)
+            folder._enter()
+            folder.close()
         if resume:
             if not (run or (config.is_file() and not isinstance(old, dict))):
                 raise nothing_to_resume(path)
@@ -187,7 +263,7 @@ class RunFolder:
                 f"{above} is a file, so {path} cannot be a run folder; give another --out"
             )
         names = {p.name for p in path.iterdir()} if path.is_dir() else set()
-        names -= {f".{name}.new" for name in OWN}  # left by a process that was killed
+        names -= {LOCK, *(f".{name}.new" for name in OWN)}  # left by a process that was killed
         if run and not replace:
             raise FileExistsError(f"{path} holds a run; give another --out, --resume or --replace")
         if foreign := names - set(OWN if run else ()):
@@ -209,18 +285,13 @@ class RunFolder:
         file = folder.path / "config.json"
         if not file.is_file():
             raise nothing_to_resume(path)
-        try:
-            old = json.loads(file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}); {ANEW}") from None
-        if not isinstance(old, dict):
-            raise ValueError(f"{file} is damaged (no JSON object); {ANEW}")
-        new = json.loads(json.dumps(config))
+        old, new = read_object(file), json.loads(json.dumps(config))
         if old != new:
             differ = ", ".join(sorted(set(_differences(old, new))))
             raise ValueError(
                 f"{path} was run with other options ({differ}); resume with the same ones"
             )
+        folder._enter()
         return folder
 
     def write(self, name: str, content: dict[str, Any]) -> None:
@@ -230,12 +301,7 @@ class RunFolder:
     def enter(self, state: dict[str, Any]) -> None:
         """Write environment.json; ValueError if the run was begun with other kernels."""
         file = self.path / "environment.json"
-        try:
-            old = json.loads(file.read_text()) if file.is_file() else state
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}); {ANEW}") from None
-        if not isinstance(old, dict):
-            raise ValueError(f"{file} is damaged (no JSON object); {ANEW}")
+        old = read_object(file) if file.is_file() else state
         for key in ("execution", "device", "chunk"):
             if (was := old.get(key)) != state[key]:
                 raise ValueError(
@@ -252,23 +318,31 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def save(self, qmodel: nn.Module, visits: int, fitness: float) -> None:
-        """Save the scales after a finished visit."""
-        save_scales(self.path / "scales.safetensors", qmodel, visits=visits, fitness=fitness)
+        """Save the scales after a finished visit, and keep those of the visit before."""
+        last, before = (self.path / name for name in SCALES)
+        if last.is_file():
+            os.replace(last, before)
+        save_scales(last, qmodel, visits=visits, fitness=fitness)
 
     def restore(self, qmodel: nn.Module) -> tuple[int, float | None]:
-        """Load the last finished visit into the model, cut the history to it; else (0, None)."""
-        scales = self.path / "scales.safetensors"
+        """Load the last finished visit into the model, cut the history to it; else (0, None).
+
+        If its file is damaged, the log says so and it is the visit before.
+        """
         visits, fitness = 0, None
-        if scales.is_file():
+        paths = [path for name in SCALES if (path := self.path / name).is_file()]
+        for path in paths:
             try:
-                metadata = load_scales(scales, qmodel)
+                metadata = load_scales(path, qmodel)
                 visits, fitness = int(metadata["visits"]), float(metadata["fitness"])
-            except (KeyError, TypeError):
-                raise ValueError(
-                    f"{scales} does not say how many visits it holds; {ANEW}"
-                ) from None
-            except ValueError as error:
-                raise ValueError(f"{error}; {ANEW}") from None
+                if visits < 1 or not math.isfinite(fitness):
+                    raise ValueError(f"{path} holds {visits} visits and the fitness {fitness}")
+                break
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                said = error if isinstance(error, ValueError) else f"{path} is no part of a run"
+                if path == paths[-1]:
+                    raise ValueError(f"{said}; {ANEW}") from None
+                log.warning("%s; going on from the visit before", said)
         kept = [line for line in self.history() if line["visit"] < visits]
         if {line["visit"] for line in kept} != set(range(visits)):
             raise ValueError(
@@ -284,16 +358,18 @@ class RunFolder:
         file = self.path / "history.jsonl"
         try:
             lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-            found = [json.loads(line) for line in lines if line.endswith("}\n")]
-            kinds = {"visit": int, "accepted": bool}
-            if not all(
-                isinstance(line, dict) and all(isinstance(line.get(k), t) for k, t in kinds.items())
-                for line in found
-            ):
-                raise ValueError("a line without its visit, or whether it was accepted")
+            found = [parsed(line) for line in lines if line.endswith("}\n")]
+            if not all(isinstance(line, dict) and is_evaluation(line) for line in found):
+                raise ValueError("a line that is no evaluation")
         except ValueError as error:
             raise ValueError(f"{file} is damaged ({error}); {ANEW}") from None
         return found
+
+
+def is_evaluation(line: dict[str, Any]) -> bool:
+    """Whether a line of a history has the fields of `Evaluation`, of the right kinds."""
+    kinds: dict[str, Any] = {f.name.rstrip("_"): f.type for f in fields(Evaluation)}
+    return line.keys() == kinds.keys() and all(type(line[k]) is t for k, t in kinds.items())
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +156,8 @@ class Run:
     """A calibrated network with its folder, ready to search from where the folder has come to.
 
     `resume` opens the run in `out` (ValueError unless it was begun with the same options),
-    `replace` removes it first; FileExistsError if there is one and neither is given.
+    `replace` removes it first; FileExistsError if there is one and neither is given. A context: at
+    its end the folder's lock is released.
     """
 
     def __init__(
@@ -170,26 +171,36 @@ class Run:
     ) -> None:
         self.task, self.quant, self.search = task, quant, search
         config = {**task.source, "quantization": asdict(quant), "search": asdict(search)}
-        # Refuses other options before calibration.
+        # Refuses other options, or a folder in use, before calibration.
         resumed = RunFolder.resume(out, config) if resume else None
-        self.qmodel = quantize(task.model, quant)
-        calibrate(self.qmodel, task.calibration, quant, search.batch)
-        if replace:
-            RunFolder.remove(out)
-        self.folder = resumed or RunFolder.create(out, config)
-        self.before, self.chain = twin(self.qmodel), chain_of(self.qmodel)
-        self.chain.fit_chunk(task.calibration[:1])
-        state = environment(
-            execution=set_execution(self.qmodel, quant.execution),
-            device=str(task.calibration.device),
-            chunk=self.chain.chunk,
-            seed=search.seed,
-            sha256=task.hashes,
-        )
-        self.folder.enter(state)
-        self.done, self.fitness = self.folder.restore(self.qmodel)
-        self.past = self.folder.history()
+        try:
+            self.qmodel = quantize(task.model, quant)
+            calibrate(self.qmodel, task.calibration, quant, search.batch)
+            self.folder = resumed = resumed or RunFolder.create(out, config, replace)
+            self.before, self.chain = twin(self.qmodel), chain_of(self.qmodel)
+            self.chain.fit_chunk(task.calibration[:1])
+            state = environment(
+                execution=set_execution(self.qmodel, quant.execution),
+                device=str(task.calibration.device),
+                chunk=self.chain.chunk,
+                seed=search.seed,
+                sha256=task.hashes,
+            )
+            self.folder.enter(state)
+            self.done, self.fitness = self.folder.restore(self.qmodel)
+            self.past = self.folder.history()
+        except BaseException:
+            if resumed is not None:
+                resumed.close()
+            raise
         self.total = evaluations_of(self.chain, search)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let others into the folder."""
+        self.folder.close()
 
     def evolve(
         self, on_evaluation: Callable[[Evaluation], None], pool: Pool | None = None

@@ -796,8 +796,6 @@ def worded(text: str) -> Callable[[Path], object]:
 
 DAMAGED = [
     *[("config.json", d) for d in (cut, garbled, worded(""), worded("[]"), worded("null"))],
-    *[("scales.safetensors", d) for d in (cut, garbled, worded(""), without_metadata)],
-    *[("scales.safetensors", d) for d in (with_nan, wider, with_strange_visits)],
     *[("history.jsonl", d) for d in (garbled, worded("x}\n"), worded("[1, {}\n"), worded("{}\n"))],
     *[("history.jsonl", d) for d in (worded(""), Path.unlink, cut)],
     *[("environment.json", d) for d in (cut, garbled, worded(""), worded("[]"), worded("{}"))],
@@ -810,6 +808,25 @@ def test_resume_of_a_damaged_run(refused, run_folder, n):
     name, damage = DAMAGED[n]
     damage(run_folder / name)
     refused((*DEMO, "--out", run_folder, "--resume"), re.escape(name), "--out|start anew")
+
+
+DAMAGED_SCALES = [cut, garbled, worded(""), without_metadata, with_nan, wider, with_strange_visits]
+
+
+@pytest.mark.parametrize("damage", DAMAGED_SCALES)
+def test_resume_with_damaged_scales(run_folder, finished, caplog, damage):
+    """The visit before is gone on from, and the run ends as it would have."""
+    damage(run_folder / "scales.safetensors")
+    assert_resumes(run_folder, finished)
+    assert "scales.safetensors" in caplog.text and "the visit before" in caplog.text
+
+
+@pytest.mark.parametrize("damage", DAMAGED_SCALES)
+def test_resume_where_both_files_of_scales_are_damaged(refused, run_folder, damage):
+    """The last hope is named, and both are left as they are."""
+    for name in ("scales.safetensors", "scales.previous.safetensors"):
+        damage(run_folder / name)
+    refused((*DEMO, "--out", run_folder, "--resume"), r"scales\.previous\.safetensors", "--out")
 
 
 # Embedded files

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evolq_lite.config import parsed
 from evolq_lite.evaluate import Accuracy, Comparison, unpacked
 from evolq_lite.figures import Picture
 from evolq_lite.record import environment, write_whole
@@ -60,7 +61,7 @@ def read(path: Path, claim: str, cell: Cell) -> Result | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        found = parsed(path.read_bytes())
         same = (found["claim"], found["cell"], found["version"]) == (claim, cell, VERSION)
         if not (same and isinstance(found["result"], dict) and found["seconds"] >= 0):
             raise ValueError("it is about something else")

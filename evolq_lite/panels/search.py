@@ -149,36 +149,40 @@ class SearchPanel(Panel):
             RunFolder.claim(self.out, resume, replace=not resume)
             task = embedded_task("vit", self.images, search.seed)
             tick(0.0)
-            run = Run(task, quant, search, self.out, resume, replace=not resume)
-            history = list(run.past)
-            began = drawn = perf_counter()
-
-            def heard(evaluation: Evaluation) -> None:
-                nonlocal drawn
-                history.append(evaluation.as_dict())
-                self.hold(tick, len(history) / run.total)
-                if perf_counter() - drawn > DRAW_EVERY or len(history) == run.total:
-                    self.picture(history_figure(history))
-                    left = (perf_counter() - began) / (len(history) - len(run.past))
-                    self.say(self.progress(history, run.total, left * (run.total - len(history))))
-                    drawn = perf_counter()
-
-            run.evolve(heard)
-            self.say("Searched. Now the test images, once, with all three networks …")
-            seen = 0
-
-            def tested(images: int) -> None:
-                nonlocal seen
-                seen += images
-                tick(min(1.0, seen / len(task.labels())))
-
-            outcome = run.test(tested)
-            run.write(outcome)
-            self.looks += 1
-            self.picture(history_figure(outcome.history), outcome)
-            self.say(self.verdict(outcome))
+            with Run(task, quant, search, self.out, resume, replace=not resume) as run:
+                self.search(run, tick)
 
         return job
+
+    def search(self, run: Run, tick: Tick) -> None:
+        """Search to the end and test, reporting by picture, words and `tick`."""
+        history = list(run.past)
+        began = drawn = perf_counter()
+
+        def heard(evaluation: Evaluation) -> None:
+            nonlocal drawn
+            history.append(evaluation.as_dict())
+            self.hold(tick, len(history) / run.total)
+            if perf_counter() - drawn > DRAW_EVERY or len(history) == run.total:
+                self.picture(history_figure(history))
+                left = (perf_counter() - began) / (len(history) - len(run.past))
+                self.say(self.progress(history, run.total, left * (run.total - len(history))))
+                drawn = perf_counter()
+
+        run.evolve(heard)
+        self.say("Searched. Now the test images, once, with all three networks …")
+        seen = 0
+
+        def tested(images: int) -> None:
+            nonlocal seen
+            seen += images
+            tick(min(1.0, seen / len(run.task.labels())))
+
+        outcome = run.test(tested)
+        run.write(outcome)
+        self.looks += 1
+        self.picture(history_figure(outcome.history), outcome)
+        self.say(self.verdict(outcome))
 
     def hold(self, tick: Tick, fraction: float) -> None:
         """Report progress; while paused, wait here and obey Cancel."""

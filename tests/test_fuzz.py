@@ -1,0 +1,208 @@
+"""Files from strangers: whatever is in them, they are read right or refused with one sentence.
+
+10,000 inputs over five kinds of file; `EVOLQ_FUZZ=N` tries N of each kind.
+"""
+
+import json
+import os
+from dataclasses import asdict
+
+import pytest
+import timm
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+from evolq_lite import QuantConfig, SearchConfig
+from evolq_lite.convert import calibrate, quantize, quantizers
+from evolq_lite.data import read_class_map
+from evolq_lite.evolve import Evaluation
+from evolq_lite.experiments.cells import path_of, read
+from evolq_lite.record import RunFolder, load_scales, save_scales
+
+EACH = int(os.environ.get("EVOLQ_FUZZ", "2000"))
+many = settings(
+    max_examples=EACH,
+    deadline=None,
+    database=None,
+    derandomize="EVOLQ_FUZZ" not in os.environ,
+    suppress_health_check=list(HealthCheck),
+)
+pytestmark = pytest.mark.faults
+
+leaves = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from([10**400, -1, 0, 1e308, "evolq", "vit", "nan"])
+)  # fmt: skip
+values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+
+
+def dumped(value):
+    """JSON as Python writes it, NaN and huge numbers included."""
+    return json.dumps(value).encode()
+
+
+@st.composite
+def damaged(draw, whole):
+    """A valid file with bytes changed, cut, doubled or put in, or no such file at all."""
+    data = bytearray(whole)
+    kind = draw(st.sampled_from(["flip", "cut", "insert", "double", "noise", "deep", "none"]))
+    if kind == "noise":
+        return draw(st.binary(max_size=200))
+    if kind == "deep":
+        return draw(st.sampled_from([b"[", b'{"a":'])) * 100_000
+    for _ in range(draw(st.integers(1, 3)) if kind != "none" and data else 0):
+        at = draw(st.integers(0, max(0, len(data) - 1)))
+        if kind == "flip" and data:
+            data[at] ^= draw(st.integers(1, 255))
+        elif kind == "cut":
+            del data[at : at + draw(st.integers(1, len(whole)))]
+        elif kind == "double":
+            data[at:at] = data[at : at + 40]
+        else:
+            data[at:at] = draw(st.binary(max_size=8))
+    return bytes(data)
+
+
+@st.composite
+def altered(draw, whole):
+    """A JSON object with fields changed, taken away or added."""
+    found = dict(whole)
+    for _ in range(draw(st.integers(1, 3))):
+        name = draw(st.sampled_from([*whole, "more"]))
+        if draw(st.booleans()):
+            found[name] = draw(values)
+        else:
+            found.pop(name, None)
+    return dumped(found)
+
+
+def one_sentence(error):
+    """What a refusal says: one line, and no bare Python."""
+    said = str(error)
+    return bool(said) and "\n" not in said.strip() and "Traceback" not in said
+
+
+@many
+@given(st.data())
+def test_configs(data):
+    config = data.draw(st.sampled_from([QuantConfig(), SearchConfig()]))
+    whole = asdict(config)
+    text = data.draw(altered(whole) | damaged(dumped(whole)))
+    try:
+        found = type(config).from_json(text.decode("utf-8", "replace"))
+    except ValueError as error:
+        assert one_sentence(error)
+    else:
+        assert type(config).from_json(found.to_json()) == found
+
+
+LINE = Evaluation(0, 0, "b", 0, 1.5, True, 0.1).as_dict()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A place for files."""
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@many
+@given(st.data())
+def test_histories(folder, data):
+    whole = b"".join(dumped({**LINE, "visit": i}) + b"\n" for i in range(3))
+    line = data.draw(altered(LINE).map(lambda text: whole + text + b"\n") | damaged(whole))
+    (folder / "history.jsonl").write_bytes(line)
+    try:
+        found = RunFolder(folder).history()
+    except ValueError as error:
+        assert one_sentence(error) and "history.jsonl" in str(error)
+    else:
+        assert all(entry.keys() == LINE.keys() for entry in found)
+        assert all(type(entry["visit"]) is int for entry in found)
+
+
+@pytest.fixture(scope="module")
+def scales(folder):
+    """A small quantized network, its scales as a file, and as tensors."""
+    torch.manual_seed(0)
+    model = timm.models.resnet.resnet10t(num_classes=3, channels=(8, 8, 8, 8))
+    qmodel = quantize(model.eval(), QuantConfig())
+    calibrate(qmodel, torch.randn(2, 3, 32, 32), QuantConfig())
+    save_scales(folder / "whole", qmodel, visits=3, fitness=0.5)
+    return qmodel, (folder / "whole").read_bytes()
+
+
+def state(qmodel):
+    """All scales and zero points."""
+    return {
+        name: (point.scale.clone(), point.zero_point.clone())
+        for name, point in quantizers(qmodel).items()
+    }
+
+
+@many
+@given(st.data())
+def test_scales(scales, folder, data):
+    qmodel, whole = scales
+    before = state(qmodel)
+    content = data.draw(damaged(whole) | strange(list(before)))
+    path = folder / "scales.safetensors"
+    path.write_bytes(content)
+    try:
+        found = load_scales(path, qmodel)
+    except ValueError as error:
+        assert one_sentence(error), str(error)
+        assert "scales.safetensors" in str(error)
+    else:
+        assert content == whole and found == {"visits": 3, "fitness": 0.5}
+    after = state(qmodel)  # refused or not, the scales are what they were
+    assert all(torch.equal(x, y) for n in before for x, y in zip(before[n], after[n]))
+
+
+@st.composite
+def strange(draw, points):
+    """Safetensors that are well-formed, but not what a run writes."""
+    kinds = st.sampled_from([torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool])
+    shape, kind = draw(st.lists(st.integers(0, 4), max_size=3)), draw(kinds)
+    tensors = {
+        f"{name}.{part}": torch.zeros(shape, dtype=kind)
+        for name in points
+        for part in ("scale", "zero_point")
+    }
+    return save(tensors, {"run": json.dumps(draw(values))})
+
+
+@many
+@given(st.data())
+def test_class_maps(folder, data):
+    whole = "\n".join(f"n{i:08d}" for i in range(20)).encode()
+    path = folder / "classes.txt"
+    path.write_bytes(data.draw(damaged(whole) | st.text().map(lambda x: x.encode("utf-16"))))
+    try:
+        found = read_class_map(path)
+    except ValueError as error:
+        assert one_sentence(error) and "classes.txt" in str(error)
+    else:
+        assert list(found.values()) == list(range(len(found)))
+
+
+CELL = {"network": "vit", "weight_bits": 3, "seed": 0}
+RESULT = {"claim": "C1", "version": 1, "cell": CELL, "result": {"top1": 0.5}, "seconds": 1.0}
+
+
+@many
+@given(st.data())
+def test_results(folder, data):
+    path = path_of(folder, "C1", CELL)
+    path.parent.mkdir(exist_ok=True)
+    content = data.draw(altered(RESULT) | damaged(dumped(RESULT)))
+    path.write_bytes(content)
+    found = read(path, "C1", CELL)
+    assert found is None or (
+        {**found, **CELL} == found and isinstance(found["seconds"], float | int)
+    )
