@@ -8,12 +8,10 @@ part is other typefaces.
 
 import hashlib
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -23,6 +21,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from timm.data.readers.reader_image_folder import find_images_and_targets
@@ -170,37 +169,24 @@ def unfused(model: nn.Module) -> nn.Module:
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Load a checkpoint: safetensors, or what `torch.load(weights_only=True)` accepts.
+    """Load a safetensors checkpoint.
 
-    ValueError for files that need pickle, and for missing, foreign or differently shaped tensors.
+    ValueError for other files, and for missing, foreign or differently shaped tensors.
     """
-    try:
-        if checkpoint.suffix == ".safetensors":
-            state: Any = load_file(checkpoint)
-        else:
-            with warnings.catch_warnings():
-                # About pickle protocols: it loads, or it is refused.
-                warnings.simplefilter("ignore")
-                state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except UnpicklingError:
+    if checkpoint.is_file() and checkpoint.suffix != ".safetensors":
         raise ValueError(
-            f"{checkpoint} is damaged, or pickled and able to run code, which is refused; "
-            "convert it to safetensors, or to a plain dict of tensors"
-        ) from None
-    except Exception as error:  # damaged bytes raise almost anything in torch.load
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{checkpoint} cannot be read as a checkpoint ({why}); give safetensors or a state dict"
-        ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise ValueError(
-            f"{checkpoint} holds no dict of tensors; give a state dict with timm's key names"
+            f"{checkpoint} is no .safetensors file; others are pickles, which could run code, and "
+            "are refused: the README shows how to convert them"
         )
+    try:
+        state = load_file(checkpoint)
+    except (SafetensorError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"{checkpoint} cannot be read as a checkpoint ({why}); give a .safetensors file"
+        ) from None
     own = model.state_dict()
     for what, keys in (
         ("lacks", own.keys() - state.keys()),
