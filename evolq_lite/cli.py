@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -45,8 +46,10 @@ from evolq_lite.runs import (
     Run,
     Task,
     calibration_paths,
+    embedded_ready,
     embedded_task,
     folder_parts,
+    folder_ready,
 )
 
 # Where networks and photographs lie that are not in this repo; the options tell other places.
@@ -182,8 +185,18 @@ def folder_task(arguments: argparse.Namespace) -> Task:
         lambda: labels,
         f"{len(test):,}-image check on {arguments.test}",
         folder_parts,
-        (arguments.model, source["checkpoint"], source["calibration"], wanted, arguments.seed),
+        (
+            arguments.model,
+            *map(absolute, (arguments.checkpoint, arguments.calibration)),
+            wanted,
+            arguments.seed,
+        ),
     )
+
+
+def absolute(path: Path | None) -> str | None:
+    """A path as workers must know it, who may have started elsewhere."""
+    return None if path is None else str(path.absolute())
 
 
 def run(task: Task, arguments: argparse.Namespace, pool: Pool | None) -> int:
@@ -218,7 +231,14 @@ def searched(whole: Run, pool: Pool | None) -> None:
 def pool_of(arguments: argparse.Namespace) -> AbstractContextManager[Pool | None]:
     """The workers that the options ask for, None for this process alone."""
     if arguments.scheduler is not None:
-        return Pool.cluster(arguments.scheduler)
+        ready = (
+            partial(embedded_ready, arguments.model)
+            if arguments.command == "demo"
+            else partial(
+                folder_ready, *map(absolute, (arguments.checkpoint, arguments.calibration))
+            )
+        )
+        return Pool.cluster(arguments.scheduler, ready)
     return nullcontext() if arguments.workers is None else Pool.local(arguments.workers)
 
 

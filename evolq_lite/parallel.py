@@ -16,9 +16,10 @@ import os
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures import TimeoutError as Late
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import active_children, get_context
@@ -94,7 +95,7 @@ class Bench:
         torch.set_num_threads(1)
         model, images, targets = recipe.make(*recipe.arguments)
         self.qmodel = quantize(model, recipe.quant)
-        calibrate(self.qmodel, images[: recipe.search.batch], recipe.quant)  # shapes; see `load`
+        calibrate(self.qmodel, images[: recipe.search.batch], recipe.quant)
         self.execution = set_execution(self.qmodel, recipe.quant.execution)
         self.chain = chain_of(self.qmodel)
         self.chain.fit_chunk(images[:1])
@@ -104,7 +105,11 @@ class Bench:
         self.state = b""
         self.prefixes: list[bytes] = []
         self.traces: OrderedDict[int, list[tuple[bytes, Tensor]]] = OrderedDict()
-        self.stamp: tuple[Any, ...] | None = None
+        # The shared candidate: what calibration on the first batch gives, whatever the run is at.
+        with torch.no_grad():
+            loss = float(self.fitness(self.chain(self.images[0]), self.targets[0]))
+        kind = torch.backends.cpu.get_cpu_capability()
+        self.stamp = (loss, torch.__version__, kind, self.execution, self.chain.chunk)
 
     def load(self, state: bytes) -> None:
         """Take over scales, and know for each segment whether something before it has changed."""
@@ -116,10 +121,6 @@ class Bench:
             for name, value in tensors.items():
                 own[name].copy_(value)
         self.state = state
-        if self.stamp is None:  # the shared candidate: the first state that a run sends
-            loss = float(self.fitness(self.chain(self.images[0]), self.targets[0]))
-            kind = torch.backends.cpu.get_cpu_capability()
-            self.stamp = (loss, torch.__version__, kind, self.execution, self.chain.chunk)
         self.prefixes = self.digests(tensors)
 
     def digests(self, tensors: dict[str, Tensor]) -> list[bytes]:
@@ -171,19 +172,18 @@ bench = lru_cache(maxsize=1)(Bench)
 def evaluate(task: Task) -> Answer:
     """What a worker does."""
     mine = bench(task.recipe)
-    loss = mine.loss(task)
-    assert mine.stamp is not None
-    return Answer(loss, f"{socket.gethostname()} process {os.getpid()}", mine.stamp)
+    return Answer(mine.loss(task), f"{socket.gethostname()} process {os.getpid()}", mine.stamp)
 
 
 class LostWorkers(RuntimeError):
-    """Workers were lost again and again; the run can go on later."""
+    """Workers, or their scheduler, were lost; the run can go on later."""
 
 
 class Pool:
-    """Workers for tasks. `make` starts an executor, `stop` ends it hard; use as a context.
+    """Workers for tasks. `make` starts an executor, `stop` ends one and the work it has in hand.
 
-    `patience` is how many seconds an answer may take before its worker counts as hanging.
+    `patience` is how many seconds an answer may take before its worker counts as hanging, `lost`
+    the errors by which an executor tells that a worker is gone.
     """
 
     def __init__(
@@ -191,13 +191,17 @@ class Pool:
         make: Callable[[], Executor],
         stop: Callable[[Executor], None],
         patience: float = PATIENCE,
+        lost: tuple[type[Exception], ...] = (),
     ) -> None:
         self.make, self.stop, self.patience = make, stop, patience
+        always = BrokenProcessPool, CancelledError, Late, OSError
+        self.lost: tuple[type[Exception], ...] = (*always, *lost)
         self.executor, self.work = make(), evaluate
         self.stamp: tuple[str, tuple[Any, ...]] | None = None
 
     @classmethod
-    def local(cls, workers: int, patience: float = PATIENCE) -> "Pool":
+    @contextmanager
+    def local(cls, workers: int, patience: float = PATIENCE) -> "Iterator[Pool]":
         """Processes on this machine, one thread each; ValueError for fewer than one."""
         if workers < 1:
             raise ValueError(f"--workers must be at least 1, not {workers}")
@@ -208,40 +212,35 @@ class Pool:
             for process in set(active_children()) - before:
                 process.kill()
 
-        return cls(lambda: ProcessPoolExecutor(workers, get_context("forkserver")), stop, patience)
+        pool = cls(lambda: ProcessPoolExecutor(workers, get_context("forkserver")), stop, patience)
+        try:
+            yield pool
+        finally:
+            pool.stop(pool.executor)
 
     @classmethod
-    def cluster(cls, address: str, patience: float = PATIENCE) -> "Pool":
-        """The workers of a Dask scheduler; ValueError if there are none, or none that fit."""
-        try:
-            from distributed import Client
-        except ModuleNotFoundError:
-            raise ValueError(
-                "--scheduler needs the package distributed: pip install evolq_lite[cluster]"
-            ) from None
-        try:
-            client = Client(address, timeout=10, set_as_default=False)
-        except (OSError, ValueError) as error:
-            why = str(error).splitlines()[0]
-            raise ValueError(
-                f"no Dask scheduler answers at {address} ({why}); start one with: dask scheduler"
-            ) from None
-        try:
-            check_cluster(client, address)
-        except BaseException:
-            client.close()
-            raise
+    @contextmanager
+    def cluster(
+        cls, address: str, ready: Callable[[], str] = str, patience: float = PATIENCE
+    ) -> "Iterator[Pool]":
+        """The workers of a Dask scheduler; ValueError if there are none, or none that fit.
+
+        `ready` is called on every worker first, and says in a sentence what that one lacks.
+        """
+        client, lost = connect(address)
 
         def stop(executor: Executor) -> None:
-            executor.shutdown(wait=False, cancel_futures=True)
+            mine, busy = set(client.futures), client.processing()
+            executor.shutdown(wait=False)  # cancels: Dask's has no `cancel_futures`
+            if hanging := sorted(worker for worker, keys in busy.items() if mine & {*keys}):
+                client.restart_workers(hanging, timeout=60, raise_for_error=False)
 
-        return cls(lambda: client.get_executor(pure=False), stop, patience)
-
-    def __enter__(self) -> "Pool":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop(self.executor)
+        with client:
+            check_cluster(client, address, ready)
+            pool = cls(lambda: client.get_executor(pure=False), stop, patience, lost)
+            yield pool
+            if client.status == "running":
+                pool.stop(pool.executor)
 
     def answers(self, tasks: Sequence[Task]) -> list[Answer]:
         """The answers, in the order of tasks; those that were lost or late are asked again.
@@ -262,14 +261,24 @@ class Pool:
                     answer = future.result()
                     self.check(answer)
                     found[futures[future]] = answer
-            except (BrokenProcessPool, Late, OSError) as error:
+            except self.lost as error:
                 why = error
-                self.stop(self.executor)
-                self.executor = self.make()
+                self.renew(error)
         raise LostWorkers(
             f"workers were lost {TRIES} times in a row ({type(why).__name__}: {why}); "
             "see their logs, then go on with --resume"
         )
+
+    def renew(self, error: Exception) -> None:
+        """Another executor in place of one that lost workers; LostWorkers if there is none."""
+        try:
+            self.stop(self.executor)
+            self.executor = self.make()
+        except Exception as gone:
+            raise LostWorkers(
+                f"the scheduler is gone ({type(gone).__name__} after {type(error).__name__}); "
+                "start it again, then go on with --resume"
+            ) from error
 
     def finished(
         self, futures: Iterable[Future[Answer]], patience: float
@@ -293,10 +302,28 @@ class Pool:
             )
 
 
-def check_cluster(client: Any, address: str) -> None:
-    """ValueError if a Dask cluster has no workers, or workers with other versions."""
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    if not workers:
+def connect(address: str) -> tuple[Any, tuple[type[Exception], ...]]:
+    """A client of a Dask scheduler, and the errors by which it tells of losses; else ValueError."""
+    try:
+        from distributed import Client, KilledWorker
+        from distributed.client import ClosedClientError
+    except ModuleNotFoundError:
+        raise ValueError(
+            "--scheduler needs the package distributed: pip install evolq_lite[cluster]"
+        ) from None
+    try:
+        client = Client(address, timeout=10, set_as_default=False)
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"no Dask scheduler answers at {address} ({why}); start one with: dask scheduler"
+        ) from None
+    return client, (KilledWorker, ClosedClientError)
+
+
+def check_cluster(client: Any, address: str, ready: Callable[[], str]) -> None:
+    """ValueError if a cluster has no workers, or workers with other versions or without files."""
+    if not client.scheduler_info(n_workers=-1)["workers"]:
         raise ValueError(
             f"the scheduler at {address} has no workers; start some with: dask worker {address}"
         )
@@ -308,6 +335,9 @@ def check_cluster(client: Any, address: str) -> None:
                     f"worker {worker} has {package} {theirs.get(package)}, here it is {version}; "
                     "install the same versions everywhere (requirements.lock)"
                 )
+    for worker, lack in client.run(ready).items():
+        if lack:
+            raise ValueError(f"worker {worker}: {lack}")
 
 
 def versions() -> dict[str, str]:

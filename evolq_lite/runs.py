@@ -79,6 +79,22 @@ def folder_parts(
         return model, images, torch.cat([model(x) for x in images.split(BATCH)])
 
 
+def embedded_ready(name: str) -> str:
+    """What this machine lacks for an embedded network, or nothing."""
+    try:
+        for file in ("typefaces-train.npz", f"typefaces-{name}.safetensors"):
+            checked(file)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def folder_ready(*paths: str | None) -> str:
+    """Which file or folder of a run this machine lacks, or nothing."""
+    gone = [path for path in paths if path is not None and not Path(path).exists()]
+    return f"{gone[0]} is not there; put it on every worker under the same path" if gone else ""
+
+
 def embedded_task(name: str, images: int, seed: int, device: torch.device | str = "cpu") -> Task:
     """An embedded network, "vit" or "cnn", on Typefaces-62."""
     demo = load_demo(name, images, seed)

@@ -92,8 +92,8 @@ def first_call(flag: str) -> bool:
 
 
 def dies_once(flag: str, task: Task) -> Answer:
-    """A worker that is killed in the middle of its first task."""
-    if first_call(flag):
+    """A worker that is killed in the middle of a task, late: the scales have changed by then."""
+    if task.blocks == ("layer1.0",) and first_call(flag):
         os.kill(os.getpid(), signal.SIGKILL)
     return evaluate(task)
 
@@ -156,7 +156,7 @@ def test_no_process_is_left(tmp_path):
     deadline = time.monotonic() + 20
     while set(active_children()) - before and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert set(active_children()) == before
+    assert set(active_children()) <= before
     assert not [t for t in threading.enumerate() if "QueueManager" in t.name and t.is_alive()]
 
 

@@ -1,0 +1,212 @@
+"""A Dask cluster of real processes: the same numbers as alone, in spite of what befalls it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import test_parallel
+import torch
+from test_parallel import QUANT, SEARCH, dies_once, hangs_once, run
+
+from evolq_lite import parallel
+from evolq_lite.cli import main
+from evolq_lite.parallel import LostWorkers, Pool, evaluate
+from evolq_lite.runs import Run, embedded_task, folder_ready
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.slow,
+    # Dask's own clean-up of sockets and loops when a scheduler is gone
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+HERE = Path(__file__).parent
+SECONDS = 120
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Workers have one thread; other numbers of threads may sum in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+alone = test_parallel.alone
+
+
+def dask(folder, *words):
+    """Start one of Dask's own commands, as the README shows it."""
+    command = [sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]]
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
+    with open(folder / f"{words[0]}.log", "a") as log:
+        return subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def kill(process):
+    """End a command and all that it has started."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextmanager
+def scheduler(folder):
+    """A scheduler on the loopback, and its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ("--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
+    process = dask(folder, "scheduler", *words)
+    try:
+        listening(port)
+        yield f"tcp://127.0.0.1:{port}", process
+    finally:
+        kill(process)
+
+
+def listening(port):
+    """Wait until somebody does."""
+    end = time.monotonic() + SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A scheduler with two workers, its address."""
+    from distributed import Client
+
+    folder = tmp_path_factory.mktemp("cluster")
+    with scheduler(folder) as (address, _):
+        words = (address, "--nworkers", "2", "--nthreads", "1", "--no-dashboard")
+        workers = dask(folder, "worker", *words)
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=SECONDS)
+        yield address
+        kill(workers)
+
+
+def test_a_cluster_ends_like_no_cluster(alone, cluster, tmp_path):
+    with Pool.cluster(cluster) as pool:
+        assert run(tmp_path / "run", pool) == alone
+
+
+def test_the_command_line_with_a_scheduler(alone, cluster, tmp_path):
+    out = tmp_path / "run"
+    options = ["--calibration-images", "60", "--batch", "30", "--passes", "1", "--threads", "1"]
+    assert (
+        main(["demo", "--model", "cnn", "--out", str(out), *options, "--scheduler", cluster]) == 0
+    )
+    assert (out / "scales.safetensors").read_bytes() == alone[0]
+
+
+@pytest.mark.parametrize("broken", [dies_once, hangs_once])
+def test_a_lost_worker_changes_nothing(alone, cluster, tmp_path, broken):
+    flag = tmp_path / "first"
+    flag.touch()
+    with Pool.cluster(cluster, patience=20) as pool:
+        pool.work = partial(broken, str(flag))
+        assert run(tmp_path / "run", pool) == alone
+    assert not flag.exists(), "no worker was lost: this tested nothing"
+
+
+def test_a_lost_scheduler_ends_the_run_resumable(alone, tmp_path):
+    with scheduler(tmp_path) as (address, process):
+        words = (address, "--nworkers", "1", "--nthreads", "1", "--no-dashboard")
+        worker = dask(tmp_path, "worker", *words)
+        whole = Run(embedded_task("cnn", 60, 0), QUANT, SEARCH, tmp_path / "run")
+
+        def heard(evaluation):
+            if evaluation.visit == 2:
+                process.send_signal(signal.SIGKILL)
+
+        with whole, pytest.raises(LostWorkers, match="go on with --resume"):
+            from distributed import Client
+
+            with Client(address, set_as_default=False) as client:
+                client.wait_for_workers(1, timeout=SECONDS)
+            with Pool.cluster(address, patience=30) as pool:
+                whole.evolve(heard, pool)
+        kill(worker)
+    with Run(embedded_task("cnn", 60, 0), QUANT, SEARCH, tmp_path / "run", resume=True) as rest:
+        assert rest.done == 2
+        rest.evolve(lambda _: None)
+    assert (tmp_path / "run" / "scales.safetensors").read_bytes() == alone[0]
+
+
+def refused(capsys, out, *more):
+    """The sentence of a command that has begun nothing."""
+    assert main(["demo", "--model", "cnn", "--out", str(out), *more]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("evolq_lite: ") and "\n" not in said
+    assert not out.exists()
+    return said
+
+
+def test_an_unreachable_scheduler(tmp_path, capsys):
+    said = refused(capsys, tmp_path / "run", "--scheduler", "tcp://127.0.0.1:9")
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in said and "dask scheduler" in said
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense", "tcp://", "http://127.0.0.1:9", "tcp://no.invalid:1"]
+)
+def test_an_address_that_is_none(tmp_path, capsys, address):
+    assert f"at {address}" in refused(capsys, tmp_path / "run", "--scheduler", address)
+
+
+def test_a_scheduler_without_workers(tmp_path, capsys):
+    with scheduler(tmp_path) as (address, _):
+        said = refused(capsys, tmp_path / "run", "--scheduler", address)
+    assert "has no workers" in said and f"dask worker {address}" in said
+
+
+def old_torch(client, real=parallel.versions):
+    """The versions of everybody, but for the process `client`, which has another torch."""
+    return {**real(), "torch": "1.0"} if os.getpid() == client else real()
+
+
+def test_workers_with_other_versions(cluster, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(parallel, "versions", partial(old_torch, os.getpid()))
+    said = refused(capsys, tmp_path / "run", "--scheduler", cluster)
+    assert "here it is 1.0" in said and "same versions" in said and "worker tcp://" in said
+
+
+def test_workers_without_the_files(cluster):
+    lacking = partial(folder_ready, None, "/no/such/folder")
+    with (
+        pytest.raises(ValueError, match=r"worker tcp://.*/no/such/folder is not there"),
+        Pool.cluster(cluster, lacking),
+    ):
+        pass
+
+
+def other_numbers(task):
+    """A worker on another kind of processor."""
+    answer = evaluate(task)
+    return replace(answer, stamp=(*answer.stamp, task.batch)) if task.batch else answer
+
+
+def test_a_worker_that_computes_other_numbers_is_named(cluster, tmp_path):
+    with (
+        Pool.cluster(cluster) as pool,
+        pytest.raises(ValueError, match=r"process .* computes other numbers than"),
+    ):
+        pool.work = other_numbers
+        run(tmp_path / "run", pool)
