@@ -36,7 +36,7 @@ from evolq_lite.data import (
 )
 from evolq_lite.evolve import Evaluation
 from evolq_lite.integer import missing
-from evolq_lite.parallel import LostWorkers, Pool
+from evolq_lite.parallel import PATIENCE, LostWorkers, Pool
 from evolq_lite.record import RunFolder, environment, fix_kernels
 from evolq_lite.runs import (
     BATCH,
@@ -52,6 +52,8 @@ from evolq_lite.runs import (
     folder_ready,
 )
 
+# Seconds that a cell of an experiment may take on a worker before it counts as hanging.
+CELL_PATIENCE = 7200.0
 # Where networks and photographs lie that are not in this repo; the options tell other places.
 SHARED = DATA.parents[1] / "shared"
 
@@ -230,16 +232,17 @@ def searched(whole: Run, pool: Pool | None) -> None:
 
 def pool_of(arguments: argparse.Namespace) -> AbstractContextManager[Pool | None]:
     """The workers that the options ask for, None for this process alone."""
+    patience = CELL_PATIENCE if arguments.command == "reproduce" else PATIENCE
     if arguments.scheduler is not None:
+        files = [absolute(getattr(arguments, name, None)) for name in ("checkpoint", "calibration")]
+        networks = [arguments.model] if arguments.command == "demo" else ["vit", "cnn"]
         ready = (
-            partial(embedded_ready, arguments.model)
-            if arguments.command == "demo"
-            else partial(
-                folder_ready, *map(absolute, (arguments.checkpoint, arguments.calibration))
-            )
+            partial(folder_ready, *files)
+            if arguments.command == "run"
+            else partial(embedded_ready, *networks)
         )
-        return Pool.cluster(arguments.scheduler, ready)
-    return nullcontext() if arguments.workers is None else Pool.local(arguments.workers)
+        return Pool.cluster(arguments.scheduler, ready, patience)
+    return nullcontext() if arguments.workers is None else Pool.local(arguments.workers, patience)
 
 
 def report(task: Task, outcome: Outcome) -> None:
@@ -307,7 +310,7 @@ def check() -> int:
     return 0 if ready else 2
 
 
-def reproduce(arguments: argparse.Namespace) -> int:
+def reproduce(arguments: argparse.Namespace, pool: Pool | None) -> int:
     """Compute the cells of claims that are not there, then write figures and the table."""
     from evolq_lite.experiments import CLAIMS, KNOWN, real, report
 
@@ -321,6 +324,11 @@ def reproduce(arguments: argparse.Namespace) -> int:
     if arguments.report:
         claims = []
     if real.CLAIM in claims:
+        if pool is not None:
+            raise ValueError(
+                "REAL has runs of its own to share out: leave --workers and --scheduler away, or "
+                "give them to python -m evolq_lite run"
+            )
         claims[-1] = real.on(arguments.weights, arguments.photographs)
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=report.count(claims, arguments.quick), unit="cell", smoothing=0) as bar:
@@ -329,7 +337,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
             bar.set_description(cell[:40], refresh=False)
             bar.update()
 
-        report.reproduce(claims, folder, arguments.quick, progress)
+        report.reproduce(claims, folder, arguments.quick, progress, pool)
     for row in report.write_report(folder, arguments.quick):
         print(f"{row['claim']} {row['question']} {row['verdict']}. {row['sentence']}")
     print(f"Written to {folder}: README.md, claims.json, figures, and a JSON file a cell.")
@@ -397,14 +405,6 @@ def parser() -> argparse.ArgumentParser:
             help="processor threads (default: torch's choice)",
         )
         command.add_argument(
-            "--workers",
-            type=number(int, "1 or more"),
-            help="evaluate in so many processes of one thread each (default: in this one)",
-        )
-        command.add_argument(
-            "--scheduler", help="evaluate on the workers of a Dask scheduler, tcp://host:port"
-        )
-        command.add_argument(
             "--device", default="auto", help="cpu, cuda, mps; auto: cuda if there is one, else cpu"
         )
         command.add_argument(
@@ -437,6 +437,15 @@ def parser() -> argparse.ArgumentParser:
         default=SHARED / "imagenet",
         help="REAL: folder with calibration/, validation/ and wnids.txt",
     )
+    for command in (demo, own, again):
+        command.add_argument(
+            "--workers",
+            type=number(int, "1 or more"),
+            help="compute in so many processes of one thread each (default: in this one)",
+        )
+        command.add_argument(
+            "--scheduler", help="compute on the workers of a Dask scheduler, tcp://host:port"
+        )
     commands.add_parser("check", help="is this machine ready?")
     return top
 
@@ -444,6 +453,15 @@ def parser() -> argparse.ArgumentParser:
 def begun(arguments: argparse.Namespace) -> bool:
     """Whether the command's run folder holds a run that --resume could go on with."""
     return arguments.command in ("demo", "run") and (arguments.out / "config.json").is_file()
+
+
+def way_on(arguments: argparse.Namespace) -> str:
+    """How to go on with what was stopped."""
+    if arguments.command == "reproduce":
+        return "; the same command goes on with the next cell"
+    if begun(arguments):
+        return "; the same command with --resume goes on from the last finished block"
+    return " before the run began"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -457,11 +475,12 @@ def main(argv: list[str] | None = None) -> int:
             if not 1 <= arguments.threads <= 1024:
                 raise ValueError(f"--threads must be from 1 to 1024, not {arguments.threads}")
             torch.set_num_threads(arguments.threads)
-        if arguments.command == "reproduce":
-            return reproduce(arguments)
-        options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)  # before any work
         if arguments.scheduler is not None and arguments.workers is not None:
             raise ValueError("--scheduler has workers of its own; give it or --workers, not both")
+        if arguments.command == "reproduce":
+            with pool_of(arguments) as pool:
+                return reproduce(arguments, pool)
+        options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)  # before any work
         if arguments.resume and arguments.replace:
             raise ValueError("--resume keeps the run and --replace removes it; give one of them")
         RunFolder.claim(arguments.out, arguments.resume, arguments.replace)
@@ -469,19 +488,11 @@ def main(argv: list[str] | None = None) -> int:
             task = (demo_task if arguments.command == "demo" else folder_task)(arguments)
             return run(task, arguments, pool)
     except KeyboardInterrupt:
-        if arguments.command == "reproduce":
-            print(
-                "\nevolq_lite: stopped; the same command goes on with the next cell",
-                file=sys.stderr,
-            )
-            return 130
-        how = (
-            "; the same command with --resume goes on from the last finished block"
-            if begun(arguments)
-            else " before the run began"
-        )
-        print(f"\nevolq_lite: stopped{how}", file=sys.stderr)
+        print(f"\nevolq_lite: stopped{way_on(arguments)}", file=sys.stderr)
         return 130
+    except LostWorkers as error:
+        print(f"evolq_lite: {error}{way_on(arguments)}", file=sys.stderr)
+        return 2
     except OSError as error:
         hint = "; check the path, or give another --out" if error.errno is not None else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -496,6 +507,6 @@ def main(argv: list[str] | None = None) -> int:
         )
         print(f"evolq_lite: {named}{hint}", file=sys.stderr)
         return 2
-    except (ValueError, LostWorkers) as error:
+    except ValueError as error:
         print(f"evolq_lite: {error}", file=sys.stderr)
         return 2

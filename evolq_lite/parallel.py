@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import active_children, get_context
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load, save
@@ -40,6 +40,8 @@ KEPT_BATCHES = 64  # whose block inputs a worker keeps
 TRIES = 4  # of a task, before its failures are the run's
 PATIENCE = 600.0  # seconds for an answer, before a worker counts as hanging
 
+T = TypeVar("T")
+R = TypeVar("R")
 Parts = tuple[nn.Module, Tensor, Tensor]
 
 
@@ -243,31 +245,39 @@ class Pool:
                 pool.stop(pool.executor)
 
     def answers(self, tasks: Sequence[Task]) -> list[Answer]:
-        """The answers, in the order of tasks; those that were lost or late are asked again.
+        """The answers, in the order of tasks.
 
-        LostWorkers if a task has failed `TRIES` times, ValueError for a worker whose arithmetic
-        differs from that of the first.
+        LostWorkers as in `each`; ValueError for a worker whose arithmetic differs from the first's.
         """
         found: dict[int, Answer] = {}
-        why: BaseException | None = None
-        for attempt in range(TRIES):
-            left = [i for i in range(len(tasks)) if i not in found]
-            if not left:
-                return [found[i] for i in range(len(tasks))]
+        for i, answer in self.each(self.work, tasks):
+            self.check(answer)
+            found[i] = answer
+        return [found[i] for i in range(len(tasks))]
+
+    def each(self, work: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+        """`work` on every task: number and result, as they come; what was lost is asked again.
+
+        LostWorkers when workers were lost `TRIES` times, with nothing done in between.
+        """
+        left, tries = set(range(len(tasks))), 0
+        while left:
             try:
-                futures = {self.executor.submit(self.work, tasks[i]): i for i in left}
+                futures = {self.executor.submit(work, tasks[i]): i for i in sorted(left)}
                 # Twice as long each time: workers that start anew load their data first.
-                for future in self.finished(futures, 2**attempt * self.patience):
-                    answer = future.result()
-                    self.check(answer)
-                    found[futures[future]] = answer
+                for future in self.finished(futures, 2**tries * self.patience):
+                    result = future.result()
+                    left.remove(futures[future])
+                    tries = 0
+                    yield futures[future], result
             except self.lost as error:
-                why = error
+                tries += 1
                 self.renew(error)
-        raise LostWorkers(
-            f"workers were lost {TRIES} times in a row ({type(why).__name__}: {why}); "
-            "see their logs, then go on with --resume"
-        )
+                if tries == TRIES:
+                    raise LostWorkers(
+                        f"workers were lost {TRIES} times in a row "
+                        f"({type(error).__name__}: {error}), see their logs"
+                    ) from None
 
     def renew(self, error: Exception) -> None:
         """Another executor in place of one that lost workers; LostWorkers if there is none."""
@@ -276,13 +286,11 @@ class Pool:
             self.executor = self.make()
         except Exception as gone:
             raise LostWorkers(
-                f"the scheduler is gone ({type(gone).__name__} after {type(error).__name__}); "
-                "start it again, then go on with --resume"
+                f"the scheduler is gone ({type(gone).__name__} after {type(error).__name__}), "
+                "start it again"
             ) from error
 
-    def finished(
-        self, futures: Iterable[Future[Answer]], patience: float
-    ) -> Iterator[Future[Answer]]:
+    def finished(self, futures: Iterable[Future[R]], patience: float) -> Iterator[Future[R]]:
         """Futures as they are done; TimeoutError when none is for so many seconds."""
         waiting = set(futures)
         while waiting:

@@ -79,10 +79,10 @@ def folder_parts(
         return model, images, torch.cat([model(x) for x in images.split(BATCH)])
 
 
-def embedded_ready(name: str) -> str:
-    """What this machine lacks for an embedded network, or nothing."""
+def embedded_ready(*names: str) -> str:
+    """What this machine lacks for embedded networks, or nothing."""
     try:
-        for file in ("typefaces-train.npz", f"typefaces-{name}.safetensors"):
+        for file in ("typefaces-train.npz", *(f"typefaces-{name}.safetensors" for name in names)):
             checked(file)
     except ValueError as error:
         return str(error)

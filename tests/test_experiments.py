@@ -37,7 +37,7 @@ def test_quick_writes_a_file_a_cell_and_the_report(quick):
 
 
 def test_cells_that_are_there_are_skipped(quick, monkeypatch):
-    monkeypatch.setattr(report, "compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(report, "computed", lambda *_: pytest.fail("computed again"))
     before = (quick / "claims.json").read_bytes()
     assert main(["reproduce", "c1", "C3", "--quick", "--out", str(quick)]) == 0
     assert (quick / "claims.json").read_bytes() == before
@@ -84,6 +84,18 @@ def test_an_unknown_experiment_lists_the_known(capsys):
     assert main(["reproduce", "C9"]) == 2
     said = capsys.readouterr().err
     assert "'C9'" in said and "C1" in said and "all" in said
+
+
+@pytest.mark.slow
+def test_workers_compute_the_same_cells(quick, tmp_path):
+    out = tmp_path / "results"
+    assert main(["reproduce", "C1", "C4", "--quick", "--workers", "2", "--out", str(out)]) == 0
+    for name in ("C1", "C4"):
+        for cell in CLAIMS[name].cells(True):
+            one, two = (json.loads(path_of(f, name, cell).read_text()) for f in (quick, out))
+            assert one["result"].keys() == two["result"].keys() and one["cell"] == two["cell"]
+            # Not to the last digit: here as many threads as there are cores, there one.
+            assert two["result"]["top1"] == pytest.approx(one["result"]["top1"], abs=0.02)
 
 
 def test_real_networks_are_runs_that_the_command_line_accepts(tmp_path):

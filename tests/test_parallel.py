@@ -140,7 +140,7 @@ def always_dies(task: Task) -> Answer:
 @pytest.mark.faults
 @pytest.mark.slow
 def test_workers_that_always_die_end_the_run_resumable(alone, tmp_path):
-    with Pool.local(1) as pool, pytest.raises(LostWorkers, match="go on with --resume"):
+    with Pool.local(1) as pool, pytest.raises(LostWorkers, match="lost 4 times in a row"):
         pool.work = always_dies
         run(tmp_path / "run", pool)
     whole = Run(embedded_task("cnn", 60, 0), QUANT, SEARCH, tmp_path / "run", resume=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from evolq_lite.config import parsed
 from evolq_lite.evaluate import Accuracy, Comparison, unpacked
 from evolq_lite.figures import Picture
-from evolq_lite.record import environment, write_whole
+from evolq_lite.record import environment, fix_kernels, write_whole
 
 VERSION = 1  # of what a cell means; a result of another version is computed anew
 Cell = dict[str, Any]
@@ -71,11 +71,11 @@ def read(path: Path, claim: str, cell: Cell) -> Result | None:
     return {**found["cell"], **found["result"], "seconds": found["seconds"]}
 
 
-def compute(folder: Path, claim: Claim, cell: Cell) -> None:
-    """Run a cell and write its file."""
+def computed(claim: Claim, cell: Cell) -> dict[str, Any]:
+    """Run a cell; returns what its file holds."""
     began = perf_counter()
     result = claim.run(cell)
-    content = {
+    return {
         "claim": claim.name,
         "version": VERSION,
         "cell": cell,
@@ -83,7 +83,18 @@ def compute(folder: Path, claim: Claim, cell: Cell) -> None:
         "seconds": round(perf_counter() - began, 2),
         "environment": environment(),
     }
-    path = path_of(folder, claim.name, cell)
+
+
+def computed_elsewhere(task: tuple[Claim, Cell]) -> dict[str, Any]:
+    """The same on a worker, which computes with one thread."""
+    torch.set_num_threads(1)
+    fix_kernels()
+    return computed(*task)
+
+
+def write(folder: Path, content: dict[str, Any]) -> None:
+    """Write a cell's file."""
+    path = path_of(folder, content["claim"], content["cell"])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 

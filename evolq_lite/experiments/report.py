@@ -6,8 +6,18 @@ from pathlib import Path
 
 from evolq_lite.data import DATA
 from evolq_lite.experiments import KNOWN
-from evolq_lite.experiments.cells import Cell, Claim, Result, compute, path_of, read
+from evolq_lite.experiments.cells import (
+    Cell,
+    Claim,
+    Result,
+    computed,
+    computed_elsewhere,
+    path_of,
+    read,
+    write,
+)
 from evolq_lite.figures import Picture, save_figure
+from evolq_lite.parallel import Pool
 from evolq_lite.record import write_whole
 
 Progress = Callable[[str], None]
@@ -18,13 +28,27 @@ def reproduce(
     folder: Path,
     quick: bool = False,
     progress: Progress = lambda cell: None,
+    pool: Pool | None = None,
 ) -> None:
-    """Compute what is missing of some claims; `progress` hears of every cell."""
+    """Compute what is missing of some claims, on a pool's workers if there is one.
+
+    `progress` hears of every cell when it is there.
+    """
+    missing = []
     for claim in claims:
         for cell in claim.cells(quick):
             if read(path_of(folder, claim.name, cell), claim.name, cell) is None:
-                compute(folder, claim, cell)
-            progress(describe(claim.name, cell))
+                missing.append((claim, cell))
+            else:
+                progress(describe(claim.name, cell))
+    contents = (
+        (computed(*task) for task in missing)
+        if pool is None
+        else (content for _, content in pool.each(computed_elsewhere, missing))
+    )
+    for content in contents:
+        write(folder, content)
+        progress(describe(content["claim"], content["cell"]))
 
 
 def describe(name: str, cell: Cell) -> str:
