@@ -317,7 +317,7 @@ def connect(address: str) -> tuple[Any, tuple[type[Exception], ...]]:
         from distributed.client import ClosedClientError
     except ModuleNotFoundError:
         raise ValueError(
-            "--scheduler needs the package distributed: pip install evolq_lite[cluster]"
+            "--scheduler needs the package distributed: pip install distributed"
         ) from None
     try:
         client = Client(address, timeout=10, set_as_default=False)
