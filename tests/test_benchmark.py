@@ -1,15 +1,19 @@
 """The benchmark runs and its ratios follow from what it measured; speed is not for a test."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from evolq_lite import load_demo
 from evolq_lite.integer import missing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import candidate_cost
+import scaling
+import soak
 
 
 def test_candidate_cost_on_the_embedded_vit():
@@ -29,3 +33,32 @@ def test_candidate_cost_on_the_embedded_vit():
             assert result[key] == pytest.approx(mean[execution] / mean[over])
         share = mean[f"{execution} products"] / mean[execution]
         assert result["share_matmul"] == pytest.approx(share)
+
+
+@pytest.mark.slow
+def test_scaling_on_few_images(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "vit_b", lambda images: (10.0, 2**20))
+    out = tmp_path / "out.json"
+    words = ["scaling.py", "--images", "20", "--batch", "10", "--repeats", "1", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    threads = torch.get_num_threads()
+    scaling.main()
+    torch.set_num_threads(threads)
+    found = json.loads(out.read_text())
+    assert found["tasks"] == 2 and min(found[f"workers_{n}"] for n in (1, 2)) > 0
+    assert "512 workers" in capsys.readouterr().out
+
+
+def test_what_is_expected_of_workers():
+    """Ten tasks cannot keep more than ten workers busy; handing out costs in the end."""
+    alone, ten = (scaling.expected(1.0, 0.0, 0, workers, 1) for workers in (1, 10))
+    assert alone["efficiency"] == pytest.approx(1, abs=1e-3)
+    assert ten["speedup"] == pytest.approx(10, rel=1e-2)
+    assert scaling.expected(1.0, 0.0, 0, 64, 1)["speedup"] == ten["speedup"]
+    assert scaling.expected(1.0, 0.1, 0, 512, 52)["speedup"] == pytest.approx(10, rel=1e-2)
+
+
+def test_a_soak_tells_a_leak():
+    rows = [{"seconds": 60.0 * i, "mib": 500 + i} for i in range(20)]
+    assert soak.slope(rows) == pytest.approx(60)
+    assert len(soak.soak(1e-6, 0)) == 1
