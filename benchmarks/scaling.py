@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import evolq_lite as eq  # isort: skip  (before timm: see evolq_lite/_torchvision.py)
 
