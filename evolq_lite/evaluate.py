@@ -5,13 +5,15 @@ wrong tell them apart; under the hypothesis of no difference, each such image is
 McNemar's exact test is a binomial test on them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import sqrt
+from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
 
@@ -38,10 +40,46 @@ class Accuracy:
         return f"{100 * self.top1:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
 
 
+class Gain(ABC):
+    """A difference of top-1 with its interval and test, in words."""
+
+    test: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def gain(self) -> float:
+        """Difference of top-1, 0 to 1, positive if the second network is better."""
+
+    @property
+    @abstractmethod
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the gain."""
+
+    @property
+    @abstractmethod
+    def p_value(self) -> float:
+        """Two-sided."""
+
+    @property
+    def verdict(self) -> str:
+        """The result in words."""
+        if self.p_value >= 0.05:
+            return f"no significant difference ({self.test}, 5 %)"
+        return f"significantly {'better' if self.gain > 0 else 'worse'} ({self.test}, 5 %)"
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"{100 * self.gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}], "
+            f"p {'< 1e-99' if self.p_value < 1e-99 else f'= {self.p_value:.2g}'}"
+        )
+
+
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Gain):
     """Paired difference of two networks on the same images."""
 
+    test = "McNemar exact test"
     gained: int  # wrong before, right after
     lost: int  # right before, wrong after
     images: int
@@ -69,19 +107,41 @@ class Comparison:
         changed = self.gained + self.lost
         return float(binomtest(self.gained, changed).pvalue) if changed else 1.0
 
-    @property
-    def verdict(self) -> str:
-        """The result in words."""
-        if self.p_value >= 0.05:
-            return "no significant difference (McNemar exact test, 5 %)"
-        return f"significantly {'better' if self.gain > 0 else 'worse'} (McNemar exact test, 5 %)"
 
-    def __str__(self) -> str:
-        low, high = self.interval
-        return (
-            f"{100 * self.gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}], "
-            f"p {'< 1e-99' if self.p_value < 1e-99 else f'= {self.p_value:.2g}'}"
-        )
+@dataclass(frozen=True)
+class SeedComparison(Gain):
+    """Paired difference of two methods, each with several seeds, on the same images.
+
+    The images are the sample: what the seeds gain on one image is averaged first, because two seeds
+    that get the same image right are no two observations. `gains` shows how seeds scatter.
+    """
+
+    test = "normal test over images"
+    gains: tuple[float, ...]  # of each seed
+    error: float  # standard error of their mean, over images
+    images: int
+
+    @classmethod
+    def of(cls, was: Tensor, now: Tensor) -> "SeedComparison":
+        """From which images (seeds, n) were right before and which are right after."""
+        change = now.float() - was.float()
+        error = float(change.mean(0).std()) / sqrt(change.shape[1])
+        return cls(tuple(change.mean(1).tolist()), error, change.shape[1])
+
+    @property
+    def gain(self) -> float:
+        """Mean difference of top-1 over seeds, 0 to 1, positive if the second method is better."""
+        return sum(self.gains) / len(self.gains)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean gain for other images, with these seeds."""
+        return self.gain - 1.96 * self.error, self.gain + 1.96 * self.error
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided normal test of the mean over images."""
+        return 2 * float(norm.sf(abs(self.gain) / self.error)) if self.error else 1.0
 
 
 @torch.no_grad()

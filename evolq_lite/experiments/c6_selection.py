@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.evaluate import Comparison, unpacked
+from evolq_lite.evaluate import Gain, SeedComparison, unpacked
 from evolq_lite.experiments.cells import Cell, Claim, Result, verdict_of
 from evolq_lite.experiments.plots import forest
 from evolq_lite.experiments.setup import evolved, setting, tested
@@ -90,11 +90,11 @@ def bootstrap(tables: list[torch.Tensor], draws: int = 300) -> tuple[float, floa
 
 
 def figure(results: list[Result]) -> Picture:
-    """Gain over the start of the three snapshots, seeds pooled, one panel for each bit-width."""
-    groups: dict[str, dict[str, Comparison]] = {}
+    """Gain over the start of the three snapshots, one panel for each bit-width."""
+    groups: dict[str, dict[str, Gain]] = {}
     for bits in sorted({r["weight_bits"] for r in results}):
         mine = [r for r in results if r["weight_bits"] == bits]
-        starts = torch.cat([unpacked(r["before"], r["images"]) for r in mine])
+        starts = torch.stack([unpacked(r["before"], r["images"]) for r in mine])
         picks = {"best on test": [], "best fitness": [], "last": []}  # type: ignore[var-annotated]
         for r in mine:
             rows = table(r)
@@ -102,7 +102,7 @@ def figure(results: list[Result]) -> Picture:
             picks["best fitness"].append(rows[int(np.argmin(r["fitness"]))])
             picks["last"].append(rows[-1])
         groups[f"W{bits}A8"] = {
-            name: Comparison.of(starts, torch.cat(rows)) for name, rows in picks.items()
+            name: SeedComparison.of(starts, torch.stack(rows)) for name, rows in picks.items()
         }
     return forest(groups, "Gain over MinMax of the snapshot picked in three ways")
 

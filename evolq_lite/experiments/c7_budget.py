@@ -80,10 +80,11 @@ def verdict(results: list[Result]) -> tuple[str, str]:
         return "holds partly", "Only a part of the cells was computed."
     paper = found["granularity"]["block"]
     better = {}
+    many = sum(len(rows) for rows in found.values())  # comparisons: Bonferroni
     for group, rows in found.items():
         for name, rs in rows.items():
             gain = paired(paper, rs)
-            if gain.gain > 0 and gain.p_value < 0.05:
+            if gain.gain > 0 and many * gain.p_value < 0.05:
                 better[f"{group} {name}"] = (gain, mean([r["evaluations"] for r in rs]))
     cost = mean([r["evaluations"] for r in paper])
     fair = {n: g for n, (g, evaluations) in better.items() if evaluations <= 1.05 * cost}
@@ -91,7 +92,8 @@ def verdict(results: list[Result]) -> tuple[str, str]:
     word = "holds here" if not better else "does not hold here" if fair else "holds partly"
     return word, (
         f"The paper's choice gains {paired(start, paper)} in {cost:.0f} evaluations. Significantly "
-        f"better than it: {said}. At no more evaluations: {', '.join(fair) or 'none'}."
+        f"better than it (5 %, Bonferroni over {many} comparisons): {said}. "
+        f"At no more evaluations: {', '.join(fair) or 'none'}."
     )
 
 

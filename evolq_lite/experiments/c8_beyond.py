@@ -136,7 +136,7 @@ def figure(results: list[Result]) -> Picture:
         }
         for (network, bits), found in grouped(results).items()
     }
-    return forest(groups, "The best search here against the paper's, equal cost, seeds pooled")
+    return forest(groups, "The best search here against the paper's, equal cost")
 
 
 def verdict(results: list[Result]) -> tuple[str, str]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from evolq_lite.config import parsed
-from evolq_lite.evaluate import Accuracy, Comparison, unpacked
+from evolq_lite.evaluate import Accuracy, Comparison, Gain, SeedComparison, unpacked
 from evolq_lite.figures import Picture
 from evolq_lite.record import environment, fix_kernels, write_whole
 
@@ -109,7 +109,7 @@ def accuracy_of(result: Result) -> Accuracy:
     return Accuracy(int(right(result).sum()), result["images"])
 
 
-def paired(before: Sequence[Result], after: Sequence[Result]) -> Comparison:
-    """Compare results on the same images, several seeds pooled."""
-    was, now = (torch.cat([right(r) for r in results]) for results in (before, after))
-    return Comparison.of(was, now)
+def paired(before: Sequence[Result], after: Sequence[Result]) -> Gain:
+    """Compare results on the same images, a pair for each seed."""
+    was, now = (torch.stack([right(r) for r in results]) for results in (before, after))
+    return Comparison.of(was[0], now[0]) if len(was) == 1 else SeedComparison.of(was, now)

@@ -218,8 +218,7 @@ SearchPanel()
 # **1. Why may the inputs of block 5 be kept while its scales are searched?**
 #
 # <details><summary>They depend on blocks 0 to 4 only</summary>Right: a candidate differs in block
-# 5,
-# so everything before it stays the same, bit for bit.</details>
+# 5, so everything before it stays the same, bit for bit.</details>
 # <details><summary>They change too little to matter</summary>No: they do not change at all. If they
 # did, differences as small as those the search ranks could not be told from noise.</details>
 # <details><summary>They are quantized</summary>That is true, but not the reason.</details>
@@ -228,12 +227,10 @@ SearchPanel()
 #
 # <details><summary>The fitness has a random part</summary>No: it is deterministic here.</details>
 # <details><summary>It was minimised on these very images</summary>Right: what fits 500 images may
-# be
-# luck with these 500. The gain must be measured on images, here typefaces, that took no part.
+# be luck with these 500. The gain must be measured on images, here typefaces, that took no part.
 # </details>
 # <details><summary>infoNCE is a poor loss</summary>Perhaps, but even a perfect loss would be too
-# good
-# on the images that it was minimised on.</details>
+# good on the images that it was minimised on.</details>
 #
 # **3. The official code tests after every block and keeps the best snapshot. What is wrong?**
 #
@@ -242,8 +239,7 @@ SearchPanel()
 # <details><summary>The best of many noisy results is too good on average</summary>Right: the test
 # set has then chosen the scales, and its accuracy is no longer a measurement.</details>
 # <details><summary>Nothing, since all snapshots come from the search</summary>The search did not
-# look
-# at test images, but the choice among its snapshots did.</details>
+# look at test images, but the choice among its snapshots did.</details>
 #
 # ## Sources
 #

@@ -39,8 +39,7 @@ torch.set_num_threads(2)
 #
 # | weights | gain | of which this repo says |
 # |---|---|---|
-# | 3 bits | +10.30 points | not measured here: ViT-Base on ImageNet needs the whole validation set
-# |
+# | 3 bits | +10.30 points | not measured here: ViT-Base on ImageNet needs the validation set |
 # | 4 bits | +0.78 points | the same |
 # | 8 bits | +0.15 points | the same |
 #
@@ -69,6 +68,9 @@ for name, claim in CLAIMS.items():
 Code(inspect.getsource(Comparison), language="python")
 
 # %% [markdown]
+# Claims use three seeds. The same image under three seeds is not three images: what the seeds gain
+# on it is averaged first (`SeedComparison`), and strokes in the figures show each seed by itself.
+#
 # The demo's own run shows why pairing matters. Unpaired, two intervals of about ±0.7 points hide a
 # gain of half a point; paired, most images drop out.
 
@@ -89,7 +91,7 @@ print(
 #
 # What follows comes from `data/results`: one JSON file for each cell, with seeds, options, machine
 # and seconds. `python -m evolq_lite reproduce C3` computes a claim anew, where its cells are
-# missing.
+# missing. Look twice at C5: random search at the same cost stands beside evolution.
 #
 # ### C5: does the search gain over its start?
 
@@ -215,17 +217,15 @@ Markdown("\n".join(lines))
 #
 # <details><summary>B is better by 0.4 points</summary>No: zero lies in the interval, so the sign is
 # not certain.</details>
-# <details><summary>B and A are equal</summary>No: a gain of 0.9 would fit as well. A missing proof
-# of
-# a difference is no proof of equality.</details>
+# <details><summary>B and A are equal</summary>No: a gain of 0.9 would fit as well. A missing
+# proof of a difference is no proof of equality.</details>
 # <details><summary>No significant difference was found; the gain lies between -0.1 and +0.9
 # </summary>Right.</details>
 #
 # **2. A paper reports one seed. What is missing?**
 #
-# <details><summary>Nothing, if the test set is large</summary>A large test set makes the noise of
-# the
-# images small. The search itself has luck too, and only other seeds show it.</details>
+# <details><summary>Nothing, if the test set is large</summary>A large test set makes the noise
+# of the images small. The search itself has luck too, and only other seeds show it.</details>
 # <details><summary>How much another seed would have given</summary>Right: the scatter over seeds is
 # part of the result.</details>
 #
@@ -235,9 +235,8 @@ Markdown("\n".join(lines))
 # <details><summary>Report the gain over the lower baseline, 0.95</summary>That would count the
 # difference between two implementations as a merit of the method.</details>
 # <details><summary>Compare both in one code base, with the same images and seeds</summary>Right:
-# only
-# then is the method the only difference. (For ViT-Base the paper's first author got 82.54 where
-# FQ-ViT's table says 83.31, FQ-ViT issue 16; the claimed gain at 8 bits is 0.15.)</details>
+# only then is the method the only difference. (For ViT-Base the paper's first author got 82.54
+# where FQ-ViT's table says 83.31, FQ-ViT issue 16; the claimed gain at 8 bits is 0.15.)</details>
 #
 # ## Sources
 #
