@@ -240,7 +240,7 @@ class EvolutionPanel(Panel):
         }
 
     def buttons(self) -> list[W.Widget]:
-        """Step, Play, Pause and Reset above Cancel and the progress bar."""
+        """Step, Play, Pause, Reset and Cancel above the progress bar."""
         row = []
         for word, tooltip, on_click in (
             ("Step", "Make one candidate", self.step),
@@ -253,7 +253,7 @@ class EvolutionPanel(Panel):
             button.on_click(lambda _, act=on_click: act())
             row.append(button)
         self.cancel_button.on_click(lambda _: self.pause())
-        return [W.HBox(row), *super().buttons()]
+        return [W.HBox([*row, self.cancel_button]), self.bar]
 
     @property
     def generation(self) -> int:

@@ -4,6 +4,7 @@ error earns its points, or as many as its last expression says.
 
 from __future__ import annotations
 
+import math
 import re
 
 from grading.kernel import Limits, Ran, run_cells
@@ -18,9 +19,10 @@ def earned(ran: Ran, given: Given) -> float:
     if ran.how != "ok":
         return 0.0
     try:
-        return min(max(float(ran.value), 0.0), given.points)
+        points = float(ran.value)
     except ValueError:  # no last expression, or no number
         return given.points
+    return min(max(points, 0.0), given.points) if math.isfinite(points) else 0.0
 
 
 def says(ran: Ran, limits: Limits) -> str:

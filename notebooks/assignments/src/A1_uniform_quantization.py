@@ -5,11 +5,11 @@
 # that chooses what to clip, and a rule for how many bits a tensor needs. These are the pieces of
 # `evolq_lite/numerics.py` and `observers.py`, written by you.
 #
-# **You need** lesson 1 and PyTorch tensors. **Time:** about 90 minutes. **Points:** 20.
+# **You need** lessons 1 and 2, and PyTorch tensors. **Time:** about 95 minutes. **Points:** 20.
 # **Works offline:** yes.
 #
-# Each exercise has one cell to fill in: replace the two lines below `# YOUR CODE HERE`. The cell
-# after it holds public checks that say what is wrong; run it as often as you like. One more cell
+# Each exercise has one cell to fill in: `# YOUR CODE HERE` marks each place; write there, and delete
+# the line `raise NotImplementedError()` below it. The cell after it holds public checks that say what is wrong; run it as often as you like. One more cell
 # is empty here and holds hidden tests when the assignment is graded: they try many random cases of
 # what the text asks for, and nothing else. Cells of tests are put back before grading, so changing
 # them changes nothing. The functions of `evolq_lite` that an exercise re-creates are not allowed in
@@ -49,6 +49,8 @@ def same(yours, expected, what, tolerance=1e-5):
 
 def own_work(thing, *names):
     """Fail if a function or class leaves its work to one of these names."""
+    home = str(getattr(thing, "__module__", ""))
+    assert not home.startswith("evolq_lite"), "write it yourself, without evolq_lite's own"
     parts = vars(thing).values() if isinstance(thing, type) else [thing]
     codes, used = [part.__code__ for part in parts if hasattr(part, "__code__")], set()
     while codes:
@@ -82,7 +84,7 @@ def own_work(thing, *names):
 #
 # </details>
 #
-# **Expected:**
+# **Expected** (3 bits, unsigned; grey: the range of values, -0.5 to 3):
 #
 # ![The 8 levels of 3 bits for values from -0.5 to 3: symmetric -3.43 to 2.57; asymmetric -0.50 to 3.00.](figures/A1-1.png)
 
@@ -164,7 +166,7 @@ same(scale_and_zero_point(0.0, 0.0, 2, True, True)[0] / EPS, 1.0, "scale of zero
 # %% [markdown]
 # ## Exercise 2: there and back
 #
-# **Difficulty:** easy · **Minutes:** 15 · **Points:** 4 (public checks 1, hidden tests 3)
+# **Difficulty:** easy · **Minutes:** 15 · **Points:** 3 (public checks 1, hidden tests 2)
 #
 # *Fake quantization* is quantizing and going back at once:
 #
@@ -180,7 +182,7 @@ same(scale_and_zero_point(0.0, 0.0, 2, True, True)[0] / EPS, 1.0, "scale of zero
 #
 # </details>
 #
-# **Expected:**
+# **Expected** (scale 0.5, zero point 3, integers 0 to 7):
 #
 # ![Real values from -2 to 3 and what is left at scale 0.5: 8 levels from -1.5 to 2.0.](figures/A1-2.png)
 
@@ -227,7 +229,7 @@ axes.legend()
 figure
 
 
-# %% nbgrader={"grade": true, "grade_id": "A1-2-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A1-2-hidden", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded.
 ### BEGIN HIDDEN TESTS
 def check_quantize(cases=200, seed=12):
@@ -256,12 +258,12 @@ check_quantize()
 # **Difficulty:** medium · **Minutes:** 20 · **Points:** 4 (public checks 1, hidden tests 3)
 #
 # Weights are stored as integers, with a scale for each channel along `axis`. Quantize a tensor of
-# two or more dimensions to signed integers of `bits` bits, symmetric: in each channel the scale is that of exercise 1, from
-# the largest magnitude in this channel. Return the integers as `torch.int8`, in the shape of
+# two or more dimensions to signed integers of `bits` bits, symmetric: in each channel the scale is
+# that of exercise 1, from the largest magnitude in this channel. Return the integers as `torch.int8`, in the shape of
 # `x`, and the scales, of shape `(channels,)`.
 #
-# With these scales the largest magnitude falls half a step beyond the last positive integer, so
-# something must keep it inside the range.
+# With these scales a positive extreme falls half a step beyond the last integer, so something must
+# keep it inside; a negative one lies half way between the last two (half to even).
 #
 # <details><summary>Hint</summary>
 #
@@ -359,7 +361,7 @@ check_channels()
 # %% [markdown]
 # ## Exercise 4: an observer that clips
 #
-# **Difficulty:** hard · **Minutes:** 25 · **Points:** 4 (public checks 1, hidden tests 3)
+# **Difficulty:** hard · **Minutes:** 25 · **Points:** 5 (public checks 1, hidden tests 4)
 #
 # An observer sees batches (`update`), then answers with a scale and a zero point (`params`).
 # Yours looks for the clip with the least squared error:
@@ -369,6 +371,7 @@ check_channels()
 #   0.99, 0.98, ..., 0.20: both ends times the share.
 # - For each candidate, the error is the mean of $(x' - x)^2$ over *all* values seen; the least
 #   wins, the larger share among equals.
+# - `params` also stores the chosen share in `self.share`.
 # - `params` before the first `update` raises a `ValueError`.
 #
 # Here `eq.affine_params(lo, hi, integers, symmetric)` and
@@ -383,7 +386,7 @@ check_channels()
 #
 # </details>
 #
-# **Expected** (inputs of `blocks.5.mlp.fc2`, 3 bits; the cross is the share that was chosen):
+# **Expected** (inputs of `blocks.5.mlp.fc2`, every 7th value of 20 images, 3 bits; the cross is the share that was chosen):
 #
 # ![Mean squared error against the share of the range that is kept: 0.0149 at 1.00, least 0.0104; the observer chose 0.54.](figures/A1-4.png)
 
@@ -435,6 +438,7 @@ def observed(batches, bits=2):
         observer.update(batch)
     answer = observer.params()
     assert isinstance(answer, tuple) and len(answer) == 2, "params returns (scale, zero_point)"
+    assert observer.share is not None, "set self.share in params"
     return observer.share, *answer
 
 
@@ -486,7 +490,7 @@ axes.set(xlabel="share of the range", ylabel="mean squared error", ylim=(0, None
 figure
 
 
-# %% nbgrader={"grade": true, "grade_id": "A1-4-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A1-4-hidden", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded.
 ### BEGIN HIDDEN TESTS
 def check_observer(cases=25, seed=14):
@@ -516,6 +520,10 @@ def check_observer(cases=25, seed=14):
 
 
 check_observer()
+observer = ClippingObserver(eq.IntRange(3, True))
+observer.update(torch.zeros(5))
+observer.params()
+same(observer.share, 1.0, "the share for zeros, where all shares are equal")
 for bits in (2, 3, 4):  # the last share is the best one
     end = 2.0**bits - 1
     observer = ClippingObserver(eq.IntRange(bits, False))
@@ -537,7 +545,7 @@ for bits in (2, 3, 4):  # the last share is the best one
 #
 # <details><summary>Hint</summary>
 #
-# Try 2 to 8 in order and return the first that suffices. The power is 10, not 20: the squares are
+# Try 2 to 8 in order and return the first that suffices. The factor is 10, not 20: the squares are
 # inside the logarithm.
 #
 # </details>
@@ -619,13 +627,13 @@ check_bits()
 #
 # 1. (1 point) With few bits, the share of the range with the least error is far below 1; with many
 #    bits it comes close to 1. Why? Name the two errors, and which of them more bits reduce.
-# 2. (1 point) Why does a network take one scale per output channel for its weights, but one scale
-#    for a whole tensor of activations?
+# 2. (1 point) A colleague gives each *input* channel $c$ of a weight its own scale $s_c$. Write the
+#    output sum with it: what is lost? Name a way by which such scales can still be used.
 
 # %% [markdown] nbgrader={"grade": true, "grade_id": "A1-6", "locked": false, "points": 2, "schema_version": 3, "solution": true, "task": false}
 # 1. Half a point for naming rounding (inside the range, at most half a scale) and clipping (outside
 #    of it); half a point for the balance: more bits shrink rounding and leave clipping, so it
 #    pays less and less to clip in order to round finer.
-# 2. Half a point: a scale per output channel, and one of the whole input, can be multiplied with
-#    the finished integer sum. Half a point: a scale per input channel would stand inside the sum,
-#    which would no longer be one of integers. ("Weights differ between channels" alone: no point.)
+# 2. Half a point: $\sum_c s_c q_c k_c$ is no longer a sum of integers with one factor outside. Half a
+#    point: powers of two, which are shifts, or folding $s_c$ into the layer before (its weights, or a
+#    LayerNorm's).

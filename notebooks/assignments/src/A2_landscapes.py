@@ -8,8 +8,8 @@
 # **You need** lesson 3 and PyTorch's autograd. **Time:** about 100 minutes. **Points:** 20.
 # **Works offline:** yes.
 #
-# Each exercise has one cell to fill in: replace the two lines below `# YOUR CODE HERE`. The cell
-# after it holds public checks that say what is wrong; run it as often as you like. One more cell
+# Each exercise has one cell to fill in: `# YOUR CODE HERE` marks each place; write there, and delete
+# the line `raise NotImplementedError()` below it. The cell after it holds public checks that say what is wrong; run it as often as you like. One more cell
 # is empty here and holds hidden tests when the assignment is graded: they try many random cases of
 # what the text asks for, and nothing else. Cells of tests are put back before grading, so changing
 # them changes nothing. The functions of `evolq_lite` that an exercise re-creates are not allowed in
@@ -49,6 +49,8 @@ def same(yours, expected, what, tolerance=1e-5):
 
 def own_work(thing, *names):
     """Fail if a function or class leaves its work to one of these names."""
+    home = str(getattr(thing, "__module__", ""))
+    assert not home.startswith("evolq_lite"), "write it yourself, without evolq_lite's own"
     parts = vars(thing).values() if isinstance(thing, type) else [thing]
     codes, used = [part.__code__ for part in parts if hasattr(part, "__code__")], set()
     while codes:
@@ -71,16 +73,16 @@ def quantized_vit(images=100, bits=3):
 # %% [markdown]
 # ## Exercise 1: a step in a random direction
 #
-# **Difficulty:** easy · **Minutes:** 15 · **Points:** 4 (public checks 1, hidden tests 3)
+# **Difficulty:** easy · **Minutes:** 15 · **Points:** 3 (public checks 1, hidden tests 2)
 #
 # A landscape over $d$ scales is looked at along lines, $f(r) = L(c + r\, u)$, with a center $c$
 # and a direction $u$.
 #
 # - `random_direction(center, seed, relative)`: $d$ independent standard normal numbers from
-#   `torch.randn`, drawn by a `torch.Generator` of its own with `seed` (the global random state
-#   stays as it was). If `relative`, each is multiplied by the size of its center coordinate, so
-#   that $r = 0.01$ means "by about one per cent". Nothing else is normalised: a coordinate of
-#   mean square 1 keeps its size, however many coordinates there are.
+#   one call of `torch.randn` in float32, drawn by a `torch.Generator` of its own with `seed` (the global random state
+#   stays as it was). If `relative`, each is multiplied by the magnitude of its center coordinate,
+#   so that $r = 0.01$ means "by about one per cent". Do not divide by the length: each coordinate
+#   keeps mean square 1, whatever $d$ is.
 # - `walk(center, direction, radii)`: the points $|c + r\, u|$, one row for each $r$, shape
 #   `(len(radii), d)`. The magnitude is there because a scale must not be negative.
 #
@@ -114,7 +116,7 @@ def walk(center, direction, radii):
 
 
 # %% nbgrader={"grade": true, "grade_id": "A2-1-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-own_work(random_direction, "landscape")
+own_work(random_direction, "landscape", "direction")
 own_work(walk, "landscape")
 center = torch.linspace(0.01, 0.1, 2000)
 state = torch.get_rng_state()
@@ -123,6 +125,8 @@ assert absolute.shape == (2000,), f"a direction has the shape of the center, {tu
 assert torch.equal(state, torch.get_rng_state()), (
     "the global random state has changed: draw from a torch.Generator of your own"
 )
+expected = torch.randn(2000, generator=torch.Generator().manual_seed(3))
+same(absolute, expected, "the numbers of one torch.randn in float32 with seed 3")
 same(absolute.square().mean(), 1.0, "mean square of a direction with 2,000 coordinates", 0.05)
 same(absolute.mean(), 0.0, "mean of a direction with 2,000 coordinates", 0.08)
 same(random_direction(center, 3, False), absolute, "the same seed, a second time")
@@ -152,7 +156,7 @@ axes.minorticks_off()
 figure
 
 
-# %% nbgrader={"grade": true, "grade_id": "A2-1-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A2-1-hidden", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded.
 ### BEGIN HIDDEN TESTS
 def check_steps(cases=100, seed=21):
@@ -161,7 +165,7 @@ def check_steps(cases=100, seed=21):
     generator = torch.Generator().manual_seed(seed)
     for case in range(cases):
         d, n = torch.randint(1, 40, (2,), generator=generator).tolist()
-        center = torch.rand(d, generator=generator)
+        center = torch.randn(d, generator=generator)
         relative = bool(case % 2)
         said = f"d = {d}, seed {case}, relative {relative}"
         expected = direction(center, "gaussian", case, relative)
@@ -190,17 +194,18 @@ check_steps()
 # - `local_minima(values, floor)`: how many local minima *inside* the line are deeper than `floor`.
 #   The depth of a minimum: walk to the left until the line ends or falls below the minimum, and
 #   note the highest value on the way; the same to the right; the depth is the *lower* of the two
-#   highest values, minus the minimum. The two ends of the line are no minima.
+#   highest values, minus the minimum. The two ends of the line are no minima. A minimum
+#   is lower than both neighbours; equal neighbours are not tried.
 #
 # <details><summary>Hint</summary>
 #
-# For maxima, `scipy.signal.find_peaks(x, prominence=p)` counts just this; it is imported. Minima
-# of a line are maxima of its negative. `prominence=0` accepts nearly everything; the smallest
-# useful value is 1e-12. It takes NumPy arrays: `values.numpy()`.
+# `scipy.signal.find_peaks` with `prominence` measures this depth, for maxima; it is imported, and
+# takes NumPy arrays (`values.numpy()`). What turns minima into maxima?
 #
 # </details>
 #
-# **Expected** (one valley, and the same with a jag of 0.3 on every second point):
+# **Expected** (one valley, and the same with a jag of 0.3 on every second point; minima deeper than
+# 0.1):
 #
 # ![A valley: variation 2.0, minima 1. The same with jags: variation 9.9, minima 19.](figures/A2-2.png)
 
@@ -420,17 +425,17 @@ check_floor()
 # `torch.round` has the derivative 0. The straight-through estimator keeps the value and pretends
 # that the derivative is 1. Write
 #
-# - `round_straight(x)`: the value of `torch.round(x)`, with the gradient of `x`;
+# - `round_straight(x)`: *exactly* the value of `torch.round(x)` (last digit too: the clamp notices),
+#   with the gradient of `x`;
 # - `scale_gradient(x, scale, smallest, largest)`: the derivative of the *mean* of $(x' - x)^2$ with
-#   respect to the scale, a tensor of the shape of `scale`, by autograd, where
+#   respect to the scale (a tensor of shape ()), a tensor of shape (), by autograd, where
 #   $x' = s\, \mathrm{clamp}(\mathrm{round}(x / s), q_{lo}, q_{hi})$ with your rounding. Round
 #   first, then clamp.
 #
 # <details><summary>Hint</summary>
 #
-# `x + (torch.round(x) - x).detach()` has the value of the rounded `x`; what autograd sees of it is
-# the first `x`. For the gradient take a copy of the scale that asks for one,
-# `scale.detach().clone().requires_grad_()`, compute the mean and call `torch.autograd.grad`.
+# You need a value equal to `round(x)` of which autograd sees only `x`: what does `.detach()` do to a
+# difference? For the second, the scale must be a leaf that asks for a gradient.
 #
 # </details>
 #
@@ -462,6 +467,10 @@ own_work(round_straight, "round_ste")
 own_work(scale_gradient, "round_ste", "fake_quantize")
 x = torch.tensor([-1.5, -0.5, 0.4, 0.5, 1.5, 2.7], requires_grad=True)
 same(round_straight(x), [-2.0, 0.0, 0.0, 0.0, 2.0, 3.0], "values of round_straight, half to even")
+line = torch.linspace(-3, 3, 601)
+assert torch.equal(round_straight(line), line.round()), (
+    "the values must be exactly those of torch.round: subtract before you add"
+)
 (slope,) = torch.autograd.grad((torch.arange(6.0) * round_straight(x)).sum(), x)
 same(slope, torch.arange(6.0), "the gradient behind round_straight must arrive unchanged")
 one = torch.tensor(1.0)
@@ -522,10 +531,7 @@ def check_gradient(cases=150, seed=24):
         x = scale * 2**bits * torch.randn(n, generator=generator, dtype=torch.float64)
         steps = x / scale
         edge = (steps - steps.floor() - 0.5).abs() < 1e-3
-        # Between the last integer and half a step beyond, clamping first would be right as well.
-        beyond = (steps > integers.hi) & (steps < integers.hi + 0.51)
-        beyond |= (steps < integers.lo) & (steps > integers.lo - 0.51)
-        x = x[~edge & ~beyond]
+        x = x[~edge]
         if len(x) == 0:
             continue
         q = (x / scale).round()
@@ -547,7 +553,7 @@ same(slope, 2 * torch.round(x.detach()), "gradient of the squares of round_strai
 # %% [markdown]
 # ## Exercise 5: does the gradient point downhill?
 #
-# **Difficulty:** medium · **Minutes:** 15 · **Points:** 3 (public checks 1, hidden tests 2)
+# **Difficulty:** medium · **Minutes:** 15 · **Points:** 4 (public checks 1, hidden tests 3)
 #
 # A gradient through a pretended derivative may point anywhere. Take it at its word: go against it,
 # and look. From `center`, go to $|c - r\, \|c\|\, g / \|g\||$ for each radius $r$: a step
@@ -562,14 +568,13 @@ same(slope, 2 * torch.round(x.detach()), "gradient of the squares of round_strai
 #
 # <details><summary>Hint</summary>
 #
-# `gradient / gradient.norm() * center.norm()` is the direction; your `walk` is not needed, but
-# allowed. With `change = values - at_center`, the answer is `-change.sign()` wherever
-# `change.abs() > floor`, else 0.
+# First build a vector as long as the center. One call gives all points, one the center. Which test
+# comes first: sign or floor?
 #
 # </details>
 #
 # **Expected** (the loss of the embedded ViT over the scales of block 5, along its gradient and
-# along a random direction):
+# along a random direction; grey: the noise floor of exercise 3, 0.0004):
 #
 # ![The loss at radii from 0.001 to 0.1 against the gradient: higher, higher, higher, same, lower, lower, same; against the random direction: same, lower, same, same, higher, same, higher.](figures/A2-5.png)
 
@@ -629,7 +634,7 @@ figure.set_label(f"The loss at radii from 0.001 to 0.1 {'; '.join(said)}.")
 figure
 
 
-# %% nbgrader={"grade": true, "grade_id": "A2-5-hidden", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A2-5-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded.
 ### BEGIN HIDDEN TESTS
 def check_downhill(cases=80, seed=25):
@@ -666,7 +671,7 @@ check_downhill()
 #
 # 1. (1 point) Somebody shows a line through the loss of a quantized network with 40 local minima
 #    and concludes that the landscape is rugged. Which measurement do you ask for before you
-#    believe it, and how could the 40 minima arise without it?
+#    believe it, and how could a landscape that is not rugged show 40 minima?
 # 2. (1 point) The landscape is drawn once with calibration images and once with test images. For
 #    which purpose may each be used, and what must not be chosen with the second?
 
