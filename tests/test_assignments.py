@@ -717,10 +717,10 @@ def test_solutions_get_full_marks(graded, name):
 @pytest.mark.parametrize(
     ("student", "exercises"),
     [
-        ("half", "A1-1 4/4, A1-2 4/4, A1-3 0/4, A1-4 0/4, A1-5 2/2"),
-        ("bad", "A1-1 0/4, A1-2 0/4, A1-3 0/4, A1-4 0/4, A1-5 0/2"),
-        ("stub", "A1-1 0/4, A1-2 0/4, A1-3 0/4, A1-4 0/4, A1-5 0/2"),
-        ("tampered", "A1-1 4/4, A1-2 0/4, A1-3 0/4, A1-4 0/4, A1-5 0/2"),
+        ("half", "A1-1 4/4, A1-2 3/3, A1-3 0/4, A1-4 0/5, A1-5 2/2"),
+        ("bad", "A1-1 0/4, A1-2 0/3, A1-3 0/4, A1-4 0/5, A1-5 0/2"),
+        ("stub", "A1-1 0/4, A1-2 0/3, A1-3 0/4, A1-4 0/5, A1-5 0/2"),
+        ("tampered", "A1-1 4/4, A1-2 0/3, A1-3 0/4, A1-4 0/5, A1-5 0/2"),
     ],
 )
 def test_other_submissions_of_the_first_assignment_get_their_marks(graded, student, exercises):

@@ -43,7 +43,10 @@ def run(cell: Cell) -> Result:
     seen: list[Result] = []
 
     def look(visits: int, fitness: float) -> None:
-        seen.append({**tested(made.qmodel, cell["every"]), "fitness": fitness})
+        if seen and fitness == seen[-1]["fitness"]:  # nothing accepted, so the same network
+            seen.append(seen[-1])
+        else:
+            seen.append({**tested(made.qmodel, cell["every"]), "fitness": fitness})
 
     evolved(made, search, look)
     return {
