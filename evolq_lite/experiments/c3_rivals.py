@@ -196,7 +196,7 @@ def figure(results: list[Result]) -> Picture:
     right.axvline(0, color="0.5", lw=1)
     right.set_yticks(range(len(order)), order)
     right.invert_yaxis()
-    right.set_xlabel("gain in top-1, points (seeds pooled)")
+    right.set_xlabel("gain in top-1, points (mean over seeds)")
     right.grid(axis="x", alpha=0.3)
     return picture
 

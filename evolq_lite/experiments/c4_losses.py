@@ -126,7 +126,7 @@ def figure(results: list[Result]) -> Picture:
     for images, found in sorted(by_loss(results).items()):
         start = found.pop("start")
         groups[f"{images} images"] = {name: paired(start, rs) for name, rs in found.items()}
-    return forest(groups, "Gain over MinMax by loss, W3A8, seeds pooled")
+    return forest(groups, "Gain over MinMax by loss, W3A8")
 
 
 def gap(results: list[Result]) -> float:

@@ -70,7 +70,7 @@ def figure(results: list[Result]) -> Picture:
     """Gain over the start of every variant, one panel for each option."""
     start, found = grouped(results)
     groups = {g: {n: paired(start, rs) for n, rs in rows.items()} for g, rows in found.items()}
-    return forest(groups, "Gain over MinMax, W3A8, one option changed at a time, seeds pooled")
+    return forest(groups, "Gain over MinMax, W3A8, one option changed at a time")
 
 
 def verdict(results: list[Result]) -> tuple[str, str]:

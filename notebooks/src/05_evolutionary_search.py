@@ -44,9 +44,10 @@ torch.set_num_threads(2)
 # ## The idea
 #
 # A search wants scales with a low loss, and all that it may do is try: propose scales, hear their
-# loss, propose others. It needs no gradient, which is no reliable guide where a loss jumps.
-# *Evolution* keeps the best proposals so far, the *population*, and makes new ones from them. The
-# paper's rule for a new one, the *child*, is
+# loss, propose others. It needs no gradient; the paper holds that a gradient is no reliable guide
+# where a loss jumps, and the end of this lesson puts that to the test. *Evolution* keeps the best
+# proposals so far, the *population*, and makes new ones from them. The paper's rule for a new one,
+# the *child*, is
 #
 # $$\mathrm{child}_i = \big|\, \mathrm{parent}_i + u_i \,\big|, \qquad u_i \sim U(-\epsilon,
 # \epsilon)$$
