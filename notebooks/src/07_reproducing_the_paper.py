@@ -7,7 +7,7 @@
 #
 # **You need** lesson 6. Lessons 2 to 5 hold the pictures behind the claims.
 #
-# **Time:** 35 minutes to read, 2 minutes to run.
+# **Time:** 35 minutes to read, 1 minute to run.
 #
 # **Works offline:** yes. The results are in `data/results`, each with the command that makes it.
 #
