@@ -31,7 +31,8 @@ def few_images_and_points():
         patch.setattr(landscape, "IMAGES", 6)
         patch.setattr(landscape, "POINTS", {LINE: 5, PLANE: 3})
         patch.setattr(landscape, "FLOOR_POINTS", 2)
-        patch.setattr(LandscapePanel, "shipped", False)
+        for kind in (LandscapePanel, InfoNCEPanel):
+            patch.setattr(kind, "shipped", False)
         for cached in caches:
             cached.cache_clear()
         yield

@@ -83,6 +83,8 @@ def shares(outputs: Tensor, targets: Tensor, temperature: float) -> tuple[float,
 class InfoNCEPanel(Panel):
     """Temperature, batch size and weight bits; similarities, loss, and what the negatives do."""
 
+    shipped = True
+
     def make_controls(self) -> dict[str, Any]:
         """Three controls."""
         return {
