@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -107,6 +108,12 @@ def demo_file(name: str) -> str:
     if name not in DEMO_MODELS:
         raise ValueError(f"unknown embedded network {name!r}; known: {', '.join(DEMO_MODELS)}")
     return f"typefaces-{name}.safetensors"
+
+
+@cache
+def test_faces() -> Tensor:
+    """The typeface (9920,) of each embedded test image; images of one typeface lie together."""
+    return read_typefaces("test").faces
 
 
 def read_typefaces(part: str) -> Typefaces:

@@ -61,9 +61,14 @@ class Gain(ABC):
         """Two-sided."""
 
     @property
+    def significant(self) -> bool:
+        """Whether the difference is more than chance would give, at 5 %."""
+        return self.p_value < 0.05
+
+    @property
     def verdict(self) -> str:
         """The result in words."""
-        if self.p_value >= 0.05:
+        if not self.significant:
             return f"no significant difference ({self.test}, 5 %)"
         return f"significantly {'better' if self.gain > 0 else 'worse'} ({self.test}, 5 %)"
 
@@ -113,20 +118,31 @@ class SeedComparison(Gain):
     """Paired difference of two methods, each with several seeds, on the same images.
 
     The images are the sample: what the seeds gain on one image is averaged first, because two seeds
-    that get the same image right are no two observations. `gains` shows how seeds scatter.
+    that get the same image right are no two observations. Images that come in groups (the
+    characters of one typeface) are alike, so it is the groups that are drawn: the error is that of
+    a sum over groups. Three seeds are too few for an error of their own; `gains` shows how they
+    scatter, and a difference whose sign depends on the seed is never called significant.
     """
 
-    test = "normal test over images"
+    test = "normal test over typefaces or images, all seeds of one sign"
     gains: tuple[float, ...]  # of each seed
-    error: float  # standard error of their mean, over images
+    error: float  # standard error of their mean, over groups of images
     images: int
 
     @classmethod
-    def of(cls, was: Tensor, now: Tensor) -> "SeedComparison":
-        """From which images (seeds, n) were right before and which are right after."""
+    def of(cls, was: Tensor, now: Tensor, groups: Tensor | None = None) -> "SeedComparison":
+        """From which images (seeds, n) were right before and which are right after.
+
+        `groups` (n,) numbers the group of each image; without it, each is its own.
+        """
         change = now.float() - was.float()
-        error = float(change.mean(0).std()) / sqrt(change.shape[1])
-        return cls(tuple(change.mean(1).tolist()), error, change.shape[1])
+        n = change.shape[1]
+        each = change.mean(0) - change.mean()
+        if groups is not None:
+            _, numbers = groups.unique(return_inverse=True)
+            each = torch.zeros(int(numbers.max()) + 1).index_add_(0, numbers, each)
+        error = sqrt(len(each) / (len(each) - 1) * float(each.square().sum())) / n
+        return cls(tuple(change.mean(1).tolist()), error, n)
 
     @property
     def gain(self) -> float:
@@ -135,13 +151,20 @@ class SeedComparison(Gain):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the mean gain for other images, with these seeds."""
+        """95 % interval of the mean gain for other images (groups of them), with these seeds."""
         return self.gain - 1.96 * self.error, self.gain + 1.96 * self.error
 
     @property
     def p_value(self) -> float:
-        """Two-sided normal test of the mean over images."""
-        return 2 * float(norm.sf(abs(self.gain) / self.error)) if self.error else 1.0
+        """Two-sided normal test of the mean over images or groups of them."""
+        if not self.error:
+            return 0.0 if self.gain else 1.0
+        return 2 * float(norm.sf(abs(self.gain) / self.error))
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference is more than chance would give, at 5 %, and every seed has it."""
+        return self.p_value < 0.05 and len({gain > 0 for gain in self.gains}) == 1
 
 
 @torch.no_grad()

@@ -244,9 +244,10 @@ class QuantWeight(FromFloat):
     def quantized_weight(self) -> Tensor:
         """The fake-quantized weight; made anew only for another or rewritten scale or weight."""
         scale, weight = self.weight_quant.scale, self.weight
-        if self.weight_quant.observer is not None or (
-            torch.is_grad_enabled() and scale.requires_grad
-        ):
+        observer = self.weight_quant.observer
+        if observer is not None and observer.lo is not None:
+            return weight  # seen already: every batch has the same one
+        if observer is not None or (torch.is_grad_enabled() and scale.requires_grad):
             return self.weight_quant(weight)
         with torch.no_grad():
             return self._simulated.get((scale, weight), lambda: self.weight_quant(weight))

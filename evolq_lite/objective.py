@@ -78,23 +78,23 @@ class BlockObjective:
 
     def loss(self, vector: Vector) -> Float[Tensor, ""]:
         """The fitness of one vector, differentiable by `torch.func.grad(objective.loss)`."""
-        losses = [self._batch_loss(i, vector) for i in range(len(self.inputs))]
-        return torch.stack(losses).mean()
+        named = self.named(vector)  # once: the same tensors in all batches, so weights are kept
+        return torch.stack([self._batch_loss(i, named) for i in range(len(self.inputs))]).mean()
 
     def gradient(self, vector: Vector) -> tuple[Vector, float]:
         """Gradient (d,) and value of `loss`, batch by batch, so that one batch's graph is kept."""
-        return mean_gradient(self._batch_loss, len(self.inputs), vector)
+        return mean_gradient(
+            lambda i, v: self._batch_loss(i, self.named(v)), len(self.inputs), vector
+        )
 
     def named(self, vector: Vector) -> dict[str, Tensor]:
         """A vector as the buffers of the chain that `functional_call` exchanges."""
         parts = self.genome.unpack(vector.to(self.targets[0].device))
         return {f"model.{name}": values for name, values in parts.items()}
 
-    def _batch_loss(self, i: int, vector: Vector) -> Tensor:
-        """The fitness on batch i."""
-        logits = functional_call(
-            self.chain, self.named(vector), (self.inputs[i], self.first), tie_weights=False
-        )
+    def _batch_loss(self, i: int, named: dict[str, Tensor]) -> Tensor:
+        """The fitness on batch i with these scales."""
+        logits = functional_call(self.chain, named, (self.inputs[i], self.first), tie_weights=False)
         return self.fitness(logits, self.targets[i])
 
     @torch.no_grad()

@@ -42,6 +42,7 @@ class Observer:
         self.hi: Tensor | None = None
         self.samples: list[Tensor] = []
         self.every = 1  # one value in so many is kept
+        self.generator = torch.Generator().manual_seed(0)
 
     def rows(self, x: Tensor) -> Tensor:
         """Reshape to (channels, values), or (1, values) without an axis."""
@@ -63,12 +64,26 @@ class Observer:
 
     def keep(self, rows: Tensor) -> None:
         """Sample a batch (channels, values); thins out all samples whenever they are too many."""
+        if self.axis is None:
+            rows = self.drawn(rows)
         self.samples.append(rows[:, :: self.every].clone())
         while sum(part.numel() for part in self.samples) > SAMPLES:
             if max(part.shape[1] for part in self.samples) == 1:
                 return
             self.samples = [part[:, ::2].clone() for part in self.samples]
             self.every *= 2
+
+    def drawn(self, rows: Tensor) -> Tensor:
+        """The values (1, n) of all channels in random order, at most SAMPLES.
+
+        In their own order, one value in 2^k would belong to the same few channels every time.
+        """
+        n = rows.shape[1]
+        if n > SAMPLES:
+            order = torch.randint(n, (SAMPLES,), generator=self.generator)
+        else:
+            order = torch.randperm(n, generator=self.generator)
+        return rows[:, order.to(rows.device)]
 
     def merge(
         self, lo: Tensor, hi: Tensor, new_lo: Tensor, new_hi: Tensor

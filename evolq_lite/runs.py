@@ -157,7 +157,7 @@ class Outcome:
             "gain": self.gain.gain,
             "gain_interval": self.gain.interval,
             "p_value": self.gain.p_value,
-            "significant": self.gain.p_value < 0.05,
+            "significant": self.gain.significant,
             "fitness_before": self.history[0]["fitness"],
             "fitness_after": min(line["fitness"] for line in self.history),
             "evaluations": len(self.history),

@@ -171,6 +171,16 @@ def test_an_address_that_is_none(tmp_path, capsys, address):
     assert f"at {address}" in refused(capsys, tmp_path / "run", "--scheduler", address)
 
 
+def test_tls_without_certificates(tmp_path, capsys):
+    said = refused(capsys, tmp_path / "run", "--scheduler", "tls://127.0.0.1:9")
+    assert "needs certificates: set DASK_DISTRIBUTED__COMM__TLS__CA_FILE" in said
+    from dask import config
+
+    with config.set({"distributed.comm.tls.ca-file": str(tmp_path / "none.pem")}):
+        said = refused(capsys, tmp_path / "run", "--scheduler", "tls://127.0.0.1:9")
+    assert "certificates for tls://127.0.0.1:9 cannot be read" in said
+
+
 def test_a_scheduler_without_workers(tmp_path, capsys):
     with scheduler(tmp_path) as (address, _):
         said = refused(capsys, tmp_path / "run", "--scheduler", address)

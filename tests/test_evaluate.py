@@ -70,8 +70,33 @@ def test_seeds_are_averaged_before_images_are_counted():
         was, now = (torch.rand(3, 300, generator=generator) < easy for _ in range(2))
         calls += SeedComparison.of(was, now).p_value < 0.05
     assert 8 <= calls <= 36
+    assert not SeedComparison.of(was, was).significant
     change = SeedComparison.of(torch.zeros(3, 50).bool(), torch.ones(3, 50).bool())
     assert change.gain == 1 and change.gains == (1, 1, 1) and change.images == 50
     assert SeedComparison.of(was, was).p_value == 1 and "no significant" in str(
         SeedComparison.of(was, was).verdict
     )
+
+
+def test_images_of_a_typeface_are_not_counted_as_many():
+    """Coverage with images that are alike within groups; without the groups it is far too low."""
+    generator, calls, naive = torch.Generator().manual_seed(0), 0, 0
+    groups = torch.arange(40).repeat_interleave(10)
+    for _ in range(300):
+        tilt = torch.rand(2, 40, generator=generator)[:, groups]
+        was, now = (torch.rand(1, 400, generator=generator) < t for t in tilt)
+        calls += SeedComparison.of(was, now, groups).p_value < 0.05
+        naive += SeedComparison.of(was, now).p_value < 0.05
+    assert 5 <= calls <= 33 and naive > 60
+
+
+def test_a_difference_that_depends_on_the_seed_is_not_significant():
+    was = torch.zeros(2, 1000).bool()
+    now = was.clone()
+    now[0, :200] = True
+    assert SeedComparison.of(was, now).significant is False  # the second seed gains nothing
+    now[1, :1] = True
+    assert SeedComparison.of(was, now).significant
+    was[1, 500:503] = True
+    assert SeedComparison.of(was, now).p_value < 1e-9
+    assert not SeedComparison.of(was, now).significant

@@ -10,7 +10,8 @@ from evolq_lite.cli import main, parser
 from evolq_lite.data import DATA
 from evolq_lite.evaluate import packed, unpacked
 from evolq_lite.experiments import CLAIMS, KNOWN, real, report
-from evolq_lite.experiments.cells import VERDICTS, paired, path_of, read
+from evolq_lite.experiments.c6_selection import Selection
+from evolq_lite.experiments.cells import UNDECIDED, VERDICTS, paired, path_of, read
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_quick_writes_a_file_a_cell_and_the_report(quick):
     assert [row["claim"] for row in rows] == list(CLAIMS)
     page = (quick / "README.md").read_text()
     for row in rows:
-        assert row["verdict"] in VERDICTS and row["sentence"] in page
+        assert row["verdict"] in (*VERDICTS, UNDECIDED) and row["sentence"] in page
         assert f"![{row['alt']}]({row['figure']})" in page
 
 
@@ -78,6 +79,26 @@ def test_results_pair_image_by_image():
     assert many.interval == pytest.approx(gain.interval, abs=1e-3)
     assert 0.01 < gain.p_value < 0.99
     assert many.p_value == pytest.approx(gain.p_value, abs=0.03)
+
+
+def test_nothing_is_decided_by_a_part_of_the_cells(quick):
+    rows = {r["claim"]: r for r in json.loads((quick / "claims.json").read_text())}
+    assert all(rows[claim]["verdict"] == UNDECIDED for claim in ("C1", "C2", "C3", "C7"))
+
+
+def test_selection_is_told_from_what_is_real():
+    generator, faces = torch.Generator().manual_seed(0), torch.arange(60).repeat_interleave(20)
+    noise = torch.rand(41, 1200, generator=generator) < 0.8
+    noise[-1] = noise[noise.sum(1).argsort()[20]]  # the last is neither lucky nor unlucky
+    found = Selection.of([noise], faces)
+    assert found.here > 3 and abs(found.there) < 1.5  # most of the lead is luck
+    assert found.lost > 1.96 * found.error > 0
+    real = noise.clone()
+    real[7] |= torch.rand(1200, generator=generator) < 0.5  # one snapshot is truly better
+    found = Selection.of([real], faces)
+    assert found.here == pytest.approx(found.there, abs=0.3) and found.there > 5
+    same = Selection.of([noise[:1].expand(5, -1)], faces)
+    assert same.here == same.there == same.error == 0
 
 
 def test_cells_have_files_of_their_own():

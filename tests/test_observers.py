@@ -1,6 +1,10 @@
 """What each observer promises."""
 
 import pytest
+
+import evolq_lite as eq  # isort: skip  (before timm: see evolq_lite/_torchvision.py)
+
+import timm
 import torch
 
 from evolq_lite import observers
@@ -91,3 +95,33 @@ def test_samples_stay_few_however_much_is_seen(monkeypatch):
     single = observers.PowerOfTwo(IntRange(8, False), 0)
     single.update(torch.rand(2000, 5))  # more channels than samples: one value of each stays
     assert single.samples[0].shape == (2000, 1)
+
+
+@pytest.mark.parametrize("channel", [0, 1, 7])
+@pytest.mark.parametrize("kind", [Percentile, MeanSquaredError])
+def test_samples_are_of_all_channels(monkeypatch, kind, channel):
+    """Channels lie side by side in memory: taking one value in 2^k would miss most of them."""
+    monkeypatch.setattr(observers, "SAMPLES", 2**12)
+    x = torch.randn(2000, 48, generator=torch.Generator().manual_seed(0))
+    x[:, channel] *= 50
+    observer = kind(IntRange(8, signed=False))
+    for part in x.split(500):
+        observer.update(part)
+    lo, hi = observer.range()
+    assert lo < -20 and hi > 20
+
+
+def test_weights_are_seen_once(monkeypatch):
+    """The same weights in every batch would crowd out each other's samples."""
+    monkeypatch.setattr(observers, "SAMPLES", 2**12)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=24, num_heads=2
+    )
+    config = eq.QuantConfig(weight_bits=4, weight_observer="mse")
+    few, many = eq.quantize(model, config), eq.quantize(model, config)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    eq.calibrate(few, x, config)
+    eq.calibrate(many, x.repeat(10, 1, 1, 1), config, batch=2)
+    for (name, one), two in zip(few.named_buffers(), many.buffers(), strict=True):
+        if "weight_quant" in name:
+            assert torch.equal(one, two), name

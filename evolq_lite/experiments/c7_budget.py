@@ -8,7 +8,7 @@ from statistics import fmean as mean
 from typing import Any
 
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.experiments.cells import Cell, Claim, Result, paired
+from evolq_lite.experiments.cells import UNDECIDED, Cell, Claim, Result, paired
 from evolq_lite.experiments.plots import forest
 from evolq_lite.experiments.setup import evolved, setting, tested
 from evolq_lite.figures import Picture
@@ -41,7 +41,7 @@ def cells(quick: bool) -> list[Cell]:
     fixed = {
         "weight_bits": 3,
         "images": 60 if quick else 300,
-        "every": 20 if quick else 1,
+        "every": 21 if quick else 1,
     }
     changed = [("start", {}), *((g, options) for g, rows in groups.items() for options in rows)]
     return [
@@ -88,14 +88,16 @@ def verdict(results: list[Result]) -> tuple[str, str]:
     """Does any variant beat the paper's choice significantly?"""
     start, found = grouped(results)
     if "granularity" not in found:
-        return "holds partly", "Only a part of the cells was computed."
+        return UNDECIDED, "Only a part of the cells was computed."
     paper = found["granularity"]["block"]
     better = {}
     many = sum(len(rows) for rows in VARIANTS.values()) - 1  # comparisons: Bonferroni
     for group, rows in found.items():
         for name, rs in rows.items():
             gain = paired(paper, rs)
-            if rs is not paper and gain.gain > 0 and many * gain.p_value < 0.05:
+            if rs is paper or gain.gain <= 0 or not gain.significant:
+                continue
+            if many * gain.p_value < 0.05:
                 better[f"{group} {name}"] = (gain, mean([r["evaluations"] for r in rs]))
     cost = mean([r["evaluations"] for r in paper])
     fair = {n: g for n, (g, evaluations) in better.items() if evaluations <= 1.05 * cost}

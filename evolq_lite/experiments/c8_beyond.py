@@ -53,7 +53,7 @@ def cells(quick: bool) -> list[Cell]:
     sizes = {
         "images": 60 if quick else 500,
         "passes": 1 if quick else 10,
-        "every": 20 if quick else 1,
+        "every": 21 if quick else 1,
     }
     networks = ("vit",) if quick else ("vit", "cnn")
     variants = ("paper", CHOSEN) if quick else tuple(VARIANTS)
@@ -140,19 +140,26 @@ def figure(results: list[Result]) -> Picture:
 
 
 def verdict(results: list[Result]) -> tuple[str, str]:
-    """Is the chosen search significantly ahead in at least three of four settings (3, 4 bits)?"""
+    """Is the chosen search significantly ahead at 3 and 4 bits?
+
+    Holds if it is in all four settings, partly if in three.
+    """
     said, ahead = [], []
     for (network, bits), found in grouped(results).items():
         gain, search = (paired(found[v], found[CHOSEN]) for v in ("paper", UNSEARCHED))
         if bits < 8:
-            ahead.append(gain.gain > 0 and gain.p_value < 0.05)
+            ahead.append(gain.gain > 0 and gain.significant)
         said.append(f"{network} W{bits}A8 {gain} (of it by searching: {search})")
-    ranks = ", ".join(f"{v} {share:.3f}" for v, share in choice(results).items())
+    shares = choice(results)
+    ranks = ", ".join(f"{v} {share:.3f}" for v, share in shares.items())
+    first = next(iter(shares))
+    if first != CHOSEN:
+        ranks += f" (computed anew, {first!r} is the best now)"
     enough = sum(ahead) >= 0.75 * len(ahead)
     return verdict_of((enough, all(ahead))), (
-        f"{CHOSEN!r} against the paper's algorithm at the same number of evaluations: "
-        f"{'; '.join(said)}. Chosen by KL divergence on held-out calibration images, in units of "
-        f"what the paper's search leaves: {ranks}."
+        f"{CHOSEN!r} against the paper's algorithm in no more evaluations: "
+        f"{'; '.join(said)}. Chosen by the KL divergence that a search leaves on held-out "
+        f"calibration images, in units of what the paper's leaves: {ranks}."
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from evolq_lite.config import parsed
+from evolq_lite.data import test_faces
 from evolq_lite.evaluate import Accuracy, Comparison, Gain, SeedComparison, unpacked
 from evolq_lite.figures import Picture
 from evolq_lite.record import environment, fix_kernels, write_whole
@@ -37,10 +38,13 @@ class Claim:
     cells: Callable[[bool], list[Cell]]  # from `quick`
     run: Callable[[Cell], Result]
     figure: Callable[[list[Result]], Picture]
-    verdict: Callable[[list[Result]], tuple[str, str]]  # a word of VERDICTS and a sentence
+    verdict: Callable[
+        [list[Result]], tuple[str, str]
+    ]  # a word of VERDICTS, or UNDECIDED, and a sentence
 
 
 VERDICTS = ("holds here", "holds partly", "does not hold here")
+UNDECIDED = "not decided"  # too little was computed
 
 
 def verdict_of(parts: Sequence[bool]) -> str:
@@ -110,6 +114,11 @@ def accuracy_of(result: Result) -> Accuracy:
 
 
 def paired(before: Sequence[Result], after: Sequence[Result]) -> Gain:
-    """Compare results on the same images, a pair for each seed."""
+    """Compare results on the same images, a pair for each seed.
+
+    Every n-th embedded test image (`every`) comes in typefaces; other images stand for themselves.
+    """
     was, now = (torch.stack([right(r) for r in results]) for results in (before, after))
+    if every := before[0].get("every"):
+        return SeedComparison.of(was, now, test_faces()[::every])
     return Comparison.of(was[0], now[0]) if len(was) == 1 else SeedComparison.of(was, now)

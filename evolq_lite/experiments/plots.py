@@ -24,7 +24,7 @@ def forest(groups: Mapping[str, Mapping[str, Gain]], title: str) -> Picture:
         for i, gain in enumerate(gains.values()):
             low, high = (100 * x for x in gain.interval)
             point = 100 * gain.gain
-            clear = gain.p_value < 0.05
+            clear = gain.significant
             axes.errorbar(
                 point,
                 i,

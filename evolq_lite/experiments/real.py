@@ -118,7 +118,7 @@ def verdict(results: list[Result]) -> tuple[str, str]:
     said, clear = [], []
     for setting, found in grouped(results).items():
         gain = compared(found["EvolQ from MinMax"], "before", "evolved")
-        clear.append(gain.gain > 0 and gain.p_value < 0.05)
+        clear.append(gain.gain > 0 and gain.significant)
         rows = [f"float {100 * found['EvolQ from MinMax']['float_top1']:.1f} %"]
         for method, r in found.items():
             if method in STARTS:
