@@ -55,7 +55,7 @@ from evolq_lite.runs import (
 # Seconds that a cell of an experiment may take on a worker before it counts as hanging.
 CELL_PATIENCE = 7200.0
 # Where networks and photographs lie that are not in this repo; the options tell other places.
-SHARED = DATA.parents[1] / "shared"
+SHARED = DATA.resolve().parent.parent / "shared"
 
 
 class Parser(argparse.ArgumentParser):
@@ -109,6 +109,18 @@ def options_of(cls: type[Any], arguments: argparse.Namespace) -> Any:
     return cls(**{f.name: getattr(arguments, f.name) for f in fields(cls)})
 
 
+def device_for(arguments: argparse.Namespace) -> torch.device:
+    """The device that the options ask for; workers compute on processors, all in the same way."""
+    if arguments.workers is None and arguments.scheduler is None:
+        return device_of(arguments.device)
+    if arguments.device not in ("auto", "cpu"):
+        raise ValueError(
+            f"workers compute on processors, not on {arguments.device}; leave --workers and "
+            "--scheduler away, or give --device cpu"
+        )
+    return torch.device("cpu")
+
+
 def device_of(name: str) -> torch.device:
     """The device of that name, "auto" being CUDA if there is one; ValueError if torch has none."""
     if name == "auto":
@@ -124,7 +136,7 @@ def device_of(name: str) -> torch.device:
 
 def demo_task(arguments: argparse.Namespace) -> Task:
     """The embedded network on Typefaces-62."""
-    device = device_of(arguments.device)
+    device = device_for(arguments)
     return embedded_task(arguments.model, arguments.calibration_images, arguments.seed, device)
 
 
@@ -136,7 +148,7 @@ def folder_task(arguments: argparse.Namespace) -> Task:
         raise ValueError(
             f"{arguments.calibration} holds 1 image; give at least 2: infoNCE compares images"
         )
-    device = device_of(arguments.device)
+    device = device_for(arguments)
     model = load_timm(arguments.model, arguments.checkpoint).to(device)
     chain_of(model)
     transform = transform_of(model)
@@ -322,7 +334,11 @@ def reproduce(arguments: argparse.Namespace, pool: Pool | None) -> int:
     default = Path("runs/quick") if arguments.quick else DATA / "results"
     folder = arguments.out or default
     if arguments.report:
+        if arguments.claims != ["all"]:
+            raise ValueError("--report is about all results that are there; give no experiment")
         claims = []
+    if arguments.quick and real.CLAIM in claims:
+        raise ValueError("nothing of REAL is quick; leave --quick away")
     if real.CLAIM in claims:
         if pool is not None:
             raise ValueError(
@@ -460,7 +476,8 @@ def way_on(arguments: argparse.Namespace) -> str:
     if arguments.command == "reproduce":
         return "; the same command goes on with the next cell"
     if begun(arguments):
-        return "; the same command with --resume goes on from the last finished block"
+        how = "--resume in place of --replace" if arguments.replace else "--resume"
+        return f"; the same command with {how} goes on from the last finished block"
     return " before the run began"
 
 
@@ -496,10 +513,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         hint = "; check the path, or give another --out" if error.errno is not None else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = (
-                "; free some space, then give the same command"
-                f"{' with --resume' if begun(arguments) else ' again'}"
-            )
+            hint = f"; free some space{way_on(arguments)}"
         named = (
             f"{error.strerror}: {error.filename}"
             if error.strerror and error.filename

@@ -128,7 +128,7 @@ class SearchConfig(_Checked):
     )
     scales: str = option(
         "attention",
-        "which scales: attention weights, all weights, or all with activations",
+        "which scales: attention weights, all weights, or all with activations (ptf's factors too)",
         ("attention", "weights", "all"),
     )
     granularity: str = option("block", "what is visited at a time", ("layer", "block", "global"))

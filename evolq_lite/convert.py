@@ -48,6 +48,7 @@ def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
             cast(nn.Module, qmodel.patch_embed.norm), sum_quantizer(config)
         )
     set_execution(qmodel, config.execution)
+    qmodel.quant_config = config  # type: ignore[assignment]  # what `calibrate` goes by
     return qmodel
 
 
@@ -128,12 +129,17 @@ def calibrate(
 ) -> None:
     """Choose every scale by watching calibration images (n, channels, height, width) pass in float.
 
-    With `config.bias_correction`, biases are shifted so that the mean output of each layer is as
-    with float weights. ValueError for no images, or NaN or infinite values in them or in the
-    network's activations (which names the point).
+    With `bias_correction` in the config (that of `quantize`, unless another is given), biases are
+    shifted so that the mean output of each layer is as with float weights. ValueError for no
+    images, or NaN or infinite values in them or in the network's activations (which names the
+    point).
     """
     if len(images) == 0:
         raise ValueError("no calibration images; give at least one")
+    config = config or cast(QuantConfig, qmodel.quant_config)
+    for layer in qmodel.modules():
+        if isinstance(layer, QuantWeight):
+            layer.forget_correction()
     points = quantizers(qmodel)
     logs = [module for module in qmodel.modules() if isinstance(module, Log2Quantizer)]
     for point in points.values():
@@ -153,7 +159,7 @@ def calibrate(
             point.observer = None
         for log in logs:
             log.passing = False
-    if config is not None and config.bias_correction:
+    if config.bias_correction:
         _correct_biases(qmodel, images, batch)
 
 

@@ -89,7 +89,7 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
     finite = values[np.isfinite(values)]
     axes.set_ylim(
         finite.min() - 0.05 * np.ptp(finite) - 1e-9,
-        np.quantile(finite, 0.98) + 0.05 * np.ptp(finite) + 1e-9,
+        max(values[0], np.quantile(finite, 0.98)) + 0.05 * np.ptp(finite) + 1e-9,
     )
     axes.set(xlabel="evaluation", ylabel="fitness on calibration images (lower is better)")
     axes.set_title("Filled: accepted. Hollow: rejected.", loc="left", fontsize="medium")
@@ -157,6 +157,8 @@ def changed_figure(
 ) -> Picture:
     """Characters (n, 1, 28, 28) that two networks (n,) label differently, right ones marked."""
     changed = (before != after).nonzero().flatten()
+    if len(changed) == 0:
+        return tiles(images[:0], [], columns, "No character's predicted label changed.")
     spread = changed[torch.linspace(0, len(changed) - 1, rows * columns).long().unique()]
     titles = []
     for i in spread.tolist():
@@ -169,6 +171,8 @@ def changed_figure(
 
 def confusion_figure(predictions: Tensor, labels: Tensor) -> Picture:
     """The 62 x 62 confusion matrix: rows true, columns predicted; the worst pairs are named."""
+    import seaborn  # half a second, which only this figure pays
+
     matrix = np.zeros((62, 62))
     np.add.at(matrix, (labels.numpy(), predictions.numpy()), 1)
     share = matrix / matrix.sum(1, keepdims=True)
@@ -179,12 +183,22 @@ def confusion_figure(predictions: Tensor, labels: Tensor) -> Picture:
     )
     figure = new_figure(8, 7.4, f"Confusion matrix of 62 characters. Most often confused: {named}.")
     axes = figure.add_subplot()
-    picture = axes.imshow(np.sqrt(share), cmap="cividis", vmin=0, vmax=1)
-    axes.set_xticks(range(62), list(CHARACTERS), fontsize=6)
-    axes.set_yticks(range(62), list(CHARACTERS), fontsize=6)
+    seaborn.heatmap(
+        np.sqrt(share),
+        ax=axes,
+        cmap="cividis",
+        vmin=0,
+        vmax=1,
+        square=True,
+        xticklabels=list(CHARACTERS),
+        yticklabels=list(CHARACTERS),
+        cbar_kws={"shrink": 0.7, "label": "share of the row"},
+    )
+    axes.tick_params(labelsize=6, labelrotation=0)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"Most often: {named}", fontsize=7, loc="left")
-    bar = figure.colorbar(picture, ax=axes, shrink=0.7, label="share of the row")
+    bar = axes.collections[0].colorbar
+    assert bar is not None
     marks = [0, 0.01, 0.1, 0.25, 0.5, 1]
     bar.set_ticks([mark**0.5 for mark in marks], labels=[str(mark) for mark in marks])
     return figure

@@ -236,6 +236,11 @@ class QuantWeight(FromFloat):
         self.input_quant = act_quantizer(config)
         self.weight_quant = weight_quantizer(config)
         self._simulated, self._packed = Kept(), Kept()
+        self._float_bias = (self.bias,)  # a tuple, so that torch sees one bias only
+
+    def forget_correction(self) -> None:
+        """Go back to the float layer's bias."""
+        self.bias = self._float_bias[0]
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's matrix product."""

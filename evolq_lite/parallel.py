@@ -354,7 +354,13 @@ def check_cluster(client: Any, address: str, ready: Callable[[], str]) -> None:
             f"the scheduler at {address} has no workers; start some with: dask worker {address}"
         )
     mine = versions()
-    for worker, theirs in client.run(versions).items():
+    try:
+        all_of_them = client.run(versions)
+    except ImportError as error:
+        raise ValueError(
+            f"a worker of {address} has no evolq_lite ({error}); install it on all of them"
+        ) from None
+    for worker, theirs in all_of_them.items():
         for package, version in mine.items():
             if theirs.get(package) != version:
                 raise ValueError(

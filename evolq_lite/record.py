@@ -142,7 +142,9 @@ def save_scales(path: Path | str, qmodel: nn.Module, **metadata: Any) -> None:
 def load_scales(path: Path | str, qmodel: nn.Module) -> dict[str, Any]:
     """Put saved scales into a model quantized in the same way; returns the metadata.
 
-    ValueError if they do not fit, or are not what was saved; the model is then as it was.
+    Shapes are compared with those of a calibrated model. Biases that `bias_correction` has changed
+    are no part of the file: calibrate with the same images first. ValueError if the scales do not
+    fit, or are not what was saved; the model is then as it was.
     """
     points = quantizers(qmodel)
     wanted = {f"{name}.{part}" for name in points for part in ("scale", "zero_point")}
@@ -153,11 +155,10 @@ def load_scales(path: Path | str, qmodel: nn.Module) -> dict[str, Any]:
                     f"the scales in {path} belong to another network or another quantization"
                 )
             for name, point in points.items():  # before a tensor is made
-                shape = tuple(file.get_slice(f"{name}.scale").get_shape())
-                if point.frozen and shape != point.scale.shape:
-                    raise ValueError(
-                        f"{path}: {name}.scale has shape {shape}, not {tuple(point.scale.shape)}"
-                    )
+                for part in ("scale", "zero_point") if point.frozen else ():
+                    shape = tuple(file.get_slice(f"{name}.{part}").get_shape())
+                    if shape != (own := tuple(getattr(point, part).shape)):
+                        raise ValueError(f"{path}: {name}.{part} has shape {shape}, not {own}")
             # Copies: what safetensors returns is the mapped file, which may change under us.
             tensors = {name: file.get_tensor(name).clone() for name in sorted(wanted)}
             metadata = parsed((file.metadata() or {}).get("run", "{}"))
@@ -168,8 +169,12 @@ def load_scales(path: Path | str, qmodel: nn.Module) -> dict[str, Any]:
     for name, value in tensors.items():
         if not (value.is_floating_point() and torch.isfinite(value).all()):
             raise ValueError(f"{path}: {name} holds NaN or infinite values, or none at all")
+        if name.endswith(".scale") and not (value > 0).all():
+            raise ValueError(f"{path}: {name} holds scales that are not positive")
     for name, point in points.items():
-        point.scale, point.zero_point = tensors[f"{name}.scale"], tensors[f"{name}.zero_point"]
+        device = point.scale.device
+        point.scale = tensors[f"{name}.scale"].to(device)
+        point.zero_point = tensors[f"{name}.zero_point"].to(device)
         point.frozen = True
     return metadata
 
@@ -200,10 +205,8 @@ class RunFolder:
         self.path, self._lock = path, FileLock(path / LOCK, 0, thread_local=False)
 
     def close(self) -> None:
-        """Let others in."""
+        """Let others in. The lock's file stays: who removed it could remove the next one's lock."""
         self._lock.release(force=True)
-        with suppress(OSError):  # Windows, if somebody looks at it just now
-            (self.path / LOCK).unlink()
 
     def _enter(self) -> None:
         """Lock the folder; FileExistsError while another run is in it."""
@@ -236,7 +239,9 @@ class RunFolder:
             if folder._lock.is_locked:
                 folder.close()
             if made:
-                path.rmdir()
+                with suppress(OSError):  # somebody else is in it by now
+                    (path / LOCK).unlink(missing_ok=True)
+                    path.rmdir()
             raise
         return folder
 
@@ -299,9 +304,15 @@ class RunFolder:
         write_whole(self.path / name, (json.dumps(content, indent=1) + "\n").encode())
 
     def enter(self, state: dict[str, Any]) -> None:
-        """Write environment.json; ValueError if the run was begun with other kernels."""
+        """Write environment.json; ValueError if the run was begun with other kernels or files."""
         file = self.path / "environment.json"
         old = read_object(file) if file.is_file() else state
+        if old.get("sha256") != state["sha256"]:
+            differ = ", ".join(sorted(set(_differences(old.get("sha256"), state["sha256"]))))
+            raise ValueError(
+                f"{file}: the run began with other files ({differ or 'unknown ones'}); put them "
+                f"back, or {ANEW}"
+            )
         for key in ("execution", "device", "chunk"):
             if (was := old.get(key)) != state[key]:
                 raise ValueError(

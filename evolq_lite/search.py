@@ -192,14 +192,14 @@ class SPSA:
             if self.asked % 2 == 0:
                 signs = 2.0 * torch.randint(2, (len(self.x),), generator=self.generator) - 1
                 self.signs.append(signs.to(self.x))
-            rows.append(self.x + (-1) ** self.asked * self.width * self.signs[-1])
+            width = self.width(self.asked // 2)
+            rows.append(self.x + (-1) ** self.asked * width * self.signs[-1])
             self.asked += 1
         return torch.stack(rows)
 
-    @property
-    def width(self) -> float:
-        """How far a pair reaches."""
-        return self.step / (self.pairs + 1) ** 0.101
+    def width(self, pair: int) -> float:
+        """How far pair number `pair`, from 0, reaches."""
+        return self.step / (pair + 1) ** 0.101
 
     def tell(self, population: Population, values: Values) -> None:
         """Move after each whole pair; a failed half leaves x where it is."""
@@ -208,7 +208,7 @@ class SPSA:
                 self._best = (vector, value)
             self.values.append(value)
             if len(self.values) == 2:
-                slope = (self.values[0] - self.values[1]) / (2 * self.width)
+                slope = (self.values[0] - self.values[1]) / (2 * self.width(self.pairs))
                 signs, self.values = self.signs.pop(0), []
                 if np.isfinite(slope):
                     self.gain = self.gain or self.step / max(abs(slope), 1e-12)
@@ -266,7 +266,7 @@ class CoordinateSearch(RandomSearch):
 class FromCmaes:
     """Covariance matrix adaptation by the `cmaes` package; separable unless `full`.
 
-    It learns from whole generations: the package tells how many. ImportError says how to install.
+    It learns from whole generations: the package tells how many. ValueError says how to install it.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ class FromCmaes:
         try:
             import cmaes
         except ModuleNotFoundError:
-            raise ImportError(
+            raise ValueError(
                 "this search needs the package cmaes: pip install evolq_lite[rivals]"
             ) from None
         kind = cmaes.CMA if full else cmaes.SepCMA

@@ -39,7 +39,7 @@ from evolq_lite.data import (
     load_images,
 )
 from evolq_lite.figures import new_figure, save_figure
-from evolq_lite.record import RunFolder, write_whole
+from evolq_lite.record import RunFolder, load_scales, save_scales, write_whole
 
 SHORT = ("--passes", 1, "--cycles", 1)
 DEMO = ("demo", "--calibration-images", 20, *SHORT)
@@ -731,6 +731,41 @@ def test_resume_with_other_kernels(refused, run_folder, name, value):
     file = run_folder / "environment.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
     refused((*DEMO, "--out", run_folder, "--resume"), f"{name} {value}", "--out|such a machine")
+
+
+def test_resume_with_other_files(refused, run_folder):
+    """Other images or weights under the same names would be searched on with the old fitness."""
+    file = run_folder / "environment.json"
+    state = json.loads(file.read_text())
+    state["sha256"]["typefaces-train.npz"] = "0" * 64
+    file.write_text(json.dumps(state))
+    refused((*DEMO, "--out", run_folder, "--resume"), "typefaces-train.npz", "put them back")
+
+
+def test_workers_compute_on_processors(refused, tmp_path):
+    options = ("--out", tmp_path / "out", "--workers", 2, "--device", "cuda")
+    refused((*DEMO, *options), "workers compute on processors, not on cuda")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("REAL", "--quick"), "nothing of REAL is quick"),
+        (("C1", "--report"), "--report is about all results"),
+    ],
+)
+def test_reproduce_refuses_what_it_would_ignore(refused, tmp_path, more, said):
+    refused(("reproduce", *more, "--out", tmp_path / "out"), said)
+
+
+def test_scales_that_are_not_positive(tmp_path):
+    qmodel = quantize(toy("vit"), QuantConfig())
+    calibrate(qmodel, toy_images("vit"))
+    point = next(iter(convert.quantizers(qmodel).values()))
+    point.scale = -point.scale
+    save_scales(tmp_path / "scales.safetensors", qmodel)
+    with pytest.raises(ValueError, match="not positive"):
+        load_scales(tmp_path / "scales.safetensors", qmodel)
 
 
 def without_metadata(path: Path) -> None:

@@ -169,6 +169,19 @@ def test_bias_correction_removes_the_mean_error_of_a_layer():
     assert errors[1] < 0.05 * errors[0]
 
 
+def test_biases_are_corrected_once_and_as_quantize_was_told():
+    model, x = toy("vit"), toy_images("vit")
+    qmodel = quantize(model, QuantConfig(weight_bits=3, bias_correction=True))
+    calibrate(qmodel, x)
+    first = [layer.bias.clone() for layer in qmodel.modules() if isinstance(layer, QuantLinear)]
+    plain = quantize(model, QuantConfig(weight_bits=3))
+    calibrate(plain, x)
+    assert not torch.equal(first[0], plain.blocks[0].attn.qkv.bias)
+    calibrate(qmodel, x)
+    again = [layer.bias for layer in qmodel.modules() if isinstance(layer, QuantLinear)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
 @pytest.mark.parametrize("execution", ["simulate", "auto"])
 def test_bias_correction_keeps_the_means_of_every_linear_layer(execution):
     """Also of fc2, which integer execution hands codes instead of numbers."""

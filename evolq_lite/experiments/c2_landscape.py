@@ -126,10 +126,12 @@ def figure(results: list[Result]) -> Picture:
     step = 1e-2 if any(r["step"] == 1e-2 for r in shown) else shown[0]["step"]
     shown = [r for r in shown if r["step"] == step]
     shown = [r for r in shown if r["images"] == max(r["images"] for r in shown)]
+    minima = minima_of(shown)
     said = "; ".join(
-        f"{r['network']} {r['layer']}: mean change {r['change']:.2g}, noise "
-        f"{r['noise_floor']:.2g}, {r['minima']:.1f} minima a line"
+        f"{name}: mean change {r['change']:.2g}, noise {r['noise_floor']:.2g}, "
+        f"{mean(minima[name]):.1f} minima a line"
         for r in shown
+        if (name := f"{r['network']} {r['layer']}")
     )
     alt = f"Fitness along random lines of one layer's scales, relative step {step}. {said}."
     picture = new_figure(2.9 * len(shown), 3.2, alt)
@@ -144,7 +146,7 @@ def figure(results: list[Result]) -> Picture:
         axes.set(xlabel="relative step", ylabel="change of fitness")
         axes.set_xticks([-r["step"], 0, r["step"]])
         axes.ticklabel_format(axis="y", scilimits=(-2, 2))
-        axes.legend(fontsize="small")
+    picture.axes[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return picture
 
 

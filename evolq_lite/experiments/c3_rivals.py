@@ -19,7 +19,7 @@ from evolq_lite.descent import COST_OF_GRADIENT, descend
 from evolq_lite.evolve import evolve
 from evolq_lite.experiments.cells import UNDECIDED, Cell, Claim, Result, paired, verdict_of
 from evolq_lite.experiments.setup import Setting, setting, tested
-from evolq_lite.figures import PETROFF, Picture, new_figure
+from evolq_lite.figures import MARKERS, PETROFF, Picture, new_figure
 from evolq_lite.fitness import fisher
 from evolq_lite.objective import BlockObjective
 from evolq_lite.search import (
@@ -183,16 +183,26 @@ def figure(results: list[Result]) -> Picture:
             for r in best[method]
         ]
         values = np.stack(rows) - np.array([[r["fitness_before"]] for r in best[method]])
-        left.plot(costs, values.mean(0), style, color=color, label=method)
+        marker = {
+            "marker": MARKERS[(i + i // len(PETROFF)) % len(MARKERS)],
+            "markevery": (3 * i % 15, 15),
+            "ms": 5,
+        }
+        left.plot(costs, values.mean(0), style, color=color, label=method, **marker)
         left.fill_between(costs, values.min(0), values.max(0), color=color, alpha=0.15)
         gain = gains[method]
         low, high = (100 * x for x in gain.interval)
         point = 100 * gain.gain
         right.errorbar(
-            point, i, xerr=[[point - low], [high - point]], fmt="o", color=color, capsize=3
+            point,
+            i,
+            xerr=[[point - low], [high - point]],
+            fmt=MARKERS[(i + i // len(PETROFF)) % len(MARKERS)],
+            color=color,
+            capsize=3,
         )
     left.set(xlabel="cost in forwards", ylabel="fitness against the start (lower is better)")
-    left.legend(fontsize="x-small", ncols=2)
+    left.set_title("Best so far; markers are named on the right", fontsize="medium")
     right.axvline(0, color="0.5", lw=1)
     right.set_yticks(range(len(order)), order)
     right.invert_yaxis()

@@ -85,13 +85,13 @@ def figure(results: list[Result]) -> Picture:
     """Gains of each method, one panel for each network and bit-width."""
     groups = {
         f"{network} W{bits}A8": {
-            f"{m} - {start_of(m)}": paired(found[start_of(m)], rs)
+            f"{m}, over {start_of(m)}" if m == "MSE" else m: paired(found[start_of(m)], rs)
             for m, rs in found.items()
             if m not in ("MinMax", "float")
         }
         for (network, bits), found in grouped(results).items()
     }
-    return forest(groups, "Gains over the start")
+    return forest(groups, "Gains over the scales that each search starts from")
 
 
 def verdict(results: list[Result]) -> tuple[str, str]:

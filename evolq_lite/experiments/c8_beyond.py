@@ -130,9 +130,9 @@ def figure(results: list[Result]) -> Picture:
     """The chosen search against the paper's, one panel for each network and bit-width."""
     groups = {
         f"{network} W{bits}A8": {
-            "chosen - paper": paired(found["paper"], found[CHOSEN]),
-            "its start - paper": paired(found["paper"], found[UNSEARCHED]),
-            "chosen - its start": paired(found[UNSEARCHED], found[CHOSEN]),
+            "chosen, over paper": paired(found["paper"], found[CHOSEN]),
+            "its start, over paper": paired(found["paper"], found[UNSEARCHED]),
+            "chosen, over its start": paired(found[UNSEARCHED], found[CHOSEN]),
         }
         for (network, bits), found in grouped(results).items()
     }

@@ -66,7 +66,10 @@ def run(cell: Cell, weights: Path, photographs: Path) -> Result:
     from evolq_lite.cli import main
 
     out = RUNS / "-".join(str(value).replace(" ", "_") for value in cell.values())
-    if main(options(cell, weights, photographs, out)) != 0:
+    status = main(options(cell, weights, photographs, out))
+    if status == 130:
+        raise KeyboardInterrupt
+    if status != 0:
         raise ValueError(f"the run in {out} has failed, see above")
     summary: Result = json.loads((out / "summary.json").read_text())
     return summary

@@ -11,6 +11,9 @@ from evolq_lite.panels.search import SearchPanel
 def main() -> None:
     """Compute and store; the panels' defaults decide what."""
     kinds = [kind for name in panels.__all__ if (kind := getattr(panels, name)).shipped]
+    names = [kind.__name__ for kind in kinds]
+    if unknown := [name for name in sys.argv[1:] if name not in names]:
+        sys.exit(f"no panel {unknown[0]!r} has a stored view; known: {', '.join(names)}")
     for kind in kinds:
         if sys.argv[1:] and kind.__name__ not in sys.argv[1:]:
             continue

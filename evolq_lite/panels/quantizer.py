@@ -45,6 +45,15 @@ def quantized(x: Tensor, bits: int, symmetric: bool, channels: bool, clip: float
     return fake_quantize(x, scale, zero, integers, axis=0 if channels else None)
 
 
+def staircase(x: Tensor, at: Tensor, channels: bool, *args: Any) -> Tensor:
+    """What values `at` (n,) become when x (channels, m), or its first channel, is quantized."""
+    bits, symmetric, clip = args
+    integers = IntRange(bits, signed=True)
+    row = x[0] if channels else x
+    scale, zero = affine_params(clip * row.min(), clip * row.max(), integers, symmetric)
+    return fake_quantize(at, scale, zero, integers)
+
+
 def split_error(x: Tensor, bits: int, symmetric: bool, channels: bool, clip: float) -> Tensor:
     """Mean square errors (2,) of a tensor: from rounding inside the range, from clipping outside.
 
@@ -118,9 +127,12 @@ class QuantizerPanel(Panel):
         )
         stairs, histogram, curve = figure.subplots(1, 3)
         row, out = (t[0] if values["channels"] else t.flatten() for t in (x, q))
-        order = row.argsort()[torch.linspace(0, len(row) - 1, 2000).long()]
-        stairs.plot(row[order], row[order], "--", color="0.6", lw=1, label="exact")
-        stairs.step(row[order], out[order], where="mid", color=PETROFF[0], label="quantized")
+        at = torch.linspace(float(row.min()), float(row.max()), 2000)  # every level has its step
+        args = values["bits"], values["symmetric"], values["clip"]
+        stairs.plot(at, at, "--", color="0.6", lw=1, label="exact")
+        stairs.plot(
+            at, staircase(x, at, values["channels"], *args), color=PETROFF[0], label="quantized"
+        )
         stairs.set(xlabel="value", ylabel="after quantization", title="Staircase")
         stairs.legend(fontsize="small")
         histogram.hist(row.numpy(), bins=60, color=PETROFF[0], alpha=0.6, density=True)

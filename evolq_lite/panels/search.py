@@ -1,7 +1,7 @@
 """Lesson 6: the whole block-wise search, with Run, Pause, Resume and Cancel.
 
-The run folder is the command line's own: a cancelled run goes on with Resume here, or with
-`python -m evolq_lite demo --resume` there.
+The run folder is the command line's own: a cancelled run goes on with Resume here, or there with
+`python -m evolq_lite demo --resume --out FOLDER --step WIDTH` and the other options that were set.
 """
 
 import threading

@@ -61,8 +61,8 @@ ready = check()
 #
 # ## How to work with a panel
 #
-# A panel has controls on the left, a picture, and a sentence that says what the picture shows. Try
-# this one: how many levels of a real layer's weights survive in 3 bits? Lesson 1 explains the rest.
+# A panel has controls, a picture, and a sentence that says what the picture shows. Try this one:
+# how many levels of a real layer's weights survive in 3 bits? Lesson 1 explains the rest.
 
 # %%
 QuantizerPanel(bits=3)
@@ -71,7 +71,7 @@ QuantizerPanel(bits=3)
 # - **Mouse:** drag a slider's handle; the picture follows when you let go.
 # - **Keyboard:** press Tab until the handle is marked, then the arrow keys.
 # - **Exact values:** click on the number beside a slider, type, press Enter. A value out of range
-#   is moved to the nearest possible one, and the sentence says so.
+#   becomes the nearest possible one.
 # - **Slow panels** have a progress bar and a *Cancel* button, which takes effect within half a
 #   second. The last picture that was finished stays.
 # - Some panels open with a stored picture (the sentence says *Stored result*) and compute as soon
@@ -81,7 +81,7 @@ QuantizerPanel(bits=3)
 # **Predict, then try.**
 #
 # 1. From 3 bits to 2, and from 3 to 4: how does the share of the signal's power that is lost
-#    change? Guess the factors, then read them in the sentence below the picture.
+#    change? Guess the factors, then read them in the sentence.
 # 2. Type 20 into *Bits*. What happens?
 #
 # <details><summary>What you should have seen</summary>
@@ -89,7 +89,7 @@ QuantizerPanel(bits=3)
 # 1. From 3 bits to 4 it falls to about a quarter, from 34 % to 8 %: levels are half as far apart,
 #    and power goes with the square. From 3 to 2 it rises to 86 %, not to four times as much: more
 #    than all cannot be lost. Lesson 1 derives the factor 4 and shows where it fails.
-# 2. The slider goes to 8, its end, and the sentence begins with a word about it.
+# 2. The number becomes 8, the end of the slider.
 #
 # </details>
 #
@@ -183,7 +183,7 @@ print(f"on {run['images']:,} test images, after {run['evaluations']} evaluations
 #
 # Take them in order. Each says how long it takes, stops for predictions, and ends with questions
 # whose answers explain themselves. Four assignments lie in `notebooks/assignments`: A1 uniform
-# quantization (after lesson 1), A2 landscapes (after 3), A3 infoNCE (after 4), A4 evolutionary
+# quantization (after lesson 2), A2 landscapes (after 3), A3 infoNCE (after 4), A4 evolutionary
 # search (after 6).
 #
 # ## Where results go

@@ -41,6 +41,12 @@ torch.set_num_threads(2)
 # integer, for $b$ bits signed $-2^{b-1}$ and $2^{b-1} - 1$; $x'$: what the network computes with
 # from now on. *Uniform* means that all levels are equally far apart.
 #
+# Scale and zero point follow from the range that the integers should cover. From $m$ to $M$, with
+# $2^b - 1$ steps between $2^b$ levels:
+#
+# $$\text{symmetric: } s = \frac{2 \max(|m|, |M|)}{2^b - 1}, \; z = 0; \qquad
+# \text{asymmetric: } s = \frac{M - m}{2^b - 1}, \; z = q_{lo} - \mathrm{round}(m / s)$$
+#
 # Here are six numbers and signed integers of 3 bits.
 
 # %%
@@ -100,16 +106,19 @@ QuantizerPanel()
 # 1. The weights of `blocks.0.attn.qkv` at 4 bits: how much of the range would you keep? Guess, then
 #    find the least error with *Range kept*. Does the best share grow or shrink with more bits?
 # 2. Take the input of `blocks.5.mlp.fc2`, symmetric. How many levels are in use? And asymmetric?
-# 3. Tick *Per channel* at 3 bits. For which of the four tensors does it help most, and why?
+# 3. Tick *Per channel* at 3 bits, with the whole range kept. Does it help the weights of
+#    `blocks.0.attn.qkv` or the input of `blocks.5.mlp.fc2` more, and why?
 #
 # <details><summary>What you should have seen</summary>
 #
-# 1. Well below the whole range at 3 or 4 bits, and more of it with every bit: with many levels,
-#    rounding is small anyway, and clipping is what remains.
+# 1. Well below the whole range at 3 or 4 bits (the least error is at 30 % for 3 bits, at 45 % for
+#    4), and more of it with every bit: with many levels, rounding is small anyway, and clipping is
+#    what remains.
 # 2. Symmetric, about half of the integers are below zero, where a GELU's output hardly goes, and
 #    stay unused. Asymmetric, all of them are in use.
-# 3. It helps where channels differ in size: each gets the scale that suits it. A tensor whose
-#    channels are all alike gains little.
+# 3. The weights of `qkv`: the lost share of the power falls from 34 % to 5 %, for the input of
+#    `fc2` from 21 % to 8 %. It helps where channels differ in size: each gets the scale that suits
+#    it.
 #
 # </details>
 #
@@ -195,4 +204,4 @@ figure
 # B. Jacob et al., *Quantization and Training of Neural Networks for Efficient
 # Integer-Arithmetic-Only Inference*, CVPR 2018, arXiv 1712.05877: scale, zero point, and why
 # integers suffice. Y. Lin et al., *FQ-ViT*, IJCAI 2022, arXiv 2111.13824: the symmetric scale as it
-# is defined here. The straight-through estimator: Y. Bengio et al., arXiv 1308.3432.
+# is defined here.

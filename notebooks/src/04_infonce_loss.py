@@ -40,7 +40,9 @@ images, targets = demo.calibration[:100], demo.targets[:100]
 # every image, what the quantized network *should* answer. A *fitness* is a distance between the two
 # sets of logits, outputs of the quantized network and targets of the float one. Lower is better.
 #
-# There are many such distances. Here are four of them, for the ViT at four bit-widths.
+# There are many such distances. Here are four of them, for the ViT at four bit-widths: the mean
+# squared error of the logits (MSE); 1 minus the cosine of the angle between the two; the divergence
+# KL(target ‖ output) of their softmaxes; and infoNCE, to which we come below.
 
 # %%
 outputs = {}
@@ -71,7 +73,8 @@ for bits, logits in outputs.items():
 # $q_i$: the output for image $i$, scaled to length 1; $k_j$: the target of image $j$, scaled to
 # length 1, so that $q_i \cdot k_j$ is the cosine of the angle between the two; $N$: images in a
 # batch; $T$: the *temperature*. It is the cross-entropy of a classifier that has to find, for each
-# output, its image among the $N$. The factor $2T$ keeps the size of gradients as $T$ changes.
+# output, its image among the $N$. The factor $2T$ cancels the $1/T$ that $T$ brings into the
+# gradient.
 #
 # In code it is five lines. Next to it the formula, term by term:
 
@@ -97,6 +100,10 @@ print(f"library {float(eq.info_nce(outputs[3][:4], targets[:4], T)):.6f}")
 # negative pushes with weight $p_{ij}$, where $p_{ij}$ is the softmax over the batch. A small $T$
 # makes the softmax sharp: only the negatives that are most alike count, and images that are told
 # apart well count no more. A large $T$ makes it nearly uniform: all negatives count alike.
+#
+# For each output the pull and all pushes have the same weight in sum. But what points along the
+# output itself changes no cosine. The panel leaves that part out and compares the lengths of what
+# is left: near its own target, the pull points along the output, and little of it is left.
 
 # %%
 InfoNCEPanel()
@@ -175,9 +182,10 @@ for temperature in (0.05, 0.2, 1.0, 3.0, 10.0):
     print(f"T = {temperature:<5}                          {found[0]:.3f}   {found[1]:14.3f}")
 
 # %% [markdown]
-# At T = 3 infoNCE *is* the centred cosine for a search: they order the candidates alike. It is near
-# to the plain cosine as well, though not the same. Negatives as such come into play below T = 0.2.
-# That does not refute the paper's comparison of losses; it says what is being compared.
+# At T = 3 infoNCE is, for a search, nearly the centred cosine: they order almost all candidates
+# alike. It is near to the plain cosine as well, though not the same. Negatives as such come into
+# play below T = 0.2. That does not refute the paper's comparison of losses; it says what is being
+# compared.
 #
 # The centring has a price. The float network's own logits are not the best outputs:
 

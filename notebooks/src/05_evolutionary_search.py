@@ -146,8 +146,8 @@ for evaluations in (3, 30, 100):
 # %% [markdown]
 # With 3 candidates the size of the population makes no difference that these numbers could show.
 # With 30, sixty members are a burden: tournaments of 10 rarely meet the few good ones. With 100, a
-# single member is behind, because it can only go down: it has no second place to start from when
-# it sits in a pit.
+# single member is behind a population of 15, because it can only go down: it has no second place to
+# start from when it sits in a pit. (Against 60 members, the errors cannot tell.)
 #
 # See it happen. *Step* makes one candidate, *Play* a hundred, *Reset* begins anew. White circles
 # are members; where several are one and the same, their number stands beside. The panel opens after
@@ -192,7 +192,7 @@ EvolutionPanel(made=12)
 # - **Separable CMA-ES** learns a width for each scale from generations of candidates. (It needs the
 #   package `cmaes`; without it the race goes on with the others.)
 # - **SGD** (with momentum) and **Adam** follow a gradient that pretends that rounding has slope 1:
-#   the straight-through estimator of lesson 1.
+#   the straight-through estimator, `round_ste` of lesson 3.
 #
 # Steps are the paper's 0.001, or 1 % of each scale, which is about as much. (A coordinate moves ten
 # times as far, being alone.) Three seeds each; gradients draw nothing, so one run.
@@ -220,7 +220,7 @@ curves, ends = {}, {}
 for name, make in methods.items():
     try:
         searches = [make(seed) for seed in seeds]
-    except ImportError as error:
+    except ValueError as error:
         print(f"{name} is left out: {error}")
         continue
     curves[name] = np.array([raced(search) for search in searches])
@@ -273,21 +273,25 @@ figure
 # ## What this race shows, and what it does not
 #
 # On this block, at this cost, every method finds something better than the start, and the gradient
-# is not stuck: SGD ends far below all searches, on other images too, although its way down is
-# jagged. Adam with the same first step ends where the paper's search ends. Among the searches, SPSA
-# and evolution with relative steps end lowest. Coordinates are last: 60 forwards move at most 60 of
-# 192 scales. Separable CMA-ES draws 19 candidates a generation, so it has learned three times only.
-# On other images about half of each gain is left, at most two thirds, and there the paper's search
-# is no better than random search.
+# is not stuck: the best that SGD meets on its way is far below all searches, on other images too;
+# then it climbs again, so it matters that the best vector counts. Adam with the same first step
+# ends where the paper's search ends. Among the searches, SPSA and evolution with relative steps end
+# lowest. Coordinates are last: 60 forwards move at most 60 of 192 scales. Separable CMA-ES draws 19
+# candidates a generation, so it has learned three times only. On other images about half of each
+# gain is left, at most two thirds, and there the paper's search is no better than random search.
 #
 # It does not show which method is best. This is one block of a small network, one set of 100
-# images, one step for each method that nobody has tuned, and three seeds whose bands overlap. Try
+# images, one step for each method that nobody has tuned, and three seeds; some bands overlap. Try
 # it: give EvolQ (paper) a step of 3e-3, and it comes up beside SPSA; give Adam 0.03, and it passes
 # both. Nor is a fitness an accuracy: no test image was read here.
 #
 # The claim itself, that gradients fail where evolution goes on, is measured on the whole network:
 # all blocks, three step sizes for each method, three seeds with images of their own, and the test
-# images at the end. The next cell says what came out, or how to compute it.
+# images at the end. *paper* goes block by block, where a candidate of a late block costs less than
+# one forward; *evolq* is the same rule on all blocks at once, *evolq adaptive* lets its width
+# follow success; *sepcma* is separable CMA-ES; *fisher adam* is Adam on a loss weighted by Fisher
+# information. Each method shows the best of its three steps; for all but SGD that is the widest, so
+# a wider grid could change their order.
 
 # %%
 try:

@@ -109,6 +109,10 @@ for t, value in zip(line, values, strict=True):
     print(f"{t:5.3f} of the way: {1e4 * (value - start_fitness):+8.3f} e-4")
 
 # %% [markdown]
+# It does not: it goes up and down, by more on the way than from end to end. The steps are those of
+# lesson 3: integers that flip.
+
+# %% [markdown]
 # ## One block by hand
 #
 # Evolution as ask and tell: draw parents by tournament, add uniform noise, keep the better.
@@ -142,7 +146,7 @@ with tqdm(total=evaluations_of(chain, options), unit="evaluation") as bar:
         chain, demo.calibration, demo.targets, options, options.width(config.weight_bits), note
     )
 accepted = sum(line["accepted"] for line in history[1:])
-print(f"{len(history)} evaluations, {accepted} accepted")
+print(f"{len(history)} evaluations, {accepted} better than all before")
 history_figure(history)
 
 # %% [markdown]
@@ -185,7 +189,8 @@ confusion_figure(found["float"], labels)
 # The panel runs the same search, in a folder of its own (`runs/panel` beside this notebook). Set
 # the options, press *Run*, watch; *Pause* waits, *Cancel* stops, *Resume* goes on from the last
 # finished block, even tomorrow: every candidate is on the disk. The command line reads the same
-# folder (`python -m evolq_lite demo --out runs/panel --resume`, with the same options).
+# folder: `python -m evolq_lite demo --resume --out notebooks/runs/panel --step 0.001`, from the
+# repository's root, with the other options as they were set here.
 
 # %%
 SearchPanel()

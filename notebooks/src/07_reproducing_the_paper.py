@@ -68,11 +68,14 @@ for name, claim in CLAIMS.items():
 Code(inspect.getsource(Comparison), language="python")
 
 # %% [markdown]
-# Claims use three seeds. The same image under three seeds is not three images: what the seeds gain
-# on it is averaged first (`SeedComparison`), and strokes in the figures show each seed by itself.
+# Most claims use three seeds (C1 and C2 have one). The same image under three seeds is not three
+# images: what the seeds gain on it is averaged first. And 62 characters of one typeface are alike,
+# so it is typefaces that are drawn, not characters. `SeedComparison` does both. What it cannot say
+# is what a fourth seed would give; three are too few for that. So a gain is called significant only
+# if all seeds agree on its sign, and strokes in the figures show each seed by itself.
 #
 # The demo's own run shows why pairing matters. Unpaired, two intervals of about ±0.7 points hide a
-# gain of half a point; paired, most images drop out.
+# gain of 0.6 points; paired, most images drop out.
 
 # %%
 summary = json.loads((DATA / "results" / "demo-summary.json").read_text())
@@ -91,7 +94,10 @@ print(
 #
 # What follows comes from `data/results`: one JSON file for each cell, with seeds, options, machine
 # and seconds. `python -m evolq_lite reproduce C3` computes a claim anew, where its cells are
-# missing. Look twice at C5: random search at the same cost stands beside evolution.
+# missing. Look twice at C5: random search at the same cost stands beside evolution. (There it
+# tries three neighbours of the present scales at each visit and keeps the best; so it climbs too,
+# and differs from the paper's search only inside a visit. In lesson 5 and in C3 it never leaves the
+# start.)
 #
 # ### C5: does the search gain over its start?
 
@@ -112,6 +118,11 @@ show("C5")
 
 # %% [markdown]
 # ### C3: do gradients fail where evolution goes on?
+#
+# *paper* goes block by block, *evolq* applies the same rule to all blocks at once; *adaptive*: the
+# width follows success; *sepcma*: separable CMA-ES; *fisher adam*: Adam on a Fisher-weighted loss.
+# Each method shows the best of three steps, so the paper's search is here at a width of 0.003, and
+# images, seeds and cost are not those of C5: its gain is another one.
 
 # %%
 show("C3")
@@ -130,6 +141,11 @@ show("C7")
 
 # %% [markdown]
 # ### C8: what would we do instead?
+#
+# *Best start*: of MinMax and MSE scales, with biases corrected or not, the one with the least loss
+# on the calibration images. *Adaptive*: mutation relative to each scale, whose width follows
+# success. *All*: all scales are searched, not only attention's weights. *Chosen* is the variant
+# that leaves the least KL divergence on 2,000 calibration images that it did not see.
 
 # %%
 show("C8")
@@ -163,8 +179,9 @@ print(f"best of 120: {best[-1].mean():+.2f} points on average, and nothing was g
 figure
 
 # %% [markdown]
-# That is a calculation. C6 measures it on our networks: the snapshot that is best on one half of
-# the test images, judged by the other half.
+# That is a calculation, and independent draws are the worst case: real snapshots share most of
+# their scales. C6 measures it on our networks: the snapshot that is best on one half of the test
+# images, judged by the other half.
 
 # %%
 show("C6")
@@ -181,15 +198,15 @@ ViTPanel(weight_bits=4)
 # %% [markdown]
 # **Predict, then try.**
 #
-# 1. Find the observer with the best top-1 at W4A8 on these 496 images. Would you bet that it is the
-#    best one on the other 9,424?
-# 2. How far apart must two settings be on 496 images before the paired interval leaves out zero?
+# 1. Find the observer with the best top-1 at W4A8 on these 473 images. Would you bet that it is the
+#    best one on the other 9,447?
+# 2. How far apart must two settings be on 473 images before the paired interval leaves out zero?
 #
 # <details><summary>What you should have seen</summary>
 #
-# 1. The settings differ by a few images of 496. The best of them is partly luck; C1 of lesson 2,
+# 1. The settings differ by a few images of 473. The best of them is partly luck; C1 of lesson 2,
 #    with all images, has them within each other's intervals at 4 bits.
-# 2. By about one to two points, depending on how many labels change. Below that, 496 images cannot
+# 2. By about one to two points, depending on how many labels change. Below that, 473 images cannot
 #    tell.
 #
 # </details>
