@@ -149,6 +149,8 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=2, help="rounds per block (default: 2)")
     parser.add_argument("--threads", type=int, default=2, help="processor threads (default: 2)")
     arguments = parser.parse_args()
+    if arguments.repeats < 1 or arguments.threads < 1:
+        parser.error("give --repeats, --threads above 0")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     demo = eq.load_demo("vit", calibration=100)

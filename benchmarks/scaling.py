@@ -125,6 +125,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9, help="timed runs")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
+    if options.images < 1 or options.batch < 1 or options.repeats < 1:
+        parser.error("give --images, --batch, --repeats above 0")
     found = measure(options.images, options.batch, options.repeats)
     tasks, alone = found["tasks"], found["alone"]
     overhead = (found["workers_1"] - alone) / tasks

@@ -79,6 +79,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20, help="with workers, 0: never")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
+    if options.minutes <= 0:
+        parser.error("give --minutes above 0")
     torch.set_num_threads(1)
     rows = soak(options.minutes, options.every)
     print(

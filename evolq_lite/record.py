@@ -304,7 +304,10 @@ class RunFolder:
         write_whole(self.path / name, (json.dumps(content, indent=1) + "\n").encode())
 
     def enter(self, state: dict[str, Any]) -> None:
-        """Write environment.json; ValueError if the run was begun with other kernels or files."""
+        """Write environment.json; ValueError if the run was begun with other kernels or files.
+
+        `workers` is what the pool's workers say of themselves, None before they are asked.
+        """
         file = self.path / "environment.json"
         old = read_object(file) if file.is_file() else state
         if old.get("sha256") != state["sha256"]:
@@ -313,7 +316,9 @@ class RunFolder:
                 f"{file}: the run began with other files ({differ or 'unknown ones'}); put them "
                 f"back, or {ANEW}"
             )
-        for key in ("execution", "device", "chunk"):
+        state = {"workers": old.get("workers"), **state}
+        keys = ["execution", "device", "chunk", *(["workers"] if old.get("workers") else [])]
+        for key in keys:
             if (was := old.get(key)) != state[key]:
                 raise ValueError(
                     f"{file}: the run began with {key} {was}, here it is {state[key]}; "

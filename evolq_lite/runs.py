@@ -195,14 +195,14 @@ class Run:
             self.folder = resumed = resumed or RunFolder.create(out, config, replace)
             self.before, self.chain = twin(self.qmodel), chain_of(self.qmodel)
             self.chain.fit_chunk(task.calibration[:1])
-            state = environment(
+            self.state = environment(
                 execution=set_execution(self.qmodel, quant.execution),
                 device=str(task.calibration.device),
                 chunk=self.chain.chunk,
                 seed=search.seed,
                 sha256=task.hashes,
             )
-            self.folder.enter(state)
+            self.folder.enter(self.state)
             self.done, self.fitness = self.folder.restore(self.qmodel)
             self.past = self.folder.history()
         except BaseException:
@@ -226,7 +226,13 @@ class Run:
         With a pool, its workers evaluate the candidates.
         """
 
+        asked = False
+
         def heard(evaluation: Evaluation) -> None:
+            nonlocal asked
+            if pool is not None and pool.stamp is not None and not asked:
+                self.folder.enter({**self.state, "workers": list(pool.stamp[1])})
+                asked = True
             self.folder.append(evaluation)
             on_evaluation(evaluation)
 

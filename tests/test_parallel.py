@@ -137,6 +137,31 @@ def always_dies(task: Task) -> Answer:
     raise AssertionError
 
 
+@pytest.mark.slow
+def test_workers_of_another_kind_do_not_go_on_with_a_run(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(evaluation):
+        if evaluation.visit == 1:
+            raise Stop
+
+    task, out = embedded_task("cnn", 60, 0), tmp_path / "run"
+    with Pool.local(1) as pool:
+        with Run(task, QUANT, SEARCH, out) as whole, pytest.raises(Stop):
+            whole.evolve(stop, pool)
+        file = out / "environment.json"
+        state = json.loads(file.read_text())
+        state["workers"][0] += 1e-6
+        file.write_text(json.dumps(state))
+        with (
+            Run(task, QUANT, SEARCH, out, resume=True) as whole,
+            pytest.raises(ValueError, match="began with workers"),
+        ):
+            whole.evolve(lambda _: None, pool)
+    assert json.loads(file.read_text()) == state
+
+
 @pytest.mark.faults
 @pytest.mark.slow
 def test_workers_that_always_die_end_the_run_resumable(alone, tmp_path):

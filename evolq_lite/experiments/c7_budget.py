@@ -66,9 +66,9 @@ def grouped(results: list[Result]) -> tuple[list[Result], dict[str, dict[str, li
     """The starts, and results by group and variant, in the order of seeds."""
     out: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for r in sorted(results, key=lambda r: r["seed"]):
-        name = ", ".join(
-            f"{v:g}" if isinstance(v, float) else str(v) for v in r["options"].values()
-        )
+        first, *more = r["options"].values() or ("start",)
+        passes = [f", {n} passes" for n in more if isinstance(n, int)]
+        name = (f"{first:g}" if isinstance(first, float) else str(first)) + "".join(passes)
         out[r["group"]][name].append(r)
     start = next(iter(out.pop("start").values()))
     if "granularity" in out:
