@@ -25,7 +25,9 @@ from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import describe
 from evolq_lite.data import (
     DATA,
+    DEMO_MODELS,
     checked,
+    demo_file,
     list_folder,
     load_images,
     load_timm,
@@ -297,12 +299,7 @@ def check() -> int:
                 f"  note: {package} is {have}, the lock says {wanted}; "
                 "results may differ in the last digits"
             )
-    for name in (
-        "typefaces-train.npz",
-        "typefaces-test.npz",
-        "typefaces-vit.safetensors",
-        "typefaces-cnn.safetensors",
-    ):
+    for name in ("typefaces-train.npz", "typefaces-test.npz", *map(demo_file, DEMO_MODELS)):
         try:
             checked(name)
             print(f"  data: {name} is as it should be")

@@ -183,22 +183,15 @@ def confusion_figure(predictions: Tensor, labels: Tensor) -> Picture:
     )
     figure = new_figure(8, 7.4, f"Confusion matrix of 62 characters. Most often confused: {named}.")
     axes = figure.add_subplot()
-    seaborn.heatmap(
-        np.sqrt(share),
-        ax=axes,
-        cmap="cividis",
-        vmin=0,
-        vmax=1,
-        square=True,
-        xticklabels=list(CHARACTERS),
-        yticklabels=list(CHARACTERS),
-        cbar_kws={"shrink": 0.7, "label": "share of the row"},
-    )
+    look = {"cmap": "cividis", "vmin": 0, "vmax": 1, "square": True}
+    look |= {"xticklabels": list(CHARACTERS), "yticklabels": list(CHARACTERS)}
+    seaborn.heatmap(np.sqrt(share), ax=axes, cbar_kws={"shrink": 0.7}, **look)
     axes.tick_params(labelsize=6, labelrotation=0)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"Most often: {named}", fontsize=7, loc="left")
     bar = axes.collections[0].colorbar
     assert bar is not None
     marks = [0, 0.01, 0.1, 0.25, 0.5, 1]
+    bar.set_label("share of the row")
     bar.set_ticks([mark**0.5 for mark in marks], labels=[str(mark) for mark in marks])
     return figure

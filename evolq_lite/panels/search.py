@@ -98,7 +98,7 @@ class SearchPanel(Panel):
 
     def open(self) -> None:
         """Show the stored run, or an empty panel: a run takes too long to begin by itself."""
-        if not self.show_stored():
+        if self.images != DEMO_IMAGES or not self.show_stored():
             self.say("Press Run.")
 
     def changed(self, change: Any) -> None:
