@@ -72,7 +72,8 @@ def read(path: Path, claim: str, cell: Cell) -> Result | None:
     except (ValueError, KeyError, TypeError) as error:
         log.warning("%s is not a result of this cell (%s); it is computed anew", path, error)
         return None
-    return {**found["cell"], **found["result"], "seconds": found["seconds"]}
+    # The cell apart as well: `images` is that of calibration in it, of the test in a result.
+    return {**cell, **found["result"], "cell": cell, "seconds": found["seconds"]}
 
 
 def computed(claim: Claim, cell: Cell) -> dict[str, Any]:
