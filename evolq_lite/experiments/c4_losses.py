@@ -152,7 +152,7 @@ def verdict(results: list[Result]) -> tuple[str, str]:
     race = paired(found[rival], ours)
     gaps = {name: [gap([r]) for size in sizes.values() for r in size[name]] for name in found}
     less = {name: ttest_rel(gaps[name], gaps["infoNCE T=3"]) for name in others}
-    general = all(test.statistic > 0 and test.pvalue < 0.05 for test in less.values())
+    general = [test.statistic > 0 and test.pvalue < 0.05 for test in less.values()]
     pair = next(r for r in results if r["loss"] == "correlation")
     said = "; ".join(
         f"{images} images: "
@@ -160,7 +160,7 @@ def verdict(results: list[Result]) -> tuple[str, str]:
         for images, size in sizes.items()
     )
     tests = ", ".join(f"{name} p = {test.pvalue:.2g}" for name, test in less.items())
-    return verdict_of((race.gain > 0 and race.significant, general)), (
+    return verdict_of((race.gain > 0 and race.significant, *general)), (
         f"With {max(sizes)} images infoNCE at T = 3 gains {paired(start, ours)}, the best other "
         f"loss ({rival}) {paired(start, found[rival])}; between them {race}. Share of the gain on "
         f"calibration images that fresh images do not see, {said} (infoNCE against others, paired "

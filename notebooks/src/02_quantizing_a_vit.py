@@ -182,11 +182,11 @@ print(textwrap.fill(verdict, 100))
 figure
 
 # %% [markdown]
-# Two things to notice. With 8-bit activations little is lost between 8 and 4 bits of weights; below,
-# networks fall off a cliff. And no observer is best everywhere. At 3 bits MSE is ahead on the ViT,
-# and far behind on the CNN, where shrinking the range shifts the means that its layers expect. At
-# 4-bit activations the range of the activations decides: MinMax loses half of the accuracy or more,
-# MSE hardly any of it on the CNN.
+# Two things to notice. With 8-bit activations little is lost between 8 and 4 bits of weights;
+# below, networks fall off a cliff. And no observer is best everywhere. At 3 bits MSE is ahead on
+# the ViT, and far behind on the CNN, where shrinking the range shifts the means that its layers
+# expect. At 4-bit activations the range of the activations decides: on the CNN with 8-bit weights
+# MinMax loses half of the accuracy, and MSE nothing.
 #
 # Now see one setting at a time: the network is quantized and tested while you wait, on 473 of the
 # test images.
