@@ -176,7 +176,9 @@ def test_tls_without_certificates(tmp_path, capsys):
     assert "needs certificates: set DASK_DISTRIBUTED__COMM__TLS__CA_FILE" in said
     from dask import config
 
-    with config.set({"distributed.comm.tls.ca-file": str(tmp_path / "none.pem")}):
+    none = str(tmp_path / "none.pem")
+    tls = {"distributed.comm.tls.ca-file": none, "distributed.comm.tls.client.cert": none}
+    with config.set(tls):
         said = refused(capsys, tmp_path / "run", "--scheduler", "tls://127.0.0.1:9")
     assert "certificates for tls://127.0.0.1:9 cannot be read" in said
 

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import ttest_rel
 
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.experiments.cells import Cell, Claim, Result, paired, verdict_of
+from evolq_lite.experiments.cells import UNDECIDED, Cell, Claim, Result, paired, verdict_of
 from evolq_lite.experiments.plots import forest
 from evolq_lite.experiments.setup import (
     Setting,
@@ -150,6 +150,8 @@ def verdict(results: list[Result]) -> tuple[str, str]:
     others = [name for name in found if not name.startswith("infoNCE")]
     rival = max(others, key=lambda name: paired(start, found[name]).gain)
     race = paired(found[rival], ours)
+    if sum(len(size["infoNCE T=3"]) for size in sizes.values()) < 2:
+        return UNDECIDED, "One search by loss cannot tell."
     gaps = {name: [gap([r]) for size in sizes.values() for r in size[name]] for name in found}
     less = {name: ttest_rel(gaps[name], gaps["infoNCE T=3"]) for name in others}
     general = [test.statistic > 0 and test.pvalue < 0.05 for test in less.values()]
