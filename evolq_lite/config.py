@@ -153,6 +153,16 @@ class SearchConfig(_Checked):
         self.require("temperature", 1e-3)
         if self.step is not None:
             self.require("step", 0)
+        for name, owner, value in (
+            ("temperature", "fitness", "info_nce"),
+            ("population", "algorithm", "evolq"),
+            ("tournament", "algorithm", "evolq"),
+        ):
+            own, usual = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if getattr(self, owner) != value and own != usual:
+                raise ValueError(
+                    f"{name} {own} has no effect unless {owner} is {value}; leave one of them away"
+                )
         if self.mutation == "adaptive" and self.algorithm == "random":
             raise ValueError(
                 "mutation adaptive learns from successes, which algorithm random ignores; "

@@ -296,6 +296,19 @@ def test_search_options_in_python(name, value):
         SearchConfig(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        ({"fitness": "mse", "temperature": 1.0}, "temperature"),
+        ({"algorithm": "random", "population": 5}, "population"),
+        ({"algorithm": "random", "tournament": 5}, "tournament"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(options, idle):
+    with pytest.raises(ValueError, match=f"{idle} .* has no effect unless"):
+        SearchConfig(**options)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"bits": 4}', '{"act_bits": 9}', "null", "4"])
 def test_config_from_json(text):
     """A config file that is none, or has unknown fields, is a ValueError."""
