@@ -315,8 +315,8 @@ figure
 # The gap between the two lines is overfitting: scales that suit these images and not images as
 # such. It is much smaller with 100 images than with 10; Evol-Q takes 1,000. The paper holds that
 # infoNCE overfits less than other losses: one search with one seed, as here, cannot tell, and C4
-# above, with three seeds, says which ones. Whatever the loss, **the fitness that a search has reached is no
-# evidence that it helped.**
+# above, with three seeds, says which ones. Whatever the loss, **the fitness that a search has
+# reached is no evidence that it helped.**
 #
 # ## Check yourself
 #
