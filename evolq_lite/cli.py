@@ -235,10 +235,8 @@ def searched(whole: Run, pool: Pool | None) -> None:
     bar = tqdm(total=whole.total, initial=len(whole.past), desc="search", unit="evaluation")
     with bar:
 
-        def on_evaluation(evaluation: Evaluation) -> None:
-            bar.set_postfix(
-                block=evaluation.block, fitness=f"{evaluation.fitness:.5f}", refresh=False
-            )
+        def on_evaluation(e: Evaluation) -> None:
+            bar.set_postfix(block=e.block, fitness=f"{e.fitness:.5f}", refresh=False)
             bar.update()
 
         whole.evolve(on_evaluation, pool)
@@ -280,9 +278,8 @@ def check() -> int:
     """Say whether this machine is ready, and what to do if not."""
     ready = True
     state = environment()
-    print(
-        f"python {state['python']}, " + ", ".join(f"{k} {v}" for k, v in state["versions"].items())
-    )
+    versions = ", ".join(f"{k} {v}" for k, v in state["versions"].items())
+    print(f"python {state['python']}, {versions}")
     lock = Path(__file__).resolve().parents[1] / "requirements.lock"
     pins = (
         dict(line.split("==") for line in lock.read_text().split() if "==" in line)

@@ -71,7 +71,7 @@ class _Checked:
 
 @dataclass(frozen=True)
 class QuantConfig(_Checked):
-    """How a network is quantized; the defaults are FQ-ViT's scheme as Evol-Q uses it."""
+    """How a network is quantized; the defaults are FQ-ViT's scheme, all scales by MinMax."""
 
     weight_bits: int = option(4, "bits of weights, 2 to 8")
     act_bits: int = option(8, "bits of activations, 2 to 8")
@@ -153,21 +153,13 @@ class SearchConfig(_Checked):
         self.require("temperature", 1e-3)
         if self.step is not None:
             self.require("step", 0)
-        for name, owner, value in (
-            ("temperature", "fitness", "info_nce"),
-            ("population", "algorithm", "evolq"),
-            ("tournament", "algorithm", "evolq"),
-        ):
-            own, usual = getattr(self, name), type(self).__dataclass_fields__[name].default
-            if getattr(self, owner) != value and own != usual:
-                raise ValueError(
-                    f"{name} {own} has no effect unless {owner} is {value}; leave one of them away"
-                )
-        if self.mutation == "adaptive" and self.algorithm == "random":
-            raise ValueError(
-                "mutation adaptive learns from successes, which algorithm random ignores; "
-                "choose mutation relative, or algorithm evolq"
-            )
+        idle = ["temperature"] if self.fitness != "info_nce" else []
+        if self.algorithm == "random":
+            idle += ["population", "tournament", *["mutation"] * (self.mutation == "adaptive")]
+        for name in idle:
+            if (own := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
+                other = "fitness info_nce" if name == "temperature" else "algorithm evolq"
+                raise ValueError(f"{name} {own} has no effect without {other}; leave it away")
 
     def width(self, weight_bits: int) -> float:
         """The first mutation width: `step`, or the paper's for these weight bits."""

@@ -77,6 +77,7 @@ class Gain(ABC):
         return (
             f"{100 * self.gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}], "
             f"p {'< 1e-99' if self.p_value < 1e-99 else f'= {self.p_value:.2g}'}"
+            f"{', seeds differ in sign' if self.p_value < 0.05 and not self.significant else ''}"
         )
 
 

@@ -31,13 +31,12 @@ class Picture(Figure):
 
     def png(self) -> bytes:
         """The picture as a PNG of 256 colours (a third of the bytes), described by its alt text."""
-        canvas = FigureCanvasAgg(self)
+        canvas, about, out = FigureCanvasAgg(self), PngInfo(), BytesIO()
         canvas.draw()
+        about.add_itxt("Description", str(self.get_label()))
         image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        description, buffer = PngInfo(), BytesIO()
-        description.add_itxt("Description", str(self.get_label()))
-        image.quantize(method=Image.Quantize.FASTOCTREE).save(buffer, "PNG", pnginfo=description)
-        return buffer.getvalue()
+        image.quantize(method=Image.Quantize.FASTOCTREE).save(out, "PNG", pnginfo=about)
+        return out.getvalue()
 
     def _repr_html_(self) -> str:
         data, alt = b64encode(self.png()).decode(), escape(str(self.get_label()))

@@ -302,10 +302,11 @@ def test_search_options_in_python(name, value):
         ({"fitness": "mse", "temperature": 1.0}, "temperature"),
         ({"algorithm": "random", "population": 5}, "population"),
         ({"algorithm": "random", "tournament": 5}, "tournament"),
+        ({"algorithm": "random", "mutation": "adaptive"}, "mutation"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(options, idle):
-    with pytest.raises(ValueError, match=f"{idle} .* has no effect unless"):
+    with pytest.raises(ValueError, match=f"{idle} .* has no effect without"):
         SearchConfig(**options)
 
 

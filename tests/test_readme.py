@@ -8,6 +8,7 @@ import pytest
 
 from evolq_lite.data import DATA
 from evolq_lite.evaluate import Accuracy
+from evolq_lite.experiments import real, report
 
 ROOT = DATA.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,6 +37,19 @@ def test_verdicts_are_those_of_the_results():
     told = re.findall(r"^\| (C\d) [^|]*\| \*\*([a-z ]+)\*\* \|", README, re.MULTILINE)
     assert told and all(verdicts[claim] == verdict for claim, verdict in told)
     assert [claim for claim, _ in told] == [claim for claim in verdicts if claim.startswith("C")]
+
+
+def test_the_figures_of_real_networks_are_those_of_the_results():
+    results = report.known(real.CLAIM, DATA / "results", False)
+    for setting, found in real.grouped(results).items():
+        paper, ours = found["EvolQ from MinMax"], found["C8's search"]
+        shown = [
+            *(f"{100 * paper[name]:.1f} %" for name in ("float_top1", "before_top1", "after_top1")),
+            str(real.gain_of(paper)),
+            f"{100 * ours['after_top1']:.1f} %",
+            str(real.race(found)),
+        ]
+        assert f"| {setting} | {' | '.join(shown)} |" in README
 
 
 @pytest.mark.parametrize("page", PAGES)

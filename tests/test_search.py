@@ -340,5 +340,3 @@ def test_an_adaptive_width_grows_with_successes_and_shrinks_with_failures():
     assert width_after(config, 1.0, [True]) == pytest.approx(1.5)
     assert width_after(config, 1.0, [True, *4 * [False]]) == pytest.approx(1.0)
     assert width_after(SearchConfig(), 1.0, [True]) == 1.0
-    with pytest.raises(ValueError, match="choose mutation relative"):
-        SearchConfig(mutation="adaptive", algorithm="random")

@@ -222,13 +222,26 @@ def verdict(results: list[Result]) -> tuple[str, str]:
     gap = paired(best[rival], paper)
     better = gap.gain > 0 and gap.significant
     worse = gap.gain < 0 and gap.significant
+    narrow = "; ".join(
+        f"at {step:g} {paired(best['start'], found)}"
+        for step in ABSOLUTE
+        if step != paper[0]["step"]
+        and (found := [r for r in results if (r["method"], r["step"]) == ("paper", step)])
+    )
+    stopped = [
+        f"{r['method']} at {r['step']:g}, seed {r['seed']}"
+        for r in results
+        if r["method"] in GRADIENT and r["curve"][-1][0] + COST_OF_GRADIENT <= r["cell"]["budget"]
+    ]
     sentence = (
-        f"The paper's search gains {paired(best['start'], paper)}, the best gradient method "
+        f"The paper's search gains {paired(best['start'], paper)} at the best of its widths "
+        f"({paper[0]['step']:g}; {narrow}), the best gradient method "
         f"({rival}) {paired(best['start'], best[rival])}; between them {gap}"
         f"{', the gradient method is ahead' if worse else ''}. Fitness "
         f"{mean(r['fitness'] for r in paper):.5f} against "
         f"{mean(r['fitness'] for r in best[rival]):.5f}; best of all: "
-        f"{min(best, key=lambda m: mean(r['fitness'] for r in best[m]))}."
+        f"{min(best, key=lambda m: mean(r['fitness'] for r in best[m]))}. Runs that ended early, "
+        f"with a gradient that is not finite: {', '.join(stopped) or 'none'}."
     )
     return verdict_of((fitter, better)), sentence
 

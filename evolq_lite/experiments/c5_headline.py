@@ -103,7 +103,7 @@ def verdict(results: list[Result]) -> tuple[str, str]:
         clear.append(gain.gain > 0 and gain.significant)
         random = paired(found["random from MinMax"], found["EvolQ from MinMax"])
         said.append(
-            f"{network} W{bits}A8: MinMax {100 * lost.gain:+.2f} against float, EvolQ {gain}; "
+            f"{network} W{bits}A8: MinMax {lost} against float, EvolQ {gain}; "
             f"against random search at the same cost {random}"
         )
     return verdict_of(clear), "; ".join(said) + "."

@@ -111,13 +111,13 @@ class QuantizerPanel(Panel):
         x, q, shares, errors, here = result
         rounding, clipping = here.tolist()
         power = float((x**2).mean())
-        share = 100 * (rounding + clipping) / power
+        share = (rounding + clipping) / power
         kind = "symmetric" if values["symmetric"] else "asymmetric"
         grain = "per channel" if values["channels"] else "per tensor"
         levels = len(q[0].unique()) if values["channels"] else len(q.unique())
         said = (
             f"{values['bits']} bits, {kind}, {grain}, {values['clip']:.0%} of the range kept: "
-            f"{share:.2f} % of the signal's power is lost, {rounding / power:.2%} to rounding, "
+            f"{share:.2%} of the signal's power is lost, {rounding / power:.2%} to rounding, "
             f"{clipping / power:.2%} to clipping; {levels} levels are in use"
             f"{' in channel 0' if values['channels'] else ''}."
         )

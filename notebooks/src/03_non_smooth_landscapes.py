@@ -355,11 +355,13 @@ for r in results:
         )
 
 # %% [markdown]
-# So the claim *holds partly* here. Every layer of the ViT is jagged above the noise floor, and more
-# so than the layers of the CNN, though these are not smooth. But attention is no worse than the
-# MLP. (Minima are counted under one floor for all six layers: a lower floor finds more of them, and
-# the CNN's own floors are a tenth of the ViT's or less.) Another measure agrees on the CNN, and not
-# on attention: the total variation, the way up and down in units of the range, is lower in both
+# So the claim *holds partly* here. Every layer of the ViT that we look at is jagged above the noise
+# floor. But both layers of the CNN are jagged as well, and attention is no worse than the MLP.
+#
+# Is the ViT at least worse than the CNN? That depends on what counts as noise. A lower floor finds
+# more minima, and the CNN's own floors are a tenth of the ViT's or less. Under one floor for all
+# six layers the ViT has more minima; with each layer's own floor the difference is within chance.
+# Another measure, the total variation (the way up and down in units of the range), is lower in both
 # layers of the CNN than in any of the ViT, and highest in the MLP. Where a paper says "rugged" or
 # "smooth", look for its definition. And these are two small networks, a single block of each, and
 # eight lines a layer, all through the first scales with their edge.

@@ -211,7 +211,7 @@ SearchPanel()
 #    neighbours of their parents any more.
 # 3. Many short visits let every block answer to the present state of the others. Long visits save
 #    nothing here, because the cost of a visit's preparation is small. The difference on one seed is
-#    within the noise: say so, and use several seeds (claim C7 of lesson 7 does).
+#    within the noise: say so, and use several seeds. (No claim of lesson 7 has measured it.)
 #
 # </details>
 #
