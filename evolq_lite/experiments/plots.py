@@ -16,7 +16,8 @@ def forest(groups: Mapping[str, Mapping[str, Gain]], title: str) -> Picture:
         f"{group}: " + "; ".join(f"{name} {gain}" for name, gain in gains.items())
         for group, gains in groups.items()
     )
-    down, across = math.ceil(len(groups) / ACROSS), min(ACROSS, len(groups))
+    across = 2 if len(groups) == 4 else min(ACROSS, len(groups))
+    down = math.ceil(len(groups) / across)
     size = 4.6 * across, (0.36 * rows + 1.3) * down
     picture = new_figure(*size, f"{title}. {said}.")
     panels = picture.subplots(down, across, squeeze=False).flatten()
