@@ -134,7 +134,7 @@ def test_real_networks_are_runs_that_the_command_line_accepts(tmp_path):
         assert (arguments.weight_bits, arguments.passes) == (cell["weight_bits"], 1)
         outs.add((arguments.model, arguments.weight_bits, arguments.algorithm, arguments.mutation,
                   arguments.weight_observer, arguments.bias_correction))  # fmt: skip
-    assert len(outs) == len(real.CLAIM.cells(False)) == 12
+    assert len(outs) == len(real.CLAIM.cells(False)) == 20
     assert not real.CLAIM.cells(True)
 
 

@@ -157,7 +157,8 @@ show("C8")
 # ViT-Tiny and DeiT-Tiny as timm ships them, 1,000 photographs to calibrate, 1,000 others to test.
 # One pass of the search instead of ten, one seed: a check of direction, no more. The networks and
 # photographs are not in this repo; the command takes folders of your own. Compare what a search
-# gains with what its start decides, and the losses with the accuracies.
+# gains with what its start decides, what the paper's search gains with what random search does at
+# the same cost, and the losses with the accuracies.
 
 # %%
 show("REAL")
