@@ -142,9 +142,9 @@ def verdict(results: list[Result]) -> tuple[str, str]:
     starts = [race(found, chosen(found), "before") for found in groups.values()]
     said = [
         f"1,000-image check. Significantly, in {len(groups)} settings: EvolQ against its MinMax "
-        f"start is {score(gains)}; against EvolQ at the same cost, random search is {score(random)}, "
-        f"the adaptive search whose start has the least loss {score(best)}; that start, unsearched, "
-        f"against MinMax {score(starts)}",
+        f"start is {score(gains)}; against EvolQ at the same cost, random search is "
+        f"{score(random)}, the adaptive search whose start has the least loss {score(best)}; that "
+        f"start, unsearched, against MinMax {score(starts)}",
         *(f"{setting}: {told(found)}" for setting, found in groups.items()),
     ]
     return verdict_of([g.gain > 0 and g.significant for g in gains]), ". ".join(said) + "."
