@@ -341,13 +341,15 @@ def reproduce(arguments: argparse.Namespace, pool: Pool | None) -> int:
             )
         claims[-1] = real.on(arguments.weights, arguments.photographs)
     folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=report.count(claims, arguments.quick), unit="cell", smoothing=0) as bar:
+    tasks = report.missing(claims, folder, arguments.quick)
+    cells = report.count(claims, arguments.quick)
+    with tqdm(total=cells, initial=cells - len(tasks), unit="cell", smoothing=0) as bar:
 
         def progress(cell: str) -> None:
             bar.set_description(cell[:40], refresh=False)
             bar.update()
 
-        report.reproduce(claims, folder, arguments.quick, progress, pool)
+        report.reproduce(tasks, folder, progress, pool)
     for row in report.write_report(folder, arguments.quick):
         print(f"{row['claim']} {row['question']} {row['verdict']}. {row['sentence']}")
     print(f"Written to {folder}: README.md, claims.json, figures, and a JSON file a cell.")

@@ -132,8 +132,8 @@ class Notes:
         """Hear of one candidate, or of the start if its fitness was not known."""
         now, accepted = perf_counter(), self.best is None or value < self.best
         self.on_evaluation(Evaluation(*self.visit, self.cycle, value, accepted, now - self.began))
-        self.best, self.began = value if accepted else self.best, now
-        self.cycle += 1
+        self.best, self.cycle = value if accepted else self.best, self.cycle + 1
+        self.began = perf_counter()  # what the listener took, a pause maybe, is not the search's
 
 
 def evolve(

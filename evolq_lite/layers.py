@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from evolq_lite.config import QuantConfig
 from evolq_lite.integer import Packed, kernel_name, multiply, pack
-from evolq_lite.numerics import IntRange, along, centred, log2_fake_quantize
+from evolq_lite.numerics import IntRange, along, centred, log2_fake_quantize, scaled
 from evolq_lite.observers import OBSERVERS, Observer
 
 
@@ -117,9 +117,9 @@ class Quantizer(nn.Module):
         """The code that stands for 0, with one zero point per tensor."""
         return self.zero - self.integers.lo
 
-    def forward(self, x: Tensor, unit: Tensor | float = 1.0) -> Tensor:
-        """Fake-quantize x * unit, or look on; any shape."""
-        integers, scale = self.centred(x, unit), self.unit
+    def forward(self, x: Tensor, unit: Tensor | float = 1.0, spend: bool = False) -> Tensor:
+        """Fake-quantize x * unit, or look on; any shape. `spend`: x may be overwritten."""
+        integers, scale = self.centred(x, unit, spend), self.unit
         if self.observer is not None:
             return integers
         if isinstance(scale, Tensor):
@@ -128,7 +128,7 @@ class Quantizer(nn.Module):
             return integers * scale
         return integers.mul_(scale)
 
-    def centred(self, x: Tensor, unit: Tensor | float = 1.0) -> Tensor:
+    def centred(self, x: Tensor, unit: Tensor | float = 1.0, spend: bool = False) -> Tensor:
         """The integers q - zero_point of x * unit as floats; while observing, x * unit itself.
 
         uint8 is taken for codes that another layer has already made.
@@ -147,7 +147,7 @@ class Quantizer(nn.Module):
         if isinstance(scale, Tensor):
             scale = along(scale, x.ndim, self.axis)
         zero = self.zero if self.zero_point.ndim == 0 else along(self.zero_point, x.ndim, self.axis)
-        return centred(x, scale / unit, zero, self.integers)
+        return centred(x, scale / unit, zero, self.integers, spend)
 
     def codes(self, x: Tensor) -> Tensor:
         """The integers as uint8 codes, counted from the smallest: 0 ... 2^bits - 1; any shape.
@@ -169,7 +169,7 @@ class Log2Quantizer(nn.Module):
 
     unit = 1.0
 
-    def centred(self, x: Tensor) -> Tensor:
+    def centred(self, x: Tensor, spend: bool = False) -> Tensor:
         """Fake-quantize probabilities of any shape."""
         return x if self.passing else log2_fake_quantize(x, self.integers.bits)
 
@@ -335,20 +335,24 @@ class QuantProducts(nn.Module):
         bias: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Attend: q, k (..., tokens, key dim), v (..., tokens, value dim).
+        """Attend: q, k (images, heads, tokens, key dim), v (images, heads, tokens, value dim).
 
-        `scale` multiplies the scores; `bias` is added to them before they are quantized, `mask` (0
-        or very negative, or boolean) after.
+        Returns (images, tokens, heads * value dim), which the projection reads. `scale` multiplies
+        the scores; `bias` is added to them before they are quantized, `mask` (0 or very negative,
+        or boolean) after.
         """
         scores = self.q.centred(q) @ self.k.centred(k).transpose(-2, -1)
         unit = self.q.unit * self.k.unit * scale
-        scores = self.scores(scores, unit) if bias is None else self.scores(scores * unit + bias)
+        if bias is not None:
+            scores, unit = scores * unit + bias, 1.0
+        scores = self.scores(scores, unit, spend=True)
         if mask is not None:
             scores = (
                 scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
             )
-        attended = self.probabilities.centred(scores.softmax(-1)) @ self.v.centred(v)
-        return attended * (self.probabilities.unit * self.v.unit)
+        attended = self.probabilities.centred(scores.softmax(-1), spend=True) @ self.v.centred(v)
+        unit = self.probabilities.unit * self.v.unit
+        return scaled(attended.transpose(1, 2), unit).flatten(2)
 
 
 class QuantAttention(FromFloat, Attention):
@@ -375,8 +379,7 @@ class QuantAttention(FromFloat, Attention):
             .permute(2, 0, 3, 1, 4)
         )
         x = self.products(self.q_norm(q), self.k_norm(k), v, self.scale, mask=attn_mask)
-        x = self.norm(x.transpose(1, 2).reshape(images, tokens, self.attn_dim))
-        return self.proj_drop(self.proj(x))
+        return self.proj_drop(self.proj(self.norm(x)))
 
 
 class QuantMlp(FromFloat, Mlp):
@@ -405,8 +408,8 @@ class QuantBlock(FromFloat, vision_transformer.Block):
     ) -> Tensor:
         """(images, tokens, channels) to the same."""
         attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
-        x = self.sum1(x + self.drop_path1(self.ls1(attended)))
-        return self.sum2(x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
+        x = self.sum1(x + self.drop_path1(self.ls1(attended)), spend=True)
+        return self.sum2(x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), spend=True)
 
 
 class QuantWindowAttention(FromFloat, swin_transformer.WindowAttention):
@@ -424,7 +427,7 @@ class QuantWindowAttention(FromFloat, swin_transformer.WindowAttention):
         if mask is not None:
             mask = mask.repeat(windows // len(mask), 1, 1).unsqueeze(1)
         x = self.products(q, k, v, self.scale, bias=self._get_rel_pos_bias(), mask=mask)
-        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(windows, tokens, -1)))
+        return self.proj_drop(self.proj(x))
 
 
 class QuantSwinBlock(FromFloat, swin_transformer.SwinTransformerBlock):
@@ -436,8 +439,8 @@ class QuantSwinBlock(FromFloat, swin_transformer.SwinTransformerBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(images, height, width, channels) to the same."""
-        x = self.sum1(x + self.drop_path1(self._attn(self.norm1(x))))
-        return self.sum2(x + self.drop_path2(self.mlp(self.norm2(x))))
+        x = self.sum1(x + self.drop_path1(self._attn(self.norm1(x))), spend=True)
+        return self.sum2(x + self.drop_path2(self.mlp(self.norm2(x))), spend=True)
 
 
 class QuantLevitAttention(FromFloat, levit.Attention):
@@ -455,7 +458,7 @@ class QuantLevitAttention(FromFloat, levit.Attention):
         qkv = self.qkv(x).view(images, tokens, self.num_heads, -1).transpose(1, 2)
         q, k, v = qkv.split([self.key_dim, self.key_dim, self.val_dim], dim=3)
         x = self.products(q, k, v, self.scale, bias=self.get_attention_biases(x.device))
-        return self.proj(x.transpose(1, 2).reshape(images, tokens, self.val_attn_dim))
+        return self.proj(x)
 
 
 class QuantLevitDownsample(FromFloat, levit.AttentionDownsample):
@@ -474,7 +477,7 @@ class QuantLevitDownsample(FromFloat, levit.AttentionDownsample):
         k, v = kv.split([self.key_dim, self.val_dim], dim=3)
         q = self.q(x).view(images, -1, self.num_heads, self.key_dim).transpose(1, 2)
         x = self.products(q, k, v, self.scale, bias=self.get_attention_biases(x.device))
-        return self.proj(x.transpose(1, 2).reshape(images, -1, self.val_attn_dim))
+        return self.proj(x)
 
 
 class QuantLevitBlock(FromFloat, levit.LevitBlock):
@@ -486,8 +489,8 @@ class QuantLevitBlock(FromFloat, levit.LevitBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(images, tokens, channels) to the same."""
-        x = self.sum1(x + self.drop_path1(self.attn(x)))
-        return self.sum2(x + self.drop_path2(self.mlp(x)))
+        x = self.sum1(x + self.drop_path1(self.attn(x)), spend=True)
+        return self.sum2(x + self.drop_path2(self.mlp(x)), spend=True)
 
 
 QUANTIZED: dict[type[nn.Module], type[FromFloat]] = {

@@ -102,22 +102,33 @@ def fake_quantize(
     return integers_of * scale if integers_of.requires_grad else integers_of.mul_(scale)
 
 
+def scaled(x: Tensor, factor: Tensor | float) -> Tensor:
+    """x * factor, in one pass into a new buffer that is contiguous, whatever the strides of x."""
+    if torch.is_grad_enabled():
+        return x * factor
+    return torch.mul(x, factor, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
+
+
 def centred(
-    x: Tensor, scale: Tensor | float, zero_point: Tensor | int, integers: IntRange
+    x: Tensor,
+    scale: Tensor | float,
+    zero_point: Tensor | int,
+    integers: IntRange,
+    spend: bool = False,
 ) -> Tensor:
     """The integers q - zero_point as floats: what `fake_quantize` multiplies by the scale.
 
     `scale` and `zero_point` must broadcast against x; plain numbers are several times as fast as
-    tensors that hold one.
+    tensors that hold one. `spend` says that nobody else needs x, so that its memory may be reused.
     """
     inverse = 1 / scale if isinstance(scale, float) else scale.reciprocal()
     # round(x) + z in [lo, hi] <=> round(x) in [lo - z, hi - z]
     lo: Any = integers.lo - zero_point
     hi: Any = integers.hi - zero_point
-    scaled = x * inverse
-    if torch.is_grad_enabled() and scaled.requires_grad:
-        return round_ste(scaled).clamp(lo, hi)
-    return scaled.round_().clamp_(lo, hi)
+    steps = x.mul_(inverse) if spend and not torch.is_grad_enabled() else scaled(x, inverse)
+    if torch.is_grad_enabled() and steps.requires_grad:
+        return round_ste(steps).clamp(lo, hi)
+    return steps.round_().clamp_(lo, hi)
 
 
 def log2_fake_quantize(x: Float[Tensor, "*shape"], bits: int) -> Float[Tensor, "*shape"]:

@@ -14,6 +14,8 @@ says what its worker makes of one shared candidate, and a worker that differs is
 import hashlib
 import os
 import socket
+import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, as_completed
@@ -23,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import active_children, get_context
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -172,9 +175,25 @@ bench = lru_cache(maxsize=1)(Bench)
 
 
 def evaluate(task: Task) -> Answer:
-    """What a worker does."""
-    mine = bench(task.recipe)
-    return Answer(mine.loss(task), f"{socket.gethostname()} process {os.getpid()}", mine.stamp)
+    """What a worker does; ValueError if it lacks a file, which another try would not bring."""
+    worker = f"{socket.gethostname()} process {os.getpid()}"
+    try:
+        mine = bench(task.recipe)
+        return Answer(mine.loss(task), worker, mine.stamp)
+    except OSError as error:
+        raise ValueError(f"{worker}: {error}") from None
+
+
+def end_with_parent() -> None:
+    """In a worker process: end when whoever started it is gone, were it killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class LostWorkers(RuntimeError):
@@ -214,7 +233,10 @@ class Pool:
             for process in set(active_children()) - before:
                 process.kill()
 
-        pool = cls(lambda: ProcessPoolExecutor(workers, get_context("forkserver")), stop, patience)
+        def make() -> Executor:
+            return ProcessPoolExecutor(workers, get_context("forkserver"), end_with_parent)
+
+        pool = cls(make, stop, patience)
         try:
             yield pool
         finally:
@@ -378,8 +400,11 @@ def versions() -> dict[str, str]:
 
     import evolq_lite
 
+    source = hashlib.sha256()
+    for path in sorted(Path(evolq_lite.__file__).parent.rglob("*.py")):
+        source.update(path.read_bytes())
     return {
-        "evolq_lite": evolq_lite.__version__,
+        "evolq_lite": f"{evolq_lite.__version__} ({source.hexdigest()[:8]})",
         "torch": torch.__version__,
         "timm": timm.__version__,
     }

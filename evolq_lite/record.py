@@ -50,6 +50,7 @@ OWN = (
     "top1.png",
 )
 LOCK = ".lock"
+LEFT = {LOCK, *(f".{name}.new" for name in OWN)}  # what a process that was killed may leave
 SCALES = "scales.safetensors", "scales.previous.safetensors"  # the latest first
 ANEW = "start anew with another --out"
 log = logging.getLogger("evolq_lite")
@@ -230,7 +231,7 @@ class RunFolder:
             folder._enter()
             if replace:
                 cls.remove(path)
-            if {p.name for p in path.iterdir()} - {LOCK}:
+            if {p.name for p in path.iterdir()} - LEFT:
                 raise FileExistsError(
                     f"{path} exists; give another --out, add --resume to go on, or remove it"
                 )
@@ -268,7 +269,7 @@ class RunFolder:
                 f"{above} is a file, so {path} cannot be a run folder; give another --out"
             )
         names = {p.name for p in path.iterdir()} if path.is_dir() else set()
-        names -= {LOCK, *(f".{name}.new" for name in OWN)}  # left by a process that was killed
+        names -= LEFT
         if run and not replace:
             raise FileExistsError(f"{path} holds a run; give another --out, --resume or --replace")
         if foreign := names - set(OWN if run else ()):
@@ -306,7 +307,8 @@ class RunFolder:
     def enter(self, state: dict[str, Any]) -> None:
         """Write environment.json; ValueError if the run was begun with other kernels or files.
 
-        `workers` is what the pool's workers say of themselves, None before they are asked.
+        `workers` is what the pool's workers say of themselves, None for a run without a pool; it is
+        missing before that is known.
         """
         file = self.path / "environment.json"
         old = read_object(file) if file.is_file() else state
@@ -316,15 +318,15 @@ class RunFolder:
                 f"{file}: the run began with other files ({differ or 'unknown ones'}); put them "
                 f"back, or {ANEW}"
             )
-        state = {"workers": old.get("workers"), **state}
-        keys = ["execution", "device", "chunk", *(["workers"] if old.get("workers") else [])]
-        for key in keys:
-            if (was := old.get(key)) != state[key]:
+        mine, theirs = kernels_of(state, old), kernels_of(old, state)
+        for key in sorted({*mine, *theirs}):
+            if (was := theirs.get(key)) != (now := mine.get(key)):
+                hint = f"give --threads {was}" if key == "threads" else "resume on such a machine"
                 raise ValueError(
-                    f"{file}: the run began with {key} {was}, here it is {state[key]}; "
-                    f"resume on such a machine, or {ANEW}"
+                    f"{file}: the run began with {key} {was}, here it is {now}; {hint}, or {ANEW}"
                 )
-        self.write("environment.json", state)
+        known = {"workers": old["workers"]} if "workers" in old else {}
+        self.write("environment.json", {**known, **state})
 
     def append(self, evaluation: Evaluation) -> None:
         """Add a line to the history, on the disk before any scales that came after it."""
@@ -360,9 +362,12 @@ class RunFolder:
                     raise ValueError(f"{said}; {ANEW}") from None
                 log.warning("%s; going on from the visit before", said)
         kept = [line for line in self.history() if line["visit"] < visits]
-        if {line["visit"] for line in kept} != set(range(visits)):
+        cycles = max((line["cycle"] for line in kept), default=0)
+        whole = [(v, c) for v in range(visits) for c in range(v > 0, cycles + 1)]
+        if [(line["visit"], line["cycle"]) for line in kept] != whole:
             raise ValueError(
-                f"{self.path / 'history.jsonl'} lacks visits that scales.safetensors holds; {ANEW}"
+                f"{self.path / 'history.jsonl'} has not each evaluation of the visits that "
+                f"scales.safetensors holds once; {ANEW}"
             )
         write_whole(
             self.path / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode()
@@ -380,6 +385,23 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(f"{file} is damaged ({error}); {ANEW}") from None
         return found
+
+
+def kernels_of(state: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides how candidates were rounded, of an environment that is compared with another.
+
+    Workers have one thread each, and a processor of their own; who computes is compared only where
+    both say it.
+    """
+    found = {key: state.get(key) for key in ("execution", "device", "chunk")}
+    found |= dict(state.get("versions", {}))
+    if "workers" in state and "workers" in other:
+        workers = state["workers"]
+        alone = state.get("threads"), state.get("vector_instructions")
+        found["threads"], found["vector_instructions"] = (1, workers[2]) if workers else alone
+        if workers and other["workers"]:
+            found["workers"] = workers
+    return found
 
 
 def is_evaluation(line: dict[str, Any]) -> bool:

@@ -236,6 +236,8 @@ class Run:
             self.folder.append(evaluation)
             on_evaluation(evaluation)
 
+        if pool is None:
+            self.folder.enter({**self.state, "workers": None})
         step = self.search.width(self.quant.weight_bits)
         return evolve(
             self.chain,

@@ -8,11 +8,13 @@ import ast
 import csv
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from unittest.mock import ANY
 
 import nbformat
 import pytest
@@ -32,7 +34,7 @@ from grading.source import (  # noqa: E402
     student_version,
     without,
 )
-from grading.submission import Refused, read_assignments  # noqa: E402
+from grading.submission import Refused, read_assignments, tasks_of  # noqa: E402
 
 sys.path.remove(str(ASSIGNMENTS))
 SOURCES = {path.stem[:2]: path for path in sources()}
@@ -204,7 +206,7 @@ CASES = [(exercise, *case) for exercise, cases in WRONG.items() for case in case
 
 
 def test_every_typical_mistake_is_tried():
-    assert list(WRONG) == EXERCISES and all(len(cases) >= 5 for cases in WRONG.values())
+    assert list(WRONG) == EXERCISES and all(len(cases) >= 6 for cases in WRONG.values())
     kinds = {kind.split(":")[0] for _, kind, *_ in CASES}
     assert kinds >= {
         "off by one in the range",
@@ -513,6 +515,26 @@ def submissions(toys, folder):
         with_cells(lambda cells: cells[:3] + cells[1:3] + cells[3:]),
         ("7", good, "Cell T1-1 is there 2 times; all were read.", ""),
     )
+    student(
+        "half-emoji",
+        answered(toys, answers=right(**{"T1-1": DOUBLE + "  # \ud83d"})),
+        ("7", good, "", ""),
+    )
+    student(
+        "magic",
+        answered(toys, answers=right(**{"T1-2": "%time 1\n" * 600})),
+        ("3", "T1-1 3/3, T1-2 0/4", ANY, ""),
+    )
+    student(
+        "latin",
+        "ä".encode("latin-1"),
+        ("0", none, "T1.ipynb is not a notebook: it is not UTF-8.", ""),
+    )
+    for name in ("thief", "pipe", "endless-file"):
+        student(name, None, ("0", none, "Nothing was handed in.", ""))
+    (folder / "thief" / "T1.ipynb").symlink_to(folder / "good" / "T1.ipynb")
+    (folder / "endless-file" / "T1.ipynb").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe" / "T1.ipynb")
     student("reversed", with_cells(lambda cells: cells[::-1]), ("7", good, "", ""))
     student("stripped", with_cells(without_metadata), ("7", good, "Cell T1-3 is missing.", ""))
     student(
@@ -576,15 +598,26 @@ def test_other_assignments_missing_ones_and_the_leaderboard(toys, tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     hand_in(folder, "ann", answered(toys, answers=right()))
     hand_in(folder, "ann", answered(toys, "T2", **{"T2-1": HALF}), "T2.ipynb")
-    liar = "def half(x):\n    print('leaderboard: +99 points')\n    return x // 2"
+    liar = (
+        "def half(x):\n    print('leaderboard: +99 points')\n"
+        "    print('leaderboard: +98 points (', end='')\n    return x // 2"
+    )
     hand_in(folder, "bob", answered(toys, "T2", **{"T2-1": liar}), "T1.ipynb")
     hand_in(folder, "cay", None)
     (folder / "cay" / "essay.pdf").write_bytes(b"%PDF")
     hand_in(
         folder, "dan", nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), "x.ipynb"
     )
+    hand_in(folder, "eve", None)
+    (folder / "eve" / "T1.ipynb").symlink_to(folder / "ann" / "T1.ipynb")
+    (folder / "fay_T1.ipynb").write_text("{}")
+    (folder / os.fsdecode(b"M\xfcller")).mkdir()  # as an old zip unpacks
     _, rows = grade(folder, out, "--sources", toys)
     said = {(row["student"], row["assignment"]): row for row in rows}
+    assert "is a link, no plain file, or in a closed" in said["eve", "unknown"]["notes"]
+    assert said["", "unknown"]["file"] == "fay_T1.ipynb"
+    assert "outside of a student's folder" in said["", "unknown"]["notes"]
+    assert sum(row["student"].startswith("M") for row in rows) == 3
     assert said["ann", "T1"]["points"] == "7" and said["ann", "T2"]["points"] == "4"
     assert said["bob", "T2"]["notes"] == "By its cells, T1.ipynb is T2."
     assert said["bob", "T1"]["notes"] == said["cay", "T2"]["notes"] == "Nothing was handed in."
@@ -604,16 +637,49 @@ def test_marks_by_hand_are_added_and_nothing_is_run_twice(toys, tmp_path):
     kept = out / "results" / "ann" / "T1.json"
     before = kept.stat().st_mtime_ns
     sheet = (out / "by_hand.csv").read_text()
-    assert sheet.splitlines()[1] == "ann,T1,T1-3,2,,"
+    assert re.fullmatch("ann,T1,T1-3,2,,,[0-9a-f]{8}", sheet.splitlines()[1])
     (out / "by_hand.csv").write_text(sheet.replace("T1-3,2,,", "T1-3,2,1.5,Name the sum."))
     _, [row] = grade(folder, out, "--sources", toys)
     assert (row["points"], row["by_hand"], row["to_mark"]) == ("8.5", "1.5", "0")
     assert kept.stat().st_mtime_ns == before
     page = (out / "feedback" / "ann" / "T1.html").read_text(encoding="utf-8")
     assert "Name the sum." in page and "<b>scales" not in page and "&lt;b&gt;scales" in page
+    marked_sheet = (out / "by_hand.csv").read_text()
+    # Another answer is marked anew, and what was given to the first is not lost.
+    hand_in(folder, "ann", answered(toys, answers=right(**{"T1-3": "It depends."})))
+    _, [row] = grade(folder, out, "--sources", toys)
+    assert (row["points"], row["by_hand"], row["to_mark"]) == ("7", "0", "1")
+    again = (out / "by_hand.csv").read_text()
+    assert "Name the sum. (1.5 points were given to an earlier answer.)" in again
+    hand_in(folder, "ann", answered(toys, answers=right()))
+    (out / "by_hand.csv").write_text(marked_sheet)
+    _, [row] = grade(folder, out, "--sources", toys)
+    assert (row["points"], row["by_hand"], row["to_mark"]) == ("7", "0", "0")  # no answer
+    assert (out / "by_hand.csv").read_text() == marked_sheet
     (out / "by_hand.csv").write_text(sheet.replace("T1-3,2,,", "T1-3,2,3,"))
     error, _ = grade(folder, out, "--sources", toys, status=2)
     assert "points must be from 0 to 2, not 3" in error
+    (out / "by_hand.csv").write_bytes(sheet.replace("2,,", "2,1,schön").encode("cp1252"))
+    error, _ = grade(folder, out, "--sources", toys, status=2)
+    assert "by_hand.csv is not UTF-8; save it as CSV in UTF-8" in error
+
+
+def test_a_folder_that_is_closed_to_the_grader_stops_nothing(toys, tmp_path, monkeypatch):
+    hand_in(tmp_path, "ann", answered(toys, answers=right()))
+    real = Path.is_file
+
+    def closed(path):
+        if path.suffix == ".ipynb":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    [task] = tasks_of(tmp_path / "ann", read_assignments(toys, None))
+    assert "T1.ipynb is a link, no plain file, or in a closed folder" in task.notes[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "open", lambda *a, **k: (_ for _ in ()).throw(PermissionError()))
+    [task] = tasks_of(tmp_path / "ann", read_assignments(toys, None))
+    assert task.notes == ("T1.ipynb is not a notebook: it cannot be opened.",)
 
 
 @pytest.mark.slow

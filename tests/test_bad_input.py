@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ from evolq_lite.data import (
     load_images,
 )
 from evolq_lite.figures import new_figure, save_figure
-from evolq_lite.record import RunFolder, load_scales, save_scales, write_whole
+from evolq_lite.record import RunFolder, digest_of, load_scales, save_scales, write_whole
 
 SHORT = ("--passes", 1, "--cycles", 1)
 DEMO = ("demo", "--calibration-images", 20, *SHORT)
@@ -738,13 +739,64 @@ def test_resume_with_other_options(refused, run_folder, capsys, more, names):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("execution", "elsewhere"), ("device", "cuda:0"), ("chunk", 3)]
+    ("name", "value"),
+    [
+        ("execution", "elsewhere"),
+        ("device", "cuda:0"),
+        ("chunk", 3),
+        ("threads", 77),
+        ("vector_instructions", "MMX"),
+        ("torch", "1.0"),
+    ],
 )
 def test_resume_with_other_kernels(refused, run_folder, name, value):
     """A run that began with other kernels would end elsewhere, so it is not gone on with."""
     file = run_folder / "environment.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    state = json.loads(file.read_text())
+    (state["versions"] if name == "torch" else state)[name] = value
+    file.write_text(json.dumps(state))
     refused((*DEMO, "--out", run_folder, "--resume"), f"{name} {value}", "--out|such a machine")
+    assert json.loads(file.read_text()) == state  # what the first half was computed with
+
+
+def test_a_run_alone_does_not_go_on_with_workers_of_another_processor(run_folder):
+    """Nor the reverse: who computes is compared, with workers as they say it of themselves."""
+    file = run_folder / "environment.json"
+    alone = json.loads(file.read_text())
+    kind = alone["vector_instructions"]
+    workers = [0.5, torch.__version__, kind, alone["execution"], alone["chunk"]]
+    folder = RunFolder(run_folder)
+    for old, new, differs in (
+        ({"threads": 1}, {"workers": workers}, ""),
+        ({"threads": 2}, {"workers": workers}, "threads 2, here it is 1; give --threads 2"),
+        ({"threads": 1}, {"workers": [*workers[:2], "MMX", *workers[3:]]}, "MMX"),
+        ({"workers": workers}, {"workers": None, "threads": 1}, ""),
+        ({"workers": workers}, {"workers": None, "threads": 3}, "threads 1, here it is 3"),
+        ({"workers": workers}, {"workers": [0.25, *workers[1:]]}, "workers"),
+    ):
+        file.write_text(json.dumps({**alone, "workers": None, **old}))
+        if differs:
+            with pytest.raises(ValueError, match=differs):
+                folder.enter({**alone, **new})
+        else:
+            folder.enter({**alone, **new})
+
+
+@pytest.mark.parametrize("change", [lambda lines: lines[:2] + lines[3:], lambda x: x[:2] + x[1:]])
+def test_resume_with_a_line_lost_or_doubled_in_a_finished_visit(refused, run_folder, change):
+    """Each evaluation once: an adaptive width follows from the history."""
+    file = run_folder / "history.jsonl"
+    file.write_text("".join(change(file.read_text().splitlines(keepends=True))))
+    before = tree(run_folder)
+    refused((*DEMO, "--out", run_folder, "--resume"), "history.jsonl", "start anew")
+    assert tree(run_folder) == before
+
+
+def test_a_run_killed_while_its_config_was_written_can_be_begun_again(demo_data, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".config.json.new").write_text("{")
+    RunFolder.claim(tmp_path / "out", resume=False, replace=False)
+    RunFolder.create(tmp_path / "out", {}).close()
 
 
 def test_resume_with_other_files(refused, run_folder):
@@ -786,10 +838,21 @@ def without_metadata(path: Path) -> None:
     save_file(load_file(path), path)
 
 
+def with_right_digest(state: dict[str, torch.Tensor], path: Path) -> None:
+    said: dict[str, Any] = {"visits": 1, "fitness": 0.5}
+    save_file(state, path, {"run": json.dumps({**said, "sha256": digest_of(state, said)})})
+
+
 def with_nan(path: Path) -> None:
     state = load_file(path)
     next(iter(state.values())).fill_(torch.nan)
-    save_file(state, path, {"run": '{"visits": 1, "fitness": 0.5}'})
+    with_right_digest(state, path)
+
+
+def with_negative(path: Path) -> None:
+    state = load_file(path)
+    next(value for name, value in state.items() if name.endswith(".scale")).neg_()
+    with_right_digest(state, path)
 
 
 def with_strange_visits(path: Path) -> None:
@@ -798,7 +861,7 @@ def with_strange_visits(path: Path) -> None:
 
 def wider(path: Path) -> None:
     state = {key: torch.cat([value.reshape(-1)] * 2) for key, value in load_file(path).items()}
-    save_file(state, path, {"run": '{"visits": 1, "fitness": 0.5}'})
+    with_right_digest(state, path)
 
 
 def cut(path: Path) -> None:
@@ -829,7 +892,16 @@ def test_resume_of_a_damaged_run(refused, run_folder, n):
     refused((*DEMO, "--out", run_folder, "--resume"), re.escape(name), "--out|start anew")
 
 
-DAMAGED_SCALES = [cut, garbled, worded(""), without_metadata, with_nan, wider, with_strange_visits]
+DAMAGED_SCALES = [
+    cut,
+    garbled,
+    worded(""),
+    without_metadata,
+    with_nan,
+    with_negative,
+    wider,
+    with_strange_visits,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGED_SCALES)
@@ -921,7 +993,8 @@ def test_full_disk_at_the_start(refused, demo_data, tmp_path, monkeypatch):
     refused((*DEMO, "--out", tmp_path / "out"), "No space", "free some space")
 
 
-@pytest.mark.parametrize("write", [2, 3, 4, 5, 6])
+@pytest.mark.faults
+@pytest.mark.parametrize("write", range(2, 10))
 def test_full_disk_on_the_way(demo_data, finished, tmp_path, monkeypatch, capsys, write):
     """Wherever the disk is full, space and --resume bring the run to the same end."""
     with monkeypatch.context() as patch:

@@ -12,6 +12,7 @@ from evolq_lite.integer import missing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import candidate_cost
+import claims
 import scaling
 import soak
 
@@ -56,6 +57,12 @@ def test_what_is_expected_of_workers():
     assert ten["speedup"] == pytest.approx(10, rel=1e-2)
     assert scaling.expected(1.0, 0.0, 0, 64, 1)["speedup"] == ten["speedup"]
     assert scaling.expected(1.0, 0.1, 0, 512, 52)["speedup"] == pytest.approx(10, rel=1e-2)
+
+
+def test_what_all_cells_take_follows_from_some():
+    assert claims.expected([10.0, 20.0, 30.0], cells=100, workers=2) == pytest.approx(
+        (1000, 100 * 10 / 3**0.5 / 2)
+    )
 
 
 def test_a_soak_tells_a_leak():

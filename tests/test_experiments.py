@@ -122,8 +122,9 @@ def test_workers_compute_the_same_cells(quick, tmp_path):
         for cell in CLAIMS[name].cells(True):
             one, two = (json.loads(path_of(f, name, cell).read_text()) for f in (quick, out))
             assert one["result"].keys() == two["result"].keys() and one["cell"] == two["cell"]
-            # Not to the last digit: here as many threads as there are cores, there one.
-            assert two["result"]["top1"] == pytest.approx(one["result"]["top1"], abs=0.02)
+            # Float kernels round differently with as many threads as there are cores, and with one.
+            gap = abs(two["result"]["top1"] - one["result"]["top1"])
+            assert gap <= 5 / one["result"]["images"]
 
 
 def test_real_networks_are_runs_that_the_command_line_accepts(tmp_path):
@@ -131,10 +132,11 @@ def test_real_networks_are_runs_that_the_command_line_accepts(tmp_path):
     for cell in real.CLAIM.cells(False):
         arguments = parser().parse_args(real.options(cell, tmp_path, tmp_path, tmp_path / "out"))
         assert arguments.model == cell["network"] and arguments.act_bits == 8
-        assert (arguments.weight_bits, arguments.passes) == (cell["weight_bits"], 1)
-        outs.add((arguments.model, arguments.weight_bits, arguments.algorithm, arguments.mutation,
-                  arguments.weight_observer, arguments.bias_correction))  # fmt: skip
-    assert len(outs) == len(real.CLAIM.cells(False)) == 20
+        assert (arguments.weight_bits, arguments.passes) == (cell["weight_bits"], cell["passes"])
+        names = "model", "weight_bits", "algorithm", "mutation", "weight_observer"
+        names = *names, "bias_correction", "passes"
+        outs.add(tuple(getattr(arguments, name) for name in names))
+    assert len(outs) == len(real.CLAIM.cells(False)) == 21
     assert not real.CLAIM.cells(True)
 
 

@@ -6,10 +6,12 @@ import random
 import shutil
 import time
 
+import psutil  # needed by ipykernel
 import pytest
 import torch
 
 from evolq_lite import QuantConfig, SearchConfig
+from evolq_lite.parallel import Pool
 from evolq_lite.record import RunFolder, load_scales, save_scales
 from evolq_lite.runs import Run, embedded_task
 
@@ -189,6 +191,28 @@ def test_a_killed_run_leaves_no_lock(copy, processes):
     first.kill()
     first.join()
     run(copy, resume=True)
+
+
+def run_with_workers(out, seen):
+    """A run on two worker processes, which says who they are."""
+    with Pool.local(2) as pool, Run(embedded_task("cnn", 60, 0), QUANT, SEARCH, out) as whole:
+
+        def heard(_):
+            seen.put([child.pid for child in psutil.Process().children(recursive=True)])
+
+        whole.evolve(heard, pool)
+
+
+def test_workers_end_with_a_run_that_is_killed(processes, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    seen = context.Queue()
+    process = context.Process(target=run_with_workers, args=(tmp_path / "run", seen))
+    process.start()
+    workers = [psutil.Process(pid) for pid in seen.get(timeout=120)]
+    assert len(workers) >= 2
+    process.kill()
+    process.join()
+    assert not psutil.wait_procs(workers, timeout=20)[1]
 
 
 def test_a_clock_that_jumps_back_changes_nothing(undisturbed, tmp_path, monkeypatch):

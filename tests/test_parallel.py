@@ -2,17 +2,22 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
 from functools import partial
 from multiprocessing import active_children
+from pathlib import Path
 
 import pytest
 import torch
 
-from evolq_lite import BlockObjective, QuantConfig, SearchConfig
+import evolq_lite
+from evolq_lite import BlockObjective, QuantConfig, SearchConfig, parallel
 from evolq_lite.cli import main
 from evolq_lite.evolve import visits_of
 from evolq_lite.parallel import Answer, LostWorkers, Pool, Task, evaluate
@@ -160,6 +165,45 @@ def test_workers_of_another_kind_do_not_go_on_with_a_run(tmp_path):
         ):
             whole.evolve(lambda _: None, pool)
     assert json.loads(file.read_text()) == state
+
+
+STAMP = """
+from evolq_lite import QuantConfig, SearchConfig
+from evolq_lite.parallel import Bench, Recipe
+from evolq_lite.runs import embedded_parts
+recipe = Recipe(embedded_parts, ("cnn", 20, 0), QuantConfig(weight_bits=3), SearchConfig(batch=20))
+print(Bench(recipe).stamp)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_s_stamp_tells_kernels_apart():
+    """The same processor, told to use its vector instructions and not to."""
+    stamps = [
+        subprocess.check_output([sys.executable, "-c", STAMP], text=True, env=os.environ | more)
+        for more in ({}, {}, {"ATEN_CPU_CAPABILITY": "default"})
+    ]
+    assert stamps[0] == stamps[1]
+    assert stamps[2] != stamps[0] or "DEFAULT" in stamps[0]
+
+
+def test_a_file_that_a_worker_lacks_is_named_and_no_lost_worker(monkeypatch):
+    def missing(recipe):
+        raise FileNotFoundError("photograph.jpg is not there")
+
+    monkeypatch.setattr(parallel, "bench", missing)
+    task = Task(None, b"", (), None, b"", 0)
+    with pytest.raises(ValueError, match=r"process \d+: photograph\.jpg is not there"):
+        evaluate(task)
+
+
+def test_versions_tell_sources_apart(monkeypatch, tmp_path):
+    shutil.copytree(Path(evolq_lite.__file__).parent, tmp_path / "evolq_lite")
+    mine = parallel.versions()["evolq_lite"]
+    monkeypatch.setattr(evolq_lite, "__file__", str(tmp_path / "evolq_lite" / "__init__.py"))
+    assert parallel.versions()["evolq_lite"] == mine
+    (tmp_path / "evolq_lite" / "numerics.py").write_text("# another")
+    assert parallel.versions()["evolq_lite"] != mine
 
 
 @pytest.mark.faults

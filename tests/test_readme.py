@@ -70,3 +70,14 @@ def test_links_lead_somewhere(page):
 def test_every_picture_is_described():
     for alt, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README):
         assert len(alt) > 20, target
+
+
+def test_every_promise_names_a_test_that_is_there():
+    """The table in data/README.md; a name may be cut short by `...` or `*`."""
+    table = (DATA / "README.md").read_text(encoding="utf-8").partition("| whatever happens |")[2]
+    told = re.findall(r"`(?:(test_\w+\.py)::)?(test_\w+?)(?:_?\.\.\.|\*)?`", table)
+    files = set(re.findall(r"`(test_\w+\.py)(?:::|`)", table))
+    assert len(told) > 12 and all((ROOT / "tests" / file).is_file() for file in files)
+    written = "\n".join((ROOT / "tests" / file).read_text() for file in files)
+    for _, name in told:
+        assert f"def {name}" in written, name

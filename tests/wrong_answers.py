@@ -92,6 +92,7 @@ WRONG = {
         ("the first two only", "for kernel in kernels", "for kernel in kernels[:2]"),
         ("sign", "(values.amax(0) - values.amin(0))", "(values[1] - values[0])"),
         ("standard deviation", "(values.amax(0) - values.amin(0))", "values.std(0)"),
+        ("half of it", "(values.amax(0) - values.amin(0))", "(values.amax(0) - values.mean(0))"),
     ],
     "A2-4": [
         (

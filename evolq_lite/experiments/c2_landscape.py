@@ -2,7 +2,9 @@
 
 Roughness of one layer's weight scales, beside the noise floor of the same objective: the largest
 difference between the same network computed in other chunks, image by image, and by another
-execution. Probes on test images (loss, error) are for looking only; nothing is chosen by them.
+execution. "Rugged" is measured in two ways, which need not agree: how many minima a line has, and
+how much the value changes from the first scales to a line's ends. Probes on test images (loss,
+error) are for looking only; nothing is chosen by them.
 """
 
 from statistics import fmean as mean
@@ -169,6 +171,31 @@ def minima_of(results: list[Result], own: bool = False, **where: Any) -> dict[st
     }
 
 
+def changes_of(results: list[Result], **where: Any) -> dict[str, list[float]]:
+    """Mean |change| from the first scales to both ends of each line, by network and layer."""
+    return {
+        f"{r['network']} {r['layer']}": [
+            mean([abs(row[0] - r["at_start"]), abs(row[-1] - r["at_start"])])
+            for row in r["lines_values"]
+        ]
+        for r in results
+        if all(r[key] == value for key, value in where.items())
+    }
+
+
+def by_change(results: list[Result], **where: Any) -> str:
+    """Attention against the MLP and ViT against CNN by mean change, in words."""
+    found = changes_of(results, **where)
+    vit, cnn = ([found[f"{net} {layer}"] for layer in LAYERS[net]] for net in LAYERS)
+    pairs = (("qkv and proj", vit[:2]), ("fc1 and fc2", vit[2:])), (("ViT", vit), ("CNN", cnn))
+    said = []
+    for (name, those), (other, than) in pairs:
+        a, b = ([x for line in lines for x in line] for lines in (those, than))
+        p = float(ttest_ind(a, b, equal_var=False).pvalue)
+        said.append(f"{name} {mean(a):.2g} against {other} {mean(b):.2g} (p = {p:.2g})")
+    return ", ".join(said)
+
+
 def interval(counts: list[int]) -> tuple[float, float]:
     """95 % t-interval of the mean over lines."""
     middle, error = mean(counts), stdev(counts) / len(counts) ** 0.5
@@ -215,7 +242,16 @@ def verdict(results: list[Result]) -> tuple[str, str]:
         f"CNN: {by}; with each layer's own noise floor {apart}. qkv and proj are "
         f"{'' if rugged else 'not '}more rugged than fc1 and fc2 ({over}). With 100 images: "
         f"{listed(fewer)}; there at the paper's absolute step "
-        f"0.001: {listed(absolute)}."
+        f"0.001: {listed(absolute)}. By another measure, the mean change from the first scales to "
+        f"the ends of a line: {by_change(results, probe='fitness', **where)}. On test images "
+        "(probes, one block, nothing chosen by them): "
+        + "; ".join(
+            f"{probe} at {kind} steps of {step:g}: "
+            f"{by_change(results, probe=probe, kind=kind, step=step, images=500)}"
+            for probe in ("test loss", "test error")
+            for kind, step in (("relative", 1e-2), ("absolute", 1e-3))
+        )
+        + "."
     )
     return verdict_of((all(jagged), not any(ragged), rugged)), sentence
 

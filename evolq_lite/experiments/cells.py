@@ -66,9 +66,10 @@ def read(path: Path, claim: str, cell: Cell) -> Result | None:
         return None
     try:
         found = parsed(path.read_bytes())
-        same = (found["claim"], found["cell"], found["version"]) == (claim, cell, VERSION)
-        if not (same and isinstance(found["result"], dict) and found["seconds"] >= 0):
+        if (found["claim"], found["cell"], found["version"]) != (claim, cell, VERSION):
             raise ValueError("it is about something else")
+        if found["sha256"] != digest_of(found):
+            raise ValueError("it is not as it was written: its digest differs")
     except (ValueError, KeyError, TypeError) as error:
         log.warning("%s is not a result of this cell (%s); it is computed anew", path, error)
         return None
@@ -76,18 +77,28 @@ def read(path: Path, claim: str, cell: Cell) -> Result | None:
     return {**cell, **found["result"], "cell": cell, "seconds": found["seconds"]}
 
 
+def digest_of(content: dict[str, Any]) -> str:
+    """A hash of all that a cell's file says, but for the hash itself."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def computed(claim: Claim, cell: Cell) -> dict[str, Any]:
     """Run a cell; returns what its file holds."""
     began = perf_counter()
     result = claim.run(cell)
-    return {
+    # A run that was stopped and gone on with knows how long its search took in all.
+    seconds = max(perf_counter() - began, result.get("search_seconds", 0.0))
+    content = {
         "claim": claim.name,
         "version": VERSION,
         "cell": cell,
         "result": result,
-        "seconds": round(perf_counter() - began, 2),
+        "seconds": round(seconds, 2),
         "environment": environment(),
     }
+    content = json.loads(json.dumps(content))  # as it will be read: tuples are lists there
+    return {**content, "sha256": digest_of(content)}
 
 
 def computed_elsewhere(task: tuple[Claim, Cell]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ ACROSS = 3  # panels side by side
 
 
 def forest(groups: Mapping[str, Mapping[str, Gain]], title: str) -> Picture:
-    """Gains in top-1 as points with 95 % intervals, one panel a group; small dots are seeds."""
+    """Gains in top-1 as points with 95 % intervals, one panel a group; strokes are seeds."""
     rows = max(len(gains) for gains in groups.values())
     said = ". ".join(
         f"{group}: " + "; ".join(f"{name} {gain}" for name, gain in gains.items())
@@ -46,5 +46,7 @@ def forest(groups: Mapping[str, Mapping[str, Gain]], title: str) -> Picture:
         axes.grid(axis="x", alpha=0.3)
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
-    picture.suptitle(f"{title} (hollow: not significant; strokes: seeds)", fontsize="medium")
+    seeds = any(isinstance(g, SeedComparison) for gains in groups.values() for g in gains.values())
+    key = f"hollow: not significant{'; strokes: seeds' if seeds else ''}"
+    picture.suptitle(f"{title} ({key})", fontsize="medium")
     return picture

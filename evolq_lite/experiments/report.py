@@ -23,28 +23,30 @@ from evolq_lite.record import write_whole
 Progress = Callable[[str], None]
 
 
+def missing(claims: Sequence[Claim], folder: Path, quick: bool = False) -> list[tuple[Claim, Cell]]:
+    """The cells of some claims that have no result yet, or a damaged one."""
+    return [
+        (claim, cell)
+        for claim in claims
+        for cell in claim.cells(quick)
+        if read(path_of(folder, claim.name, cell), claim.name, cell) is None
+    ]
+
+
 def reproduce(
-    claims: Sequence[Claim],
+    tasks: Sequence[tuple[Claim, Cell]],
     folder: Path,
-    quick: bool = False,
     progress: Progress = lambda cell: None,
     pool: Pool | None = None,
 ) -> None:
-    """Compute what is missing of some claims, on a pool's workers if there is one.
+    """Compute cells into `folder`, on a pool's workers if there is one.
 
-    `progress` hears of every cell when it is there.
+    `progress` hears of every cell when its result is there.
     """
-    missing = []
-    for claim in claims:
-        for cell in claim.cells(quick):
-            if read(path_of(folder, claim.name, cell), claim.name, cell) is None:
-                missing.append((claim, cell))
-            else:
-                progress(describe(claim.name, cell))
     contents = (
-        (computed(*task) for task in missing)
+        (computed(*task) for task in tasks)
         if pool is None
-        else (content for _, content in pool.each(computed_elsewhere, missing))
+        else (content for _, content in pool.each(computed_elsewhere, tasks))
     )
     for content in contents:
         write(folder, content)

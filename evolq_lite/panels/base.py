@@ -23,6 +23,7 @@ from evolq_lite.figures import Picture
 from evolq_lite.panels.worker import Cancelled, Tick, Worker
 from evolq_lite.record import write_whole
 
+CANCELLING = "Cancelling …"
 DRAWING = threading.Lock()  # matplotlib's fonts and caches are not made for threads
 Values = dict[str, Any]
 
@@ -112,7 +113,7 @@ class Panel:
             description="Cancel", tooltip="Stop computing", disabled=True, layout={"width": "90px"}
         )
         self.worker = Worker(self.wait, self.progressed, self.ended)
-        self.cancel_button.on_click(lambda _: self.worker.cancel())
+        self.cancel_button.on_click(lambda _: self.cancel())
         self.controls: dict[str, Any] = self.make_controls()
         for key, widget in self.controls.items():
             widget.add_class(f"evolq-{key.replace('_', '-')}")
@@ -125,7 +126,6 @@ class Panel:
             for widget in (*self.controls.values(), *rest):
                 close_all(widget)
             raise
-        Panel.alive[self.name] = self
         for widget in self.controls.values():
             widget.observe(self.changed, names="value")
         for widget, word in ((self.view, "view"), (self.status, "status"), (self.bar, "bar")):
@@ -133,6 +133,7 @@ class Panel:
         self.cancel_button.add_class("evolq-cancel")
         self.ui = self.arrange()
         self.ui.add_class(f"evolq-{kind.lower()}")
+        Panel.alive[self.name] = self
         self.open()
         self.opened = True
         if self.note:  # a stored picture has not said it
@@ -215,6 +216,14 @@ class Panel:
         self.say(f"{self.note}Computing …")
         self.worker.request(self.job())
 
+    def cancel(self) -> None:
+        """Stop at the next tick, and answer at once: some steps take seconds, such as loading."""
+        if self.worker.idle:
+            return
+        self.said = self.words
+        self.say(CANCELLING)
+        self.worker.cancel()
+
     def job(self) -> Any:
         """Compute and show the present values."""
         values, note, self.note = self.values, self.note, ""
@@ -247,6 +256,8 @@ class Panel:
         self.busy(False)
         if isinstance(error, Cancelled):
             self.say("Cancelled; the picture is the last one that was finished.")
+        elif error is None and self.words == CANCELLING:  # too late, it was finished
+            self.say(self.said)
         elif error is not None:
             why = (str(error) or type(error).__name__).rstrip(".")
             self.say(f"{type(error).__name__}: {why}. {self.again}")
@@ -300,4 +311,5 @@ def first_view(kind: str) -> tuple[str, str] | None:
     if not path.is_file():
         return None
     picture, _, words = path.read_text("utf-8", errors="replace").partition("\n")
-    return (picture, words.strip()) if picture.startswith("<figure><img ") else None
+    whole = picture.startswith("<figure><img ") and picture.endswith("</figure>") and words.strip()
+    return (picture, words.strip()) if whole else None

@@ -112,6 +112,7 @@ class InfoNCEPanel(Panel):
     def compute(self, tick: Tick, **values: Any) -> Any:
         """Outputs and targets (n, classes) ordered by class, and the shares at all temperatures."""
         outputs, targets = (part[: values["batch"]] for part in logits(values["bits"]))
+        tick(0.5)
         order = targets.argmax(1).argsort(stable=True)
         outputs, targets = outputs[order], targets[order]
         curves = [shares(outputs, targets, float(t)) for t in TEMPERATURES]

@@ -7,6 +7,7 @@ The run folder is the command line's own: a cancelled run goes on with Resume he
 import threading
 import time
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,10 +21,17 @@ from evolq_lite.fitness import FITNESS
 from evolq_lite.panels.base import DRAWING, IntSlider, LogSlider, Panel, control
 from evolq_lite.panels.worker import Cancelled, Job, Tick
 from evolq_lite.record import RunFolder
-from evolq_lite.runs import DEMO_IMAGES, DEMO_QUANT, Outcome, Run, embedded_task
+from evolq_lite.runs import DEMO_IMAGES, DEMO_QUANT, Outcome, Run, Task, embedded_task
 
 FOLDER = Path("runs/panel")
 DRAW_EVERY = 1.5  # seconds
+PREPARING = "Preparing: quantize and calibrate …"
+
+
+@lru_cache(maxsize=1)
+def task_of(images: int, seed: int) -> Task:
+    """The embedded ViT with its calibration images, read once for the same ones."""
+    return embedded_task("vit", images, seed)
 
 
 class SearchPanel(Panel):
@@ -117,7 +125,8 @@ class SearchPanel(Panel):
     def start(self, resume: bool) -> None:
         """Begin a run, or go on with the one in the folder."""
         self.paused.clear()
-        self.say("Preparing: quantize and calibrate …")
+        self.begun = False
+        self.say(PREPARING)
         self.busy(True)
         self.worker.submit(self.search_job(resume))
 
@@ -134,11 +143,13 @@ class SearchPanel(Panel):
             return
         self.paused.clear()
         self.pause_button.disabled, self.resume_button.disabled = False, True
+        self.say(self.words.removeprefix("Paused. ") or PREPARING)
 
     def options(self) -> tuple[QuantConfig, SearchConfig]:
         """The two configs that the controls stand for."""
         values = dict(self.values)
         bits = {key: values.pop(key) for key in ("weight_bits", "act_bits")}
+        values["step"] = float(f"{values['step']:.1e}")  # as it reads, for the command line
         return QuantConfig(**bits), SearchConfig(**values, batch=min(100, self.images))
 
     def search_job(self, resume: bool) -> Job:
@@ -146,13 +157,34 @@ class SearchPanel(Panel):
         quant, search = self.options()
 
         def job(tick: Tick) -> None:
-            RunFolder.claim(self.out, resume, replace=not resume)
-            task = embedded_task("vit", self.images, search.seed)
+            self.claim(resume, tick)
+            task = task_of(self.images, search.seed)
             tick(0.0)
             with Run(task, quant, search, self.out, resume, replace=not resume) as run:
+                self.begun = True
                 self.search(run, tick)
 
         return job
+
+    def claim(self, resume: bool, tick: Tick) -> None:
+        """Make sure of the folder; ValueError says in this panel's words why it cannot be had.
+
+        A panel that was just closed may be about to leave it.
+        """
+        for last in (False, False, False, True):
+            try:
+                return RunFolder.claim(self.out, resume, replace=not resume)
+            except FileExistsError as error:
+                if last or "another run is at work" not in str(error):
+                    raise
+            except ValueError as error:
+                if not (self.out / "config.json").is_file():
+                    raise ValueError(
+                        f"{self.out.resolve()} holds no run to go on with; press Run"
+                    ) from error
+                raise
+            tick(0.0)
+            time.sleep(0.7)
 
     def search(self, run: Run, tick: Tick) -> None:
         """Search to the end and test, reporting by picture, words and `tick`."""
@@ -160,9 +192,9 @@ class SearchPanel(Panel):
         began = drawn = perf_counter()
 
         def heard(evaluation: Evaluation) -> None:
-            nonlocal drawn
+            nonlocal began, drawn
             history.append(evaluation.as_dict())
-            self.hold(tick, len(history) / run.total)
+            began += self.hold(tick, len(history) / run.total)
             if perf_counter() - drawn > DRAW_EVERY or len(history) == run.total:
                 self.picture(history_figure(history))
                 left = (perf_counter() - began) / (len(history) - len(run.past))
@@ -176,7 +208,7 @@ class SearchPanel(Panel):
         def tested(images: int) -> None:
             nonlocal seen
             seen += images
-            tick(min(1.0, seen / len(run.task.labels())))
+            self.hold(tick, min(1.0, seen / len(run.task.labels())))
 
         outcome = run.test(tested)
         run.write(outcome)
@@ -184,12 +216,16 @@ class SearchPanel(Panel):
         self.picture(history_figure(outcome.history), outcome)
         self.say(self.verdict(outcome))
 
-    def hold(self, tick: Tick, fraction: float) -> None:
-        """Report progress; while paused, wait here and obey Cancel."""
+    def hold(self, tick: Tick, fraction: float) -> float:
+        """Report progress; while paused, wait here and obey Cancel. Returns the seconds waited."""
         tick(fraction)
+        began = perf_counter()
         while self.paused.is_set():
+            if not self.words.startswith("Paused."):  # the search had words on their way
+                self.say(f"Paused. {self.words}")
             tick(fraction)
             time.sleep(0.05)
+        return perf_counter() - began
 
     def picture(self, history: Picture, outcome: Outcome | None = None) -> None:
         """Show the search, at the end with what the test images say."""
@@ -216,7 +252,7 @@ class SearchPanel(Panel):
         if isinstance(error, Cancelled):
             self.say(
                 f"Cancelled. Resume goes on from the last finished block in {self.out.resolve()}."
-                if (self.out / "config.json").is_file()
+                if self.begun
                 else "Cancelled before the run began."
             )
 

@@ -44,7 +44,8 @@ class Worker:
         self.timer = loop.call_later(self.wait, self.submit, job)
 
     def submit(self, job: Job) -> None:
-        """Run a job as soon as the thread is free."""
+        """Run a job as soon as the thread is free, which the one under way is told to leave."""
+        self.stop.set()
         self.timer, self.stop = None, threading.Event()
         self.future = self.pool.submit(self.run, job, self.stop)
 
@@ -80,6 +81,11 @@ class Worker:
         else:
             self.forget()
             self.on_end(Cancelled())
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job is under way or waits."""
+        return self.timer is None and (self.future is None or self.future.done())
 
     def wait_until_done(self, seconds: float | None = None) -> None:
         """Wait for the job under way: for tests and for scripts without an event loop."""

@@ -34,6 +34,7 @@ from grading.report import (
     page,
     read_by_hand,
     table,
+    up_to_date,
     write,
 )
 from grading.source import SOURCES
@@ -89,11 +90,9 @@ def grade(
     Refused if there is nothing to grade, or if the overlay or by_hand.csv is not in order.
     """
     assignments = read_assignments(folder, overlay)
-    students = sorted(
-        path
-        for path in (submissions.iterdir() if submissions.is_dir() else ())
-        if path.is_dir() and not path.name.startswith(".")
-    )
+    found = sorted(submissions.iterdir()) if submissions.is_dir() else []
+    students = [path for path in found if path.is_dir() and not path.name.startswith(".")]
+    loose = [path.name for path in found if path not in students and path.suffix == ".ipynb"]
     if not students:
         raise Refused(f"{submissions} holds no folder STUDENT with a file ASSIGNMENT.ipynb")
     marks = read_by_hand(out / "by_hand.csv")
@@ -116,7 +115,10 @@ def grade(
         for name in handed_in
         if (path.name, name) not in there
     ]
+    outside = "It lies outside of a student's folder; move it to STUDENT/ASSIGNMENT.ipynb."
+    results += [Result("", "", name, notes=[outside]) for name in loose]
     results.sort(key=lambda result: (result.student, result.assignment))
+    marks = up_to_date(marks, results, assignments)
     rows = grade_rows(results, assignments, marks)
     for result, row in zip(results, rows):
         if not result.assignment:
@@ -126,10 +128,6 @@ def grade(
             out / "feedback" / result.student / f"{result.assignment}.html",
             page(result, row, assignment, marks),
         )
-        for cell in assignment.cells:
-            if cell.kind == "written" and result.written.get(cell.id):
-                key = (result.student, result.assignment, cell.id)
-                marks.setdefault(key, (number(cell.points), "", ""))
     waiting = [dict(zip(BY_HAND, (*key, *mark))) for key, mark in sorted(marks.items())]
     write(out / "by_hand.csv", table(waiting, BY_HAND))
     write(out / "grades.csv", table(rows, GRADES))
@@ -148,6 +146,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time")
     options = parser.parse_args()
     limits = Limits(options.seconds, options.megabytes)
+    for stream in (sys.stdout, sys.stderr):  # a folder's name may be no text of this terminal
+        stream.reconfigure(errors="backslashreplace")
     try:
         rows = grade(
             options.submissions,

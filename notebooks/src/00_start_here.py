@@ -73,7 +73,8 @@ QuantizerPanel(bits=3)
 # - **Exact values:** click on the number beside a slider, type, press Enter. A value out of range
 #   becomes the nearest possible one.
 # - **Slow panels** have a progress bar and a *Cancel* button, which takes effect within half a
-#   second. The last picture that was finished stays.
+#   second, a few seconds while a network is loaded or calibrated. The last picture that was
+#   finished stays.
 # - Some panels open with a stored picture (the sentence says *Stored result*) and compute as soon
 #   as you change something. On a web page without a kernel, you see that picture only.
 # - Running the cell again closes the panel of before and opens a fresh one.
@@ -217,8 +218,9 @@ print(eq.__doc__)
 #
 # **2. Why does Evol-Q need no labels?**
 #
-# <details><summary>It reads them from the test images</summary>No: test images are read once, at
-# the end, to measure.</details>
+# <details><summary>It reads them from the test images</summary>No: the search never sees a label.
+# (Here test images are read once, at the end, to measure. What the authors' program does with its
+# test images is a story for lesson 7.)</details>
 # <details><summary>It compares with the float network's predictions</summary>Right: the float
 # network is the teacher, and any image can be a question to it.</details>
 # <details><summary>Because scales do not depend on images</summary>They do here: the loss that is

@@ -38,14 +38,16 @@ torch.set_num_threads(2)
 #
 # $x$: the real number; $s > 0$: the *scale*, the distance between two neighbouring levels; $z$: the
 # *zero point*, the integer that stands for 0; $q_{lo}, q_{hi}$: the smallest and the largest
-# integer, for $b$ bits signed $-2^{b-1}$ and $2^{b-1} - 1$; $x'$: what the network computes with
-# from now on. *Uniform* means that all levels are equally far apart.
+# integer, for $b$ bits signed $-2^{b-1}$ and $2^{b-1} - 1$, unsigned $0$ and $2^b - 1$; $x'$: what
+# the network computes with from now on. *Uniform* means that all levels are equally far apart.
 #
-# Scale and zero point follow from the range that the integers should cover. From $m$ to $M$, with
-# $2^b - 1$ steps between $2^b$ levels:
+# Scale and zero point follow from the range that the integers should cover. From $m \le 0$ to
+# $M \ge 0$ (a range is widened to hold 0), with $2^b - 1$ steps between $2^b$ levels:
 #
 # $$\text{symmetric: } s = \frac{2 \max(|m|, |M|)}{2^b - 1}, \; z = 0; \qquad
 # \text{asymmetric: } s = \frac{M - m}{2^b - 1}, \; z = q_{lo} - \mathrm{round}(m / s)$$
+#
+# ($z = 0$ is for signed integers; unsigned ones have it in their middle, $2^{b-1}$.)
 #
 # Here are six numbers and signed integers of 3 bits.
 
@@ -94,6 +96,10 @@ for symmetric in (True, False):
 # nearest end of the range, however far $x$ lies: the *clipping* error. A larger scale clips less
 # and rounds more. The values of a real layer are many small ones and a few large ones, so the best
 # range is not the whole range.
+#
+# The *power* of a tensor is the mean of its squares. The *lost share* is the mean of $(x' - x)^2$
+# divided by it: 1 % means that the error is a hundredth of the signal in power, a tenth in size.
+# Signal to noise in decibels is $-10 \log_{10}$ of that share.
 #
 # Move the sliders. The tensors are real: weights and inputs of the vision transformer in `data/`.
 

@@ -183,13 +183,17 @@ figure
 
 # %% [markdown]
 # Two things to notice. With 8-bit activations little is lost between 8 and 4 bits of weights;
-# below, networks fall off a cliff. And no observer is best everywhere. At 3 bits MSE is ahead on
-# the ViT, and far behind on the CNN, where shrinking the range shifts the means that its layers
-# expect. At 4-bit activations the range of the activations decides: on the CNN with 8-bit weights
-# MinMax loses half of the accuracy, and MSE nothing.
+# below, networks fall off a cliff. And no observer is best everywhere. At 3-bit weights and 8-bit
+# activations MSE is ahead on the ViT, and far behind on the CNN, where shrinking the range shifts
+# the means that its layers expect. At 4-bit activations the range of the activations decides: on
+# the CNN with 8-bit weights MinMax loses half of the accuracy, and MSE nothing. (There both
+# networks are even worse at 8-bit weights than at 4-bit ones. That is no slip of the pen; we have
+# not looked for the reason.)
 #
 # Now see one setting at a time: the network is quantized and tested while you wait, on 473 of the
-# test images.
+# test images. Upper right: how far what leaves each part of the network is from float, relative to
+# its size. Below: characters whose label changed, float → quantized; the mark says whether the
+# quantized network is right.
 
 # %%
 ViTPanel()
@@ -239,7 +243,8 @@ ViTPanel()
 #
 # <details><summary>The weights</summary>No: weights stay as trained.</details>
 # <details><summary>The ranges of activations</summary>Right: activations exist only when images
-# pass through. (Weights are there without images; their scales need none.)</details>
+# pass through. (Weights are there without images, so their *first* scales need none. Lessons 5 and
+# 6 then let images improve them.)</details>
 # <details><summary>The bit-widths</summary>No: those are chosen by us.</details>
 #
 # ## Sources

@@ -123,9 +123,9 @@ InfoNCEPanel()
 # 1. The loss falls from 19 to 0.01, and the hardest negative's part rises from 4 % (equal parts
 #    would be 3 %) to 78 %: nearly every image is told apart from nearly every other, and what is
 #    left comes from a few pairs.
-# 2. With a nearly uniform softmax the loss is about $2T \log N$, whatever the outputs: 25 for 64
-#    images, 4 for 2. What the outputs do is a small change of that large number. The cosine
-#    distance sees one image at a time.
+# 2. With a nearly uniform softmax the loss is $2T \log N$ (25 for 64 images, 4 for 2), less a
+#    number between about 1 and 2 that depends on the outputs. So the batch decides most of it. The
+#    cosine distance sees one image at a time.
 # 3. No, it rises from 29 % to 77 %. The pull vanishes as output and target become one, the push
 #    does not. So the float network itself is no minimum of this loss. The next section says what
 #    is.
@@ -134,7 +134,7 @@ InfoNCEPanel()
 #
 # ## What is left of infoNCE at T = 3?
 #
-# For large $T$ the exponentials are nearly straight, and to first order in $1/T$
+# For large $T$ the exponentials are nearly straight, and but for terms of the order of $1/T$
 #
 # $$L \approx 2T \log N - \frac{2}{N} \sum_i q_i \cdot (k_i - \bar k), \qquad
 # \bar k = \frac{1}{N} \sum_j k_j$$
@@ -260,6 +260,9 @@ print(textwrap.fill(verdict, 100))
 figure
 
 # %% [markdown]
+# (*fisher*: the squared difference of the logits, each weighted by how much it matters for the
+# float network's probabilities; close to the network it is KL to second order.)
+#
 # All of them help, and with 1,000 images most of them equally: which loss it is matters less than
 # that there is one. KL, which went its own way above, is then as good a guide as infoNCE. With
 # fewer images its gains are smaller. The shares in the verdict are about overfitting, which is what
@@ -315,7 +318,8 @@ figure
 # %% [markdown]
 # The gap between the two lines is overfitting: scales that suit these images and not images as
 # such. It is much smaller with 100 images than with 10; Evol-Q takes 1,000. The paper holds that
-# infoNCE overfits less than other losses. One search with one seed, as here, cannot tell. C4 above
+# infoNCE helps against overfitting; whether it does so better than other losses is the question
+# here. One search with one seed cannot tell. C4 above
 # has three: at T = 3 infoNCE loses less than KL and Fisher with every number of images, but three
 # seeds are too few to call that significant, and MSE and cosine are close to it. Whatever the loss,
 # **the fitness that a search has reached is no evidence that it helped.**

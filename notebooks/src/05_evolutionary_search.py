@@ -147,7 +147,8 @@ for evaluations in (3, 30, 100):
 # With 3 candidates the size of the population makes no difference that these numbers could show.
 # With 30, sixty members are a burden: tournaments of 10 rarely meet the few good ones. With 100, a
 # single member is behind a population of 15, because it can only go down: it has no second place to
-# start from when it sits in a pit. (Against 60 members, the errors cannot tell.)
+# start from when it sits in a pit. (Whether a single member also loses to sixty cannot be told:
+# their difference is about one standard error.)
 #
 # See it happen. *Step* makes one candidate, *Play* a hundred, *Reset* begins anew. White circles
 # are members; where several are one and the same, their number stands beside. The panel opens after
@@ -274,11 +275,12 @@ figure
 #
 # On this block, at this cost, every method finds something better than the start, and the gradient
 # is not stuck: the best that SGD meets on its way is far below all searches, on other images too;
-# then it climbs again, so it matters that the best vector counts. Adam with the same first step
-# ends where the paper's search ends. Among the searches, SPSA and evolution with relative steps end
-# lowest. Coordinates are last: 60 forwards move at most 60 of 192 scales. Separable CMA-ES draws 19
-# candidates a generation, so it has learned three times only. On other images about half of each
-# gain is left, at most two thirds, and there the paper's search is no better than random search.
+# then it climbs again, so it matters that the best vector counts. Adam, whose first step is equally
+# long (1 % of each scale), ends where the paper's search ends. Among the searches, SPSA and
+# evolution with relative steps end lowest. Coordinates are last: 60 forwards move at most 60 of 192
+# scales. Separable CMA-ES draws 19 candidates a generation, so it has learned three times only. On
+# other images about half of each gain is left, at most two thirds, and there the paper's search is
+# no better than random search.
 #
 # It does not show which method is best. This is one block of a small network, one set of 100
 # images, one step for each method that nobody has tuned, and three seeds; some bands overlap. Try
@@ -291,7 +293,8 @@ figure
 # one forward; *evolq* is the same rule on all blocks at once, *evolq adaptive* lets its width
 # follow success; *sepcma* is separable CMA-ES; *fisher adam* is Adam on a loss weighted by Fisher
 # information. Each method shows the best of its three steps; for all but SGD that is the widest, so
-# a wider grid could change their order.
+# a wider grid could change their order. In the right picture the methods are ordered by fitness,
+# best first, not by gain. Where two have one colour, the marker tells them apart.
 
 # %%
 try:

@@ -57,7 +57,8 @@ characters_figure(demo.calibration[:30], demo.targets[:30].argmax(1))
 # ## Quantize and calibrate
 #
 # `quantize` makes a copy that shares the weights, with a quantizer at every operand of every
-# matrix product. Weights get one scale per output channel, activations one per tensor. `calibrate`
+# matrix product. Weights get one scale per output channel, activations one per tensor (the sums
+# before a LayerNorm also a power of two per channel). `calibrate`
 # shows it the calibration images once, and the observers choose the first scales: from the smallest
 # to the largest value seen (MinMax). Three bits are eight values, so much is lost in rounding.
 
@@ -196,11 +197,14 @@ confusion_figure(found["float"], labels)
 SearchPanel()
 
 # %% [markdown]
+# *Accepted* means here: better than all before. (In lesson 5's panel it meant: has joined the
+# population.)
+#
 # **Predict, then try.**
 #
 # 1. Population 1 instead of 15: does the search still work, and what is it then?
 # 2. Mutation width 0.1, a hundred times the paper's. What becomes of the accepted share?
-# 3. Cycles 1 and passes 20, against cycles 10 and passes 2: about the same number of candidates.
+# 3. Cycles 1 and passes 20, against cycles 10 and passes 2: the same number of candidates, 120.
 #    Which would you rather have, and why?
 #
 # <details><summary>What you should have seen</summary>

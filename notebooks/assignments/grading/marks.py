@@ -11,7 +11,8 @@ from grading.kernel import Limits, Ran, run_cells
 from grading.report import Result, Tested, number
 from grading.submission import Assignment, Given, Theirs, looks, plan_of
 
-LEADERBOARD = re.compile(r"^leaderboard: ([+-]?[0-9.]+) (.*)$", re.MULTILINE)
+# The last of its line: what stands before it was printed by the submission, not by the test.
+LEADERBOARD = re.compile(r"^.*leaderboard: ([+-]?[0-9.]+) (.*)$", re.MULTILINE)
 
 
 def earned(ran: Ran, given: Given) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 from collections import defaultdict
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from grading.submission import Assignment, Refused
 
@@ -57,9 +58,17 @@ def write(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-# (student, assignment, question): (out of, points, comment), as they stand in by_hand.csv
-Marks = dict[tuple[str, str, str], tuple[str, str, str]]
-BY_HAND = ("student", "assignment", "question", "out_of", "points", "comment")
+class Mark(NamedTuple):
+    """What by_hand.csv says of a written answer; `answer` tells which answer was marked."""
+
+    out_of: str
+    points: str = ""
+    comment: str = ""
+    answer: str = ""
+
+
+Marks = dict[tuple[str, str, str], Mark]  # by student, assignment, question
+BY_HAND = ("student", "assignment", "question", "out_of", "points", "comment", "answer")
 
 
 def read_by_hand(path: Path) -> Marks:
@@ -67,9 +76,13 @@ def read_by_hand(path: Path) -> Marks:
     if not path.is_file():
         return {}
     marks: Marks = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Refused(f"{path} is not UTF-8; save it as CSV in UTF-8 and grade again") from None
+    with io.StringIO(text, newline="") as file:
         for number, row in enumerate(csv.DictReader(file), 2):
-            missing = [name for name in BY_HAND if row.get(name) is None]
+            missing = [name for name in BY_HAND[:-1] if row.get(name) is None]
             if missing:
                 raise Refused(f"{path}, line {number}: there is no {missing[0]}")
             points = row["points"].strip()
@@ -82,8 +95,28 @@ def read_by_hand(path: Path) -> Marks:
                     f"{path}, line {number}: points must be from 0 to {row['out_of']}, not {points}"
                 )
             key = (row["student"], row["assignment"], row["question"])
-            marks[key] = (row["out_of"], points, row["comment"])
+            marks[key] = Mark(row["out_of"], points, row["comment"], row.get("answer") or "")
     return marks
+
+
+def up_to_date(
+    marks: Marks, results: Iterable[Result], assignments: Mapping[str, Assignment]
+) -> Marks:
+    """The marks with a line for each answer; one given for an earlier answer is asked for again."""
+    out = dict(marks)
+    for result in results:
+        for cell in assignments[result.assignment].cells if result.assignment else ():
+            answer = result.written.get(cell.id)
+            if cell.kind != "written" or not answer:
+                continue
+            now = hashlib.sha256(answer.encode(errors="replace")).hexdigest()[:8]
+            key = (result.student, result.assignment, cell.id)
+            mark = marks.get(key, Mark(number(cell.points)))
+            if mark.points and mark.answer not in ("", now):
+                was = f"{mark.comment} ({mark.points} points were given to an earlier answer.)"
+                mark = mark._replace(points="", comment=was.strip())
+            out[key] = mark._replace(answer=now)
+    return out
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> str:
@@ -114,9 +147,10 @@ def hand_points(result: Result, marks: Marks) -> tuple[float, int]:
     """Points given by hand, and how many answers still wait for them."""
     points, waiting = 0.0, 0
     for question, answer in result.written.items():
-        given = marks.get((result.student, result.assignment, question), ("", "", ""))[1]
-        points += float(given) if given else 0.0
-        waiting += not given and bool(answer)
+        mark = marks.get((result.student, result.assignment, question))
+        if answer and mark is not None:
+            points += float(mark.points or 0)
+            waiting += not mark.points
     return points, waiting
 
 
@@ -155,7 +189,7 @@ def grade_rows(
                 "leaderboard": board,
                 "notes": " ".join(result.notes),
                 "look": " ".join(result.look),
-                "file": f"{result.student}/{result.file}" if result.file else "",
+                "file": f"{result.student}/{result.file}".lstrip("/") if result.file else "",
             }
         )
     return rows
@@ -205,9 +239,9 @@ def page(result: Result, row: Mapping[str, str], assignment: Assignment, marks: 
     possible = {cell.id: cell.points for cell in assignment.cells}
     for question, answer in result.written.items():
         key = (result.student, result.assignment, question)
-        _, points, comment = marks.get(key, ("", "", ""))
-        points = points or ("0" if not answer else "not marked yet:")
-        said = f"<p>{escape(comment)}</p>" if comment else ""
+        mark = marks.get(key, Mark(""))
+        points = (mark.points or "not marked yet:") if answer else "0"
+        said = f"<p>{escape(mark.comment)}</p>" if mark.comment else ""
         parts.append(
             f"<h3>{escape(question)}: {escape(points)} of {number(possible[question])}</h3>"
             f"<pre>{escape(answer) or 'No answer.'}</pre>{said}"

@@ -148,10 +148,14 @@ class Theirs:
 
 def read_submission(path: Path) -> list[Theirs]:
     """The cells of a notebook, read with patience; ValueError says why a file is none."""
-    if path.stat().st_size > LARGEST:
+    with path.open("rb") as file:
+        read = file.read(LARGEST + 1)
+    if len(read) > LARGEST:
         raise ValueError(f"it has more than {LARGEST // 2**20} MB")
     try:
-        notebook = json.loads(path.read_bytes().decode("utf-8-sig"))
+        notebook = json.loads(read.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
     except (ValueError, RecursionError):
         raise ValueError("it is not JSON") from None
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
@@ -163,6 +167,7 @@ def read_submission(path: Path) -> list[Theirs]:
             continue
         source = cell.get("source", "")
         source = "".join(map(str, source)) if isinstance(source, list) else str(source)
+        source = source.encode("utf-8", "replace").decode()  # half an emoji, which no kernel takes
         metadata = cell.get("metadata")
         data = metadata.get("nbgrader") if isinstance(metadata, dict) else None
         grade_id = str(data.get("grade_id", "")) if isinstance(data, dict) else ""
@@ -268,8 +273,14 @@ def names_of(code: str) -> tuple[set[str], set[str]]:
     used: set[str] = set()
     try:
         tree = ast.parse(TransformerManager().transform_cell(code))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return bound, used
+        stored_names(tree, bound, used)
+    except Exception:  # advice for the instructor only: no code, however odd, may stop a grading
+        pass
+    return bound, used
+
+
+def stored_names(tree: ast.Module, bound: set[str], used: set[str]) -> None:
+    """Adds the names that a module binds at its top level, and those that it uses."""
     for statement in tree.body:
         if isinstance(statement, ast.FunctionDef | ast.ClassDef):
             bound.add(statement.name)
@@ -287,7 +298,6 @@ def names_of(code: str) -> tuple[set[str], set[str]]:
             used.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             bound.add(ast.unparse(node).split(".")[0])
-    return bound, used
 
 
 def looks(plan: Plan, assignment: Assignment) -> list[str]:
@@ -316,12 +326,30 @@ class Task:
     notes: tuple[str, ...]
 
 
+def is_plain(path: Path) -> bool:
+    """Whether it is a file that may be looked at."""
+    try:
+        return path.is_file()
+    except OSError:  # in a folder that is closed to us
+        return False
+
+
 def tasks_of(folder: Path, assignments: Mapping[str, Assignment]) -> list[Task]:
     """What a student handed in: at most one file for each assignment, and what is odd about it."""
     student = folder.name
     found: dict[str, list[tuple[bool, str, list[Theirs] | None, list[str]]]] = defaultdict(list)
     lost: list[str] = []
     files = sorted(p for p in folder.rglob("*.ipynb") if not p.parent.name.startswith("."))
+    # A link would hand in what lies elsewhere, another's work maybe; a pipe would never end.
+    own = folder.resolve()
+    plain_files = [p for p in files if is_plain(p) and p.resolve() == own / p.relative_to(folder)]
+    lost += [
+        f"{p.relative_to(folder).as_posix()} is a link, no plain file, or in a closed folder; "
+        "it was not read."
+        for p in files
+        if p not in plain_files
+    ]
+    files = plain_files
     for path in files:
         file, notes = path.relative_to(folder).as_posix(), []
         named = path.stem if path.stem in assignments else None
@@ -353,7 +381,7 @@ def tasks_of(folder: Path, assignments: Mapping[str, Assignment]) -> list[Task]:
             notes.append(f"Not graded, as there is {file}: {', '.join(others)}.")
         out.append(Task(student, file, name, theirs, tuple(notes)))
     if not files:
-        others = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        others = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if is_plain(p))
         lost.append(f"No notebook; found: {', '.join(others[:5]) or 'nothing'}.")
     if lost:
         out.append(Task(student, "", "", None, tuple(lost)))

@@ -1,0 +1,116 @@
+"""What every panel promises, tried on all of them as they are: stored views, quick answers, Cancel.
+
+Times are the best of three: the promise is about the panel, not about a busy machine.
+"""
+
+import asyncio
+import time
+from html import unescape
+
+import pytest
+
+from evolq_lite.panels import (
+    EvolutionPanel,
+    InfoNCEPanel,
+    LandscapePanel,
+    Panel,
+    QuantizerPanel,
+    SearchPanel,
+    ViTPanel,
+    base,
+)
+
+pytestmark = pytest.mark.usefixtures("no_silent_callbacks")
+MOVES = {
+    QuantizerPanel: ("bits", 3),
+    ViTPanel: ("weight_bits", 4),
+    LandscapePanel: ("bits", 5),
+    InfoNCEPanel: ("temperature", 0.5),
+    EvolutionPanel: ("population", 7),
+    SearchPanel: ("passes", 3),
+}
+SHIPPED = [kind for kind in MOVES if kind.shipped]
+SECONDS = 120
+
+
+@pytest.fixture(autouse=True)
+def panels_are_closed():
+    """Nothing that a test opened stays open."""
+    yield
+    for panel in list(Panel.alive.values()):
+        panel.close()
+        panel.worker.pool.shutdown(wait=True)
+
+
+def test_which_panels_open_with_a_stored_view():
+    assert [ViTPanel, LandscapePanel, InfoNCEPanel, SearchPanel] == SHIPPED
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_the_stored_view_is_there_within_two_seconds(kind):
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        panel = kind()
+        took.append(time.perf_counter() - began)
+    assert panel.words.endswith("(Stored result of these settings.)") and min(took) < 2
+    alt = unescape(panel.view.value.split('alt="')[1].split('"')[0])
+    assert 'src="data:image/png;base64,' in panel.view.value and len(alt) > 20
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_a_damaged_stored_view_is_not_shown_as_a_result(kind, tmp_path, monkeypatch):
+    whole = base.view_path(kind.__name__).read_text()
+    path = tmp_path / "view.html"
+    monkeypatch.setattr(base, "view_path", lambda name: path)
+    for text in (whole, whole[: len(whole) // 2], whole.partition("\n")[0], "", "<script>"):
+        path.write_text(text)
+        assert (base.first_view(kind.__name__) is not None) == (text == whole)
+
+
+@pytest.mark.parametrize("kind", MOVES)
+def test_a_moved_control_is_answered_within_150_ms(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    panel, (name, value) = kind(), MOVES[kind]
+    control = panel.controls[name]
+
+    async def move(to):
+        words, began = panel.words, time.perf_counter()
+        control.value = to
+        took = time.perf_counter() - began
+        assert panel.words != words
+        panel.say("")  # the next answer may be in the same words
+        return took
+
+    async def thrice():
+        was = control.value
+        return [await move(to) for to in (value, was, value)]
+
+    assert min(asyncio.run(thrice())) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "values"),
+    [(ViTPanel, "weight_bits", (5, 6, 7)), (LandscapePanel, "radius", (0.02, 0.03, 0.05))],
+)
+def test_cancel_takes_effect_within_half_a_second(kind, name, values):
+    panel, took = kind(), []
+    panel.controls[name].value = values[-1]  # loads the network, which takes longer, once
+    panel.worker.wait_until_done(SECONDS)
+
+    def until(condition):
+        end = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.002)
+
+    for value in (*values[:-1], values[-1]):
+        panel.controls[name].value = value
+        until(lambda: not panel.cancel_button.disabled)
+        time.sleep(0.1)
+        began = time.perf_counter()
+        panel.cancel_button.click()
+        until(lambda: panel.words.startswith("Cancelled"))
+        took.append(time.perf_counter() - began)
+        panel.worker.wait_until_done(SECONDS)
+    assert min(took) < 0.5, took
