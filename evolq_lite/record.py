@@ -318,8 +318,12 @@ class RunFolder:
                 f"{file}: the run began with other files ({differ or 'unknown ones'}); put them "
                 f"back, or {ANEW}"
             )
-        mine, theirs = kernels_of(state, old), kernels_of(old, state)
-        for key in sorted({*mine, *theirs}):
+        try:
+            mine, theirs = kernels_of(state, old), kernels_of(old, state)
+            keys = sorted({*mine, *theirs})
+        except (TypeError, ValueError, KeyError, IndexError):
+            raise ValueError(f"{file} is damaged; {ANEW}") from None
+        for key in keys:
             if (was := theirs.get(key)) != (now := mine.get(key)):
                 hint = f"give --threads {was}" if key == "threads" else "resume on such a machine"
                 raise ValueError(

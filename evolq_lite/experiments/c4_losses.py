@@ -171,7 +171,7 @@ def verdict(results: list[Result]) -> tuple[str, str]:
     tests = ", ".join(f"{name} p = {test.pvalue:.2g}" for name, test in less.items())
     open_ = [name for name, test in less.items() if test.statistic > 0 and test.pvalue >= 0.05]
     if open_:
-        tests += f"; infoNCE loses less than {' and '.join(open_)}, but too few seeds to decide"
+        tests += f"; less than {', '.join(open_)}, but so few seeds cannot decide it"
     return verdict_of((race.gain > 0 and race.significant, *general)), (
         f"With {max(sizes)} images infoNCE at T = 3 gains {paired(start, ours)}, the best other "
         f"loss (by test images, {rival}) {paired(start, found[rival])}; between them {race}. Share "

@@ -46,7 +46,9 @@ def forest(groups: Mapping[str, Mapping[str, Gain]], title: str) -> Picture:
         axes.grid(axis="x", alpha=0.3)
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
-    seeds = any(isinstance(g, SeedComparison) for gains in groups.values() for g in gains.values())
-    key = f"hollow: not significant{'; strokes: seeds' if seeds else ''}"
+    several = any(
+        isinstance(g, SeedComparison) for gains in groups.values() for g in gains.values()
+    )
+    key = f"hollow: not significant{'; strokes: seeds' if several else ''}"
     picture.suptitle(f"{title} ({key})", fontsize="medium")
     return picture

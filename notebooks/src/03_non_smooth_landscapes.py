@@ -363,7 +363,8 @@ for r in results:
 # So the claim *holds partly* here. Every layer of the ViT that we look at is jagged above the noise
 # floor. But both layers of the CNN are jagged as well, and attention has no more minima than the
 # MLP. It does change the loss more: from the first scales to the ends of a line by four times as
-# much (the column *mean change*, tested at the end of the verdict).
+# much (the column *mean change*, tested at the end of the verdict). On test images, which the paper
+# looks at, that difference is within chance, and it is the CNN whose loss changes more.
 #
 # Is the ViT at least worse than the CNN? That depends on what counts as noise. A lower floor finds
 # more minima, and the CNN's own floors are a tenth of the ViT's or less. Under one floor for all
