@@ -316,46 +316,6 @@ def check() -> int:
     return 0 if ready else 2
 
 
-def reproduce(arguments: argparse.Namespace, pool: Pool | None) -> int:
-    """Compute the cells of claims that are not there, then write figures and the table."""
-    from evolq_lite.experiments import CLAIMS, KNOWN, real, report
-
-    wanted = [name.upper() for name in arguments.claims]
-    if unknown := [name for name in wanted if name not in (*KNOWN, "ALL")]:
-        raise ValueError(f"unknown experiment {unknown[0]!r}; known: {', '.join(KNOWN)}, all")
-    names = {*wanted, *(CLAIMS if "ALL" in wanted else ())}
-    claims = [claim for name, claim in KNOWN.items() if name in names]
-    default = Path("runs/quick") if arguments.quick else DATA / "results"
-    folder = arguments.out or default
-    if arguments.report:
-        if arguments.claims != ["all"]:
-            raise ValueError("--report is about all results that are there; give no experiment")
-        claims = []
-    if arguments.quick and real.CLAIM in claims:
-        raise ValueError("nothing of REAL is quick; leave --quick away")
-    if real.CLAIM in claims:
-        if pool is not None:
-            raise ValueError(
-                "REAL has runs of its own to share out: leave --workers and --scheduler away, or "
-                "give them to python -m evolq_lite run"
-            )
-        claims[-1] = real.on(arguments.weights, arguments.photographs)
-    folder.mkdir(parents=True, exist_ok=True)
-    tasks = report.missing(claims, folder, arguments.quick)
-    cells = report.count(claims, arguments.quick)
-    with tqdm(total=cells, initial=cells - len(tasks), unit="cell", smoothing=0) as bar:
-
-        def progress(cell: str) -> None:
-            bar.set_description(cell[:40], refresh=False)
-            bar.update()
-
-        report.reproduce(tasks, folder, progress, pool)
-    for row in report.write_report(folder, arguments.quick):
-        print(f"{row['claim']} {row['question']} {row['verdict']}. {row['sentence']}")
-    print(f"Written to {folder}: README.md, claims.json, figures, and a JSON file a cell.")
-    return 0
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(prog="python -m evolq_lite", description=__doc__)
@@ -492,7 +452,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("--scheduler has workers of its own; give it or --workers, not both")
         if arguments.command == "reproduce":
             with pool_of(arguments) as pool:
-                return reproduce(arguments, pool)
+                from evolq_lite.experiments import command
+
+                return command.reproduce(arguments, pool)
         options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)  # before any work
         if arguments.resume and arguments.replace:
             raise ValueError("--resume keeps the run and --replace removes it; give one of them")

@@ -213,16 +213,8 @@ def points(qmodel: nn.Module) -> list[Point]:
                 "per channel, powers of two" if module.observer_name == "ptf" else granularity
             )
             values = module.scale.numel() if module.frozen else 0
-            rows.append(
-                Point(
-                    name,
-                    module.integers.bits,
-                    module.integers.signed,
-                    granularity,
-                    module.observer_name,
-                    values,
-                )
-            )
+            kind = module.integers.bits, module.integers.signed, granularity
+            rows.append(Point(name, *kind, module.observer_name, values))
     return rows
 
 

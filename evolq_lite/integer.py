@@ -85,21 +85,10 @@ def multiply(
     `scale` and `zero_point` belong to the codes. With `out`, a scale and a zero point, the result
     is uint8 codes for them, rounded half to even and clamped to 0 ... 255.
     """
-    out_scale, out_zero_point = out or (1.0, 0)
+    weights = packed.weight, packed.scale, packed.zeros
+    form = *(out or (1.0, 0)), torch.float32 if out is None else torch.uint8
     return torch.ops.onednn.qlinear_pointwise(
-        codes,
-        scale,
-        zero_point,
-        packed.weight,
-        packed.scale,
-        packed.zeros,
-        bias,
-        out_scale,
-        out_zero_point,
-        torch.float32 if out is None else torch.uint8,
-        act,
-        [],
-        act_form,
+        codes, scale, zero_point, *weights, bias, *form, act, [], act_form
     )
 
 

@@ -73,12 +73,8 @@ class Quantizer(nn.Module):
         self, integers: IntRange, observer: str, symmetric: bool, axis: int | None = None
     ) -> None:
         super().__init__()
-        self.integers, self.observer_name, self.symmetric, self.axis = (
-            integers,
-            observer,
-            symmetric,
-            axis,
-        )
+        self.integers, self.observer_name = integers, observer
+        self.symmetric, self.axis = symmetric, axis
         self.register_buffer("scale", torch.tensor(torch.nan))
         self.register_buffer("zero_point", torch.tensor(0.0))
         self.observer: Observer | None = None

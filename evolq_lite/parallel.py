@@ -15,7 +15,6 @@ import hashlib
 import os
 import socket
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, as_completed
@@ -24,7 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -185,12 +184,10 @@ def evaluate(task: Task) -> Answer:
 
 
 def end_with_parent() -> None:
-    """In a worker process: end when whoever started it is gone, were it killed."""
-    parent = os.getppid()
+    """In a worker process: end when the run that started it is gone, even if it was killed."""
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent_process().join()  # type: ignore[union-attr]
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

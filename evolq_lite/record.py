@@ -308,7 +308,7 @@ class RunFolder:
         """Write environment.json; ValueError if the run was begun with other kernels or files.
 
         `workers` is what the pool's workers say of themselves, None for a run without a pool; it is
-        missing before that is known.
+        missing before that is known. What a run began with is never written over.
         """
         file = self.path / "environment.json"
         old = read_object(file) if file.is_file() else state
@@ -329,8 +329,8 @@ class RunFolder:
                 raise ValueError(
                     f"{file}: the run began with {key} {was}, here it is {now}; {hint}, or {ANEW}"
                 )
-        known = {"workers": old["workers"]} if "workers" in old else {}
-        self.write("environment.json", {**known, **state})
+        if not file.is_file() or {"workers"} & state.keys() - old.keys():
+            self.write("environment.json", state)
 
     def append(self, evaluation: Evaluation) -> None:
         """Add a line to the history, on the disk before any scales that came after it."""
@@ -366,7 +366,7 @@ class RunFolder:
                     raise ValueError(f"{said}; {ANEW}") from None
                 log.warning("%s; going on from the visit before", said)
         kept = [line for line in self.history() if line["visit"] < visits]
-        cycles = max((line["cycle"] for line in kept), default=0)
+        cycles = max([1, *(line["cycle"] for line in kept)])
         whole = [(v, c) for v in range(visits) for c in range(v > 0, cycles + 1)]
         if [(line["visit"], line["cycle"]) for line in kept] != whole:
             raise ValueError(
