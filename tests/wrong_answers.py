@@ -272,21 +272,21 @@ WRONG = {
     "A4-5": [
         (
             "test data in the fitness",
-            "passes = 0\n",
-            'images = eq.load_demo("vit", 2).test[0][:20]\n    passes = 0\n',
+            "objective = eq.",
+            'images = eq.load_demo("vit", 2).test[0][:20]\n    objective = eq.',
         ),
         (
             "held-out data in the fitness",
-            "passes = 0\n",
-            "images = setting(20, seed, 50)[2][0][:20]\n    passes = 0\n",
+            "objective = eq.",
+            "images = setting(20, seed, 50)[2][0][:20]\n    objective = eq.",
         ),
-        ("over the budget", "if passes:", "passes += 1\n    if passes:"),
+        ("over the budget", "3 * steps)", "3 * steps + 3)"),
         (
             "nothing changed",
             "for module in chain.model.modules():",
             "return\n    for module in []:",
         ),
         ("missing clamp", "observer.params()[0])", "-observer.params()[0])"),
-        ("not repeatable", "seed=seed", "seed=int(torch.randint(10**6, ()))"),
+        ("not repeatable", "0.03", "0.03 * float(torch.rand(()))"),
     ],
 }
