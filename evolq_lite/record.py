@@ -196,6 +196,10 @@ def nothing_to_resume(path: Path | str) -> ValueError:
     return ValueError(f"{path} holds no run to resume; leave --resume away to start one")
 
 
+class Busy(FileExistsError):
+    """Another run is at work in a folder."""
+
+
 class RunFolder:
     """A run's folder. `create` refuses one that exists, `resume` one with another config.
 
@@ -210,11 +214,11 @@ class RunFolder:
         self._lock.release(force=True)
 
     def _enter(self) -> None:
-        """Lock the folder; FileExistsError while another run is in it."""
+        """Lock the folder; Busy while another run is in it."""
         try:
             self._lock.acquire()
         except Timeout:
-            raise FileExistsError(
+            raise Busy(
                 f"another run is at work in {self.path}; wait for it, or give another --out"
             ) from None
 
@@ -329,7 +333,7 @@ class RunFolder:
                 raise ValueError(
                     f"{file}: the run began with {key} {was}, here it is {now}; {hint}, or {ANEW}"
                 )
-        if not file.is_file() or {"workers"} & state.keys() - old.keys():
+        if not file.is_file() or ("workers" in state and "workers" not in old):
             self.write("environment.json", state)
 
     def append(self, evaluation: Evaluation) -> None:

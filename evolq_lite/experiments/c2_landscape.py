@@ -7,6 +7,7 @@ how much the value changes from the first scales to a line's ends. Probes on tes
 error) are for looking only; nothing is chosen by them.
 """
 
+from collections.abc import Sequence
 from statistics import fmean as mean
 from statistics import stdev
 from typing import Any
@@ -153,14 +154,18 @@ def figure(results: list[Result]) -> Picture:
     return picture
 
 
+def matching(results: list[Result], **where: Any) -> list[Result]:
+    """The results whose cells have these values."""
+    return [r for r in results if all(r[key] == value for key, value in where.items())]
+
+
 def minima_of(results: list[Result], own: bool = False, **where: Any) -> dict[str, list[int]]:
     """Minima of each line by layer, of the results about calibration fitness that match.
 
     The largest of their noise floors is that of all, because under a lower one a layer has more
     minima; with `own`, each layer has its own.
     """
-    wanted = {"probe": "fitness", **where}.items()
-    found = [r for r in results if all(r[key] == value for key, value in wanted)]
+    found = matching(results, **{"probe": "fitness", **where})
     floor = max((r["noise_floor"] for r in found), default=0.0)
     return {
         f"{r['network']} {r['layer']}": [
@@ -178,8 +183,7 @@ def changes_of(results: list[Result], **where: Any) -> dict[str, list[float]]:
             mean([abs(row[0] - r["at_start"]), abs(row[-1] - r["at_start"])])
             for row in r["lines_values"]
         ]
-        for r in results
-        if all(r[key] == value for key, value in where.items())
+        for r in matching(results, **where)
     }
 
 
@@ -191,7 +195,7 @@ def by_change(results: list[Result], **where: Any) -> str:
     said = []
     for (name, those), (other, than) in pairs:
         a, b = ([x for line in lines for x in line] for lines in (those, than))
-        p = float(ttest_ind(a, b, equal_var=False).pvalue)
+        p = welch(a, b)
         said.append(f"{name} {mean(a):.2g} against {other} {mean(b):.2g} (p = {p:.2g})")
     return ", ".join(said)
 
@@ -203,9 +207,14 @@ def interval(counts: list[int]) -> tuple[float, float]:
     return middle - half, middle + half
 
 
+def welch(those: Sequence[float], than: Sequence[float]) -> float:
+    """p of Welch's test for a difference of means."""
+    return float(ttest_ind(those, than, equal_var=False).pvalue)
+
+
 def more(those: list[int], than: list[int]) -> tuple[bool, str]:
     """Whether some lines have more minima than others on average (Welch's test, 5 %), in words."""
-    p = float(ttest_ind(those, than, equal_var=False).pvalue)
+    p = welch(those, than)
     return mean(those) > mean(than) and p < 0.05, f"{mean(those) - mean(than):+.2f}, p = {p:.2g}"
 
 

@@ -20,7 +20,7 @@ from evolq_lite.figures import Picture, history_figure, top1_figure
 from evolq_lite.fitness import FITNESS
 from evolq_lite.panels.base import DRAWING, IntSlider, LogSlider, Panel, control
 from evolq_lite.panels.worker import Cancelled, Job, Tick
-from evolq_lite.record import RunFolder
+from evolq_lite.record import Busy, RunFolder
 from evolq_lite.runs import DEMO_IMAGES, DEMO_QUANT, Outcome, Run, Task, embedded_task
 
 FOLDER = Path("runs/panel")
@@ -174,8 +174,8 @@ class SearchPanel(Panel):
         for last in (False, False, False, True):
             try:
                 return RunFolder.claim(self.out, resume, replace=not resume)
-            except FileExistsError as error:
-                if last or "another run is at work" not in str(error):
+            except Busy:
+                if last:
                     raise
             except ValueError as error:
                 if not (self.out / "config.json").is_file():
