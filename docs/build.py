@@ -6,9 +6,9 @@ A page marks such a part with a pair of comments, each alone on its line:
     whatever stands here is replaced
     <!-- end claims -->
 
-The function of that name in PARTS says what goes between them, and reads nothing but committed files,
-so that a page can never tell another story than the results. `tests/test_readme.py` fails when a
-page is out of date.
+The function of that name in PARTS says what goes between them, and reads nothing but committed
+files, so that a page can never tell another story than the results. `tests/test_readme.py` fails
+when a page is out of date.
 """
 
 from __future__ import annotations
@@ -170,7 +170,9 @@ def main(argv: list[str] | None = None) -> int:
         if new != page:
             stale[path] = new
     for path, new in stale.items():
-        print(f"{path.relative_to(ROOT)} {'is out of date; run: make docs' if check else 'rewritten'}")
+        print(
+            f"{path.relative_to(ROOT)} {'is out of date; run: make docs' if check else 'rewritten'}"
+        )
         if not check:
             path.write_text(new, encoding="utf-8")
     return int(check and bool(stale))
