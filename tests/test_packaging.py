@@ -7,6 +7,8 @@ also hand it damaged text and see the problem reported.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
@@ -18,6 +20,7 @@ from packaging.requirements import Requirement  # needed by pytest
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from pathspec import GitIgnoreSpec  # needed by mypy
 
 import evolq_lite
 
@@ -162,6 +165,16 @@ def test_lock_is_complete() -> None:
 
 def test_installed_packages_have_the_locked_versions() -> None:
     assert installed_problems(LOCK) == []
+
+
+def test_no_source_file_is_ignored_by_git_or_ruff() -> None:
+    """`runs/` in .gitignore also means evolq_lite/runs, and ruff leaves out what git ignores."""
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "evolq_lite").rglob("*.py")}
+    ignored = GitIgnoreSpec.from_lines((ROOT / ".gitignore").read_text().splitlines())
+    assert sources and not set(ignored.match_files(sources))
+    command = [sys.executable, "-m", "ruff", "check", "--show-files", "evolq_lite"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert sources == {Path(line).relative_to(ROOT).as_posix() for line in shown.splitlines()}
 
 
 def test_one_version_everywhere() -> None:
