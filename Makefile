@@ -14,10 +14,12 @@ KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=42949672
 # the thread it waits for gets no time: with one other busy process on two cores, a candidate of the
 # search takes 5.0 s instead of 0.05. With a bounded spin it takes 0.15 s (and 0.053 s when idle).
 # The first variable is GNU's (Linux), the second LLVM's and Intel's (macOS, some builds of torch).
-# They are read when torch is loaded, and a value that you set yourself wins.
+# They are read when torch is loaded. A value that you set yourself wins, and so does OMP_WAIT_POLICY.
+ifndef OMP_WAIT_POLICY
 GOMP_SPINCOUNT ?= 2000
 KMP_BLOCKTIME ?= 1
 export GOMP_SPINCOUNT KMP_BLOCKTIME
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lab app bench results docs check notebooks screenshots assignments grade clean

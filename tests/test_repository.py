@@ -77,12 +77,20 @@ def test_there_is_a_form_for_each_kind_of_trouble() -> None:
     assert {"wrong-result", "lesson-unclear", "grading"} <= {path.stem for path in FORMS}
 
 
-@pytest.mark.parametrize("own", [None, "7"])
-def test_make_bounds_spinning_in_every_target(own: str | None, tmp_path: Path) -> None:
-    """A value of your own wins."""
-    names = "GOMP_SPINCOUNT", "KMP_BLOCKTIME"
-    environment = {key: value for key, value in os.environ.items() if key not in names}
-    environment |= {name: own for name in names if own is not None}
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, ["2000", "1"]),
+        ({"GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "8"}, ["7", "8"]),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, []),
+    ],
+    ids=["nothing", "both", "policy"],
+)
+def test_make_bounds_spinning_unless_you_have_set_it(
+    own: dict[str, str], expected: list[str], tmp_path: Path
+) -> None:
+    names = "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY"
+    environment = {key: value for key, value in os.environ.items() if key not in names} | own
     probe = tmp_path / "probe.mk"
     probe.write_text(
         f"include {ROOT / 'Makefile'}\nprobe:\n\t@echo $$GOMP_SPINCOUNT $$KMP_BLOCKTIME\n"
@@ -95,4 +103,4 @@ def test_make_bounds_spinning_in_every_target(own: str | None, tmp_path: Path) -
         text=True,
         check=True,
     )
-    assert result.stdout.split() == ([own, own] if own else ["2000", "1"])
+    assert result.stdout.split() == expected
