@@ -120,7 +120,7 @@ def modules() -> str:
     names = {path.stem for path in PACKAGE.glob("*.py")}
     names |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     names = {name for name in names if not name.startswith("_")}
-    height = levels({name: imports_of(name, names) for name in names})
+    height = levels({name: imports_of(name, names) for name in names - {ROOF}})
     height[ROOF] = max(height.values()) + 1
     rows = []
     for name in sorted(names, key=lambda name: (height[name], name)):

@@ -210,6 +210,7 @@ def test_the_ten_lines_of_the_readme_run(
     assert "Evaluated(" in told and "Committed(" in told
 
 
+@pytest.mark.slow
 def test_the_code_for_one_block_runs() -> None:
     names: dict[str, object] = {}
     exec(compile(python_of("docs/own-network.md"), "docs/own-network.md", "exec"), names)
