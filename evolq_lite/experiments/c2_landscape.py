@@ -107,7 +107,7 @@ def run(cell: Cell) -> Result:
     points = torch.stack(
         [
             start,
-            *(start + cell["step"] * direction(start, "gaussian", s, relative) for s in (90, 91)),
+            *(start + cell["step"] * direction(start, s, relative) for s in (90, 91)),
         ]
     )
 

@@ -105,7 +105,7 @@ def correlate(setting: Setting) -> Result:
             min(100, len(images)),
         )
         start = objective.start
-        near = torch.stack([start + 0.02 * direction(start, "gaussian", s) for s in range(60)])
+        near = torch.stack([start + 0.02 * direction(start, s) for s in range(60)])
         values.append(objective(near.abs()).numpy())
     table = np.corrcoef(np.stack(values))
     return {"cosine_and_t3": float(table[0, 1]), "cosine_and_t007": float(table[1, 2])}

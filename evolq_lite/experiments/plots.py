@@ -52,8 +52,10 @@ def plot_gains(groups: Gains, title: str, same_scale: bool = False) -> Picture:
         axes.set_xlabel("gain in top-1, points")
     for axes in grid.flat[len(groups) :]:
         axes.set_axis_off()
-    seeds = any(isinstance(g, SeedComparison) for gains in groups.values() for g in gains.values())
-    key = f"hollow: not significant{'; strokes: seeds' if seeds else ''}"
+    several = any(
+        isinstance(g, SeedComparison) for gains in groups.values() for g in gains.values()
+    )
+    key = f"hollow: not significant{'; strokes: seeds' if several else ''}"
     picture.suptitle(f"{title} ({key})", fontsize="medium")
     return picture
 

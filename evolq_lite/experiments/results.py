@@ -53,7 +53,7 @@ def unseal(line: bytes) -> dict[str, Any]:
     kinds = {key: type(value) for key, value in content.items()}
     if kinds not in (RESULT, MACHINE):
         raise ValueError("it is neither a result nor a machine")
-    return content  # type: ignore[no-any-return]
+    return content
 
 
 class ResultFile:
