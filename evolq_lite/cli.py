@@ -229,22 +229,21 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
         )
     names = {*wanted, *(CLAIMS if "ALL" in wanted else ())} if not arguments.report else {}
     claims = [claim for name, claim in KNOWN.items() if name in names]
-    with tqdm(unit="cell", smoothing=0, disable=arguments.report) as bar:
-        if "REAL" in names:
 
-            def watch(event: Evaluated) -> None:
-                bar.set_postfix_str(f"{event.block}, fitness {event.fitness:.5f}")
+    def watch(event: Evaluated) -> None:
+        bar.set_postfix_str(f"{event.block}, fitness {event.fitness:.5f}")
 
-            claims[-1] = real.use_folders(arguments.weights, arguments.photographs, watch)
-        folder = arguments.out or (Path("runs/quick") if arguments.quick else report.RESULTS)
-        with report.lock(folder):
-            tasks = report.missing(claims, folder, arguments.quick)
-            bar.total = report.count(claims, arguments.quick)
-            bar.update(bar.total - len(tasks))
+    if "REAL" in names:
+        claims[-1] = real.use_folders(arguments.weights, arguments.photographs, watch)
+    folder = arguments.out or (Path("runs/quick") if arguments.quick else report.RESULTS)
+    with report.lock(folder):
+        tasks = report.missing(claims, folder, arguments.quick)
+        cells = report.count(claims, arguments.quick)
+        with tqdm(total=cells, initial=cells - len(tasks), unit="cell", smoothing=0) as bar:
             for cell in report.reproduce(tasks, folder, workers):
                 bar.set_description(cell[:40], refresh=False)
                 bar.update()
-            told = report.write_report(folder, arguments.quick)
+        told = report.write_report(folder, arguments.quick)
     for row in told:
         print(f"{row['claim']} {row['question']} {row['verdict'].capitalize()}. {row['sentence']}")
     print(f"Written to {folder}: README.md, claims.json, figures, and the results, line by line.")

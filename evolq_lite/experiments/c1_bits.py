@@ -105,7 +105,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
     lost = max(-row.gain for row in rows if row.holds is None)
     moved = [abs(row.gain) for row in rows if row.holds is not None]
     return Verdict(
-        decide([row.holds for row in rows if row.holds is not None]),
+        decide(row.holds for row in rows),
         f"On the embedded ViT and CNN (Typefaces-62, one seed), W8A8 loses at most {lost:.2f} "
         f"points; fewer bits or other scales move top-1 by {min(moved):.1f} to {max(moved):.1f}.",
         tuple(rows),

@@ -19,7 +19,7 @@ from evolq_lite.evolve import Evaluated, evolve
 from evolq_lite.experiments.cells import Claim, Tables, measure_gain
 from evolq_lite.experiments.results import Cell, Result, by, where
 from evolq_lite.experiments.setup import Setting, measure_top1, prepare
-from evolq_lite.experiments.verdicts import UNDECIDED, Row, Verdict, decide
+from evolq_lite.experiments.verdicts import UNDECIDED, Row, Verdict, count_seeds, decide
 from evolq_lite.figures import MARKERS, PETROFF, Picture, new_figure
 from evolq_lite.fitness import fisher
 from evolq_lite.objective import BlockObjective
@@ -228,7 +228,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
     gains = {name: 100 * measure_gain(start, best[name]).gain for name in ("paper", rival)}
     return Verdict(
         decide((bool(ahead < 0), better)),
-        f"On the embedded ViT (Typefaces-62, W3A8, {len(paper)} seeds), the paper's search gains "
+        f"On the embedded ViT (Typefaces-62, W3A8, {count_seeds(paper)}), the paper's search gains "
         f"{gains['paper']:+.2f} points, the best gradient method at the same cost ({rival}) "
         f"{gains[rival]:+.2f}.",
         tuple(rows),

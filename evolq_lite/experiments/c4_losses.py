@@ -22,7 +22,7 @@ from evolq_lite.experiments.setup import (
     prepare,
     search_scales,
 )
-from evolq_lite.experiments.verdicts import UNDECIDED, Row, Verdict, decide
+from evolq_lite.experiments.verdicts import UNDECIDED, Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
 from evolq_lite.fitness import cosine, info_nce
 from evolq_lite.landscape import direction
@@ -206,8 +206,8 @@ def verdict(results: pd.DataFrame) -> Verdict:
     if not race.significant:
         chance = "within chance of"
     return Verdict(
-        decide([row.holds for row in rows if row.holds is not None]),
-        f"On the embedded ViT (Typefaces-62, W3A8, {len(ours)} seeds), infoNCE is {chance} the "
+        decide(row.holds for row in rows),
+        f"On the embedded ViT (Typefaces-62, W3A8, {count_seeds(ours)}), infoNCE is {chance} the "
         f"best other loss ({rival}, {100 * race.gain:+.2f} points) and overfits significantly less "
         f"than {less} of {len(others)} others.",
         tuple(rows),

@@ -12,7 +12,7 @@ from evolq_lite.experiments.cells import Claim, measure_gain
 from evolq_lite.experiments.plots import NAMES, plot_gains
 from evolq_lite.experiments.results import Cell, Result, by
 from evolq_lite.experiments.setup import measure_top1, prepare, search_scales
-from evolq_lite.experiments.verdicts import Row, Verdict, decide
+from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
 
 # What is compared: the observer of the first scales, and the search from there.
@@ -110,12 +110,11 @@ def verdict(results: pd.DataFrame) -> Verdict:
         rows.append(Row.of(f"{setting}: EvolQ, over random search at the same cost", race))
         races.append(race.gain > 0 and race.significant)
     parts = [row.holds for row in rows if row.holds is not None]
-    seeds = results["seed"].nunique()
     return Verdict(
         decide(parts),
-        f"On the embedded networks (Typefaces-62, {seeds} seeds), the paper's search gains "
-        f"significantly over MinMax in {sum(parts)} of {len(parts)} settings, and over random "
-        f"search at the same cost in {sum(races)}.",
+        f"On the embedded networks (Typefaces-62, {count_seeds(results)}), the paper's search "
+        f"gains significantly over MinMax in {sum(parts)} of {len(parts)} settings, and over "
+        f"random search at the same cost in {sum(races)}.",
         tuple(rows),
     )
 

@@ -23,7 +23,7 @@ from evolq_lite.experiments.cells import Claim, unpack_correct
 from evolq_lite.experiments.plots import plot_gains
 from evolq_lite.experiments.results import Cell, Result, by
 from evolq_lite.experiments.setup import measure_top1, prepare
-from evolq_lite.experiments.verdicts import Row, Verdict, decide
+from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
 
 
@@ -172,12 +172,11 @@ def verdict(results: pd.DataFrame) -> Verdict:
         for setting, gains in measure_gains(results).items()
         for name, gain in gains.items()
     ]
-    seeds = results["seed"].nunique()
     return Verdict(
-        decide([row.holds for row in rows if row.holds is not None]),
-        f"On the embedded ViT (Typefaces-62, {seeds} seeds), snapshots picked on half of the test "
-        f"typefaces lead the last by {tell_range([s.here for s in picked])} points there, and by "
-        f"{tell_range([s.there for s in picked])} elsewhere.",
+        decide(row.holds for row in rows),
+        f"On the embedded ViT (Typefaces-62, {count_seeds(results)}), snapshots picked on half of "
+        f"the test typefaces lead the last by {tell_range([s.here for s in picked])} points there, "
+        f"and by {tell_range([s.there for s in picked])} elsewhere.",
         tuple(rows),
     )
 

@@ -12,7 +12,7 @@ from evolq_lite.experiments.cells import Claim, measure_gain
 from evolq_lite.experiments.plots import plot_gains
 from evolq_lite.experiments.results import Cell, Result, by
 from evolq_lite.experiments.setup import measure_top1, prepare, search_scales
-from evolq_lite.experiments.verdicts import UNDECIDED, WORDS, Row, Verdict
+from evolq_lite.experiments.verdicts import UNDECIDED, WORDS, Row, Verdict, count_seeds
 from evolq_lite.figures import Picture
 
 # Layers are visited twice as often as blocks, the whole network once a pass: passes make up for it.
@@ -122,7 +122,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
             fair += ahead and found["evaluations"].mean() <= 1.05 * cost
     return Verdict(
         WORDS[0 if not better else 2 if fair else 1],
-        f"On the embedded ViT (Typefaces-62, W3A8, {len(paper)} seeds), {better} of {many} "
+        f"On the embedded ViT (Typefaces-62, W3A8, {count_seeds(paper)}), {better} of {many} "
         f"variants beat the paper's choice significantly (Bonferroni), {fair} of them at no more "
         "evaluations.",
         (*rows, *gains),

@@ -30,7 +30,7 @@ from evolq_lite.experiments.setup import (
     prepare,
     search_scales,
 )
-from evolq_lite.experiments.verdicts import Row, Verdict, decide
+from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
 
 # The candidates for the first scales of "best": observer of weights, bias correction.
@@ -146,10 +146,10 @@ def verdict(results: pd.DataFrame) -> Verdict:
             elif "W8" not in setting and name == "its start, over paper":
                 starts.append(clear)
     enough = sum(ahead) >= 0.75 * len(ahead)
-    seeds = where(results, role="race")["seed"].nunique()
+    seeds = count_seeds(where(results, role="race"))
     return Verdict(
         decide((enough, all(ahead))),
-        f"At 3 and 4 bits on the embedded networks (Typefaces-62, {seeds} seeds), the chosen "
+        f"At 3 and 4 bits on the embedded networks (Typefaces-62, {seeds}), the chosen "
         f"search beats the paper's in {sum(ahead)} of {len(ahead)} settings; its start alone, "
         f"unsearched, in {sum(starts)}.",
         tuple(rows),

@@ -45,7 +45,8 @@ import pandas as pd
 
 lines = pd.read_json("data/results/C5.jsonl", lines=True)
 cells = pd.json_normalize(lines.dropna(subset="cell").to_dict("records"))
-print(cells.pivot_table("result.top1", ["cell.network", "cell.weight_bits"], "cell.method"))
+table = cells.pivot_table("result.top1", ["cell.network", "cell.weight_bits"], "cell.method")
+print(table.round(4).to_string())
 ```"""
 
 

@@ -1,6 +1,6 @@
 """Verdicts are data: a word, one plain sentence, and rows that say what was measured."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,9 +11,10 @@ WORDS = ("holds here", "holds partly", "does not hold here")
 UNDECIDED = "not decided"  # too little was computed
 
 
-def decide(parts: Sequence[bool]) -> str:
-    """The word for a claim from whether each of its parts holds."""
-    return WORDS[0 if all(parts) else 1 if any(parts) else 2]
+def decide(parts: Iterable[bool | None]) -> str:
+    """The word for a claim from whether each of its parts holds; None decides nothing."""
+    holds = [part for part in parts if part is not None]
+    return WORDS[0 if all(holds) else 1 if any(holds) else 2]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ class Verdict:
     def others(self) -> list[Row]:
         """The rows that were measured as well."""
         return [row for row in self.rows if row.holds is None]
+
+
+def count_seeds(results: pd.DataFrame) -> str:
+    """How many seeds were measured, in words for a sentence."""
+    seeds = results["seed"].nunique()
+    return f"{seeds} seeds" if seeds > 1 else "one seed"
 
 
 def tabulate(rows: Sequence[Row]) -> pd.DataFrame:
