@@ -206,7 +206,7 @@ def test_lesson_6_in_lab(page: Page, lab: str):
     resume.press("Enter")
     expect(panel.status).not_to_contain_text("Paused.", timeout=2 * SECOND)
     cancel.click()
-    panel.expect_words("Cancelled. Resume goes on", seconds=5)
+    panel.expect_words("Cancelled. Resume continues", seconds=5)
     expect(run).to_be_enabled()
     expect(cancel).to_be_disabled()
     assert "Fitness over" in panel.picture()[1]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import ipywidgets as W
 import pytest
+from conftest import until
 from traitlets import TraitError
 
 from evolq_lite import data
@@ -17,16 +18,8 @@ from evolq_lite.panels import Panel, QuantizerPanel, base, quantizer
 from evolq_lite.panels.base import FloatSlider, IntSlider, LogSlider, control, view_path
 from evolq_lite.panels.worker import Cancelled, Worker
 
-pytestmark = pytest.mark.usefixtures("no_silent_callbacks")
+pytestmark = pytest.mark.usefixtures("no_silent_callbacks", "panels_are_closed")
 SECONDS = 30  # a wait that ends earlier where all is well
-
-
-@pytest.fixture(autouse=True)
-def panels_are_closed():
-    """Nothing that a test opened stays open."""
-    yield
-    for panel in list(Panel.alive.values()):
-        panel.close()
 
 
 def picture(words: str = "A picture."):
@@ -95,14 +88,6 @@ async def settled(panel: Panel) -> str:
         assert time.monotonic() < end
         await asyncio.sleep(0.01)
     return panel.words
-
-
-def until(condition) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def widgets() -> set[str]:
@@ -189,9 +174,9 @@ def test_values_are_clamped_with_a_word(name, asked, taken, browser, at_the_end)
     said = done(panel)
     assert panel.values[name] == taken
     description = panel.controls[name].description.lower()
-    assert said.startswith(f"{description} {asked:g} is not within")
+    assert said.startswith(f"{description} {asked:g} is outside")
     words = f"{panel.values['bits']} bits, {panel.values['clip']:.0%}"
-    assert said.endswith(f", {taken:g} is taken. {words}") and said.count("is taken") == 1
+    assert said.endswith(f"; using {taken:g}. {words}") and said.count("; using") == 1
     panel.controls["symmetric"].value = False
     assert done(panel) == words  # said once
 
@@ -206,9 +191,7 @@ def test_nan_leaves_a_value_as_it_is(browser):
     else:
         slider.value = math.nan
     assert slider.value == 0.5
-    assert (
-        done(panel).endswith(words) and "nan is not within 0.05 to 1, 0.5 is taken" in panel.words
-    )
+    assert done(panel).endswith(words) and "nan is outside 0.05 to 1; using 0.5" in panel.words
 
 
 @pytest.mark.parametrize(
@@ -235,17 +218,17 @@ def test_what_is_no_value_is_refused_and_changes_nothing(name, state):
 def test_values_of_the_constructor_are_clamped_with_a_word():
     panel = Sketch(bits=99, clip=-3)
     assert panel.values["bits"] == 8 and panel.values["clip"] == 0.05
-    assert "bits 99 is not within 2 to 8, 8 is taken. " in panel.words
-    assert "range kept -3 is not within 0.05 to 1, 0.05 is taken. 8 bits" in panel.words
+    assert "bits 99 is outside 2 to 8; using 8. " in panel.words
+    assert "range kept -3 is outside 0.05 to 1; using 0.05. 8 bits" in panel.words
     panel = Sketch(clip=2)  # the default is the end of the range
-    assert panel.words.startswith("range kept 2 is not within 0.05 to 1, 1 is taken. 4 bits")
+    assert panel.words.startswith("range kept 2 is outside 0.05 to 1; using 1. 4 bits")
 
 
 def test_a_logarithmic_slider_is_clamped_at_its_real_ends():
     toy = Toy(rate=5.0)
-    assert toy.values["rate"] == 1.0 and "rate 5 is not within 0.01 to 1" in toy.words
+    assert toy.values["rate"] == 1.0 and "rate 5 is outside 0.01 to 1" in toy.words
     toy.controls["rate"].set_state({"value": -1})
-    assert "rate -1 is not within 0.01 to 1, 0.01 is taken" in done(toy)
+    assert "rate -1 is outside 0.01 to 1; using 0.01" in done(toy)
     assert math.isclose(toy.values["rate"], 0.01)
     toy.controls["rate"].value = math.nan
     assert math.isclose(toy.values["rate"], 0.01)
@@ -354,7 +337,7 @@ def cancelled_soon(toy: SlowToy) -> None:
     toy.cancel_button.click()
     until(lambda: "Cancelled" in toy.words)
     assert time.monotonic() - clicked < 0.5
-    assert toy.words == "Cancelled; the picture is the last one that was finished."
+    assert toy.words == "Cancelled. The picture is the last one that was finished."
     assert toy.view.value == view
     until(lambda: toy.cancel_button.disabled and toy.bar.layout.visibility == "hidden")
 
@@ -568,7 +551,7 @@ def test_a_stored_view_is_for_the_default_values_only(stored):
     assert Shipped(size=5).words == "size 5, plain"
     assert Shipped(size=4).words.startswith("size 4 · kept")
     words = Shipped(rate=5.0, size=4).words
-    assert words.startswith("rate 5 is not within") and words.endswith("size 4, plain")
+    assert words.startswith("rate 5 is outside") and words.endswith("size 4, plain")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"no picture\nwords"])
@@ -583,7 +566,7 @@ def test_a_missing_or_damaged_stored_view_is_computed(stored, content):
 def test_a_clamped_value_that_is_the_default_is_told_beside_the_stored_view(stored, monkeypatch):
     monkeypatch.setattr(Shipped, "defaults", lambda self: self.values)
     words = Shipped(size=99).words
-    assert words.startswith("size 99 is not within 2 to 8, 8 is taken. size 4 · kept")
+    assert words.startswith("size 99 is outside 2 to 8; using 8. size 4 · kept")
 
 
 # What a page without widgets shows

@@ -8,19 +8,19 @@ import time
 from html import unescape
 
 import pytest
+from conftest import until
 
 from evolq_lite.panels import (
     EvolutionPanel,
     InfoNCEPanel,
     LandscapePanel,
-    Panel,
     QuantizerPanel,
     SearchPanel,
     ViTPanel,
     base,
 )
 
-pytestmark = pytest.mark.usefixtures("no_silent_callbacks")
+pytestmark = pytest.mark.usefixtures("no_silent_callbacks", "panels_are_closed")
 MOVES = {
     QuantizerPanel: ("bits", 3),
     ViTPanel: ("weight_bits", 4),
@@ -31,15 +31,6 @@ MOVES = {
 }
 SHIPPED = [kind for kind in MOVES if kind.shipped]
 SECONDS = 120
-
-
-@pytest.fixture(autouse=True)
-def panels_are_closed():
-    """Nothing that a test opened stays open."""
-    yield
-    for panel in list(Panel.alive.values()):
-        panel.close()
-        panel.worker.pool.shutdown(wait=True)
 
 
 def test_which_panels_open_with_a_stored_view():
@@ -97,12 +88,6 @@ def test_cancel_takes_effect_within_half_a_second(kind, name, values):
     panel, took = kind(), []
     panel.controls[name].value = values[-1]  # loads the network, which takes longer, once
     panel.worker.wait_until_done(SECONDS)
-
-    def until(condition):
-        end = time.monotonic() + SECONDS
-        while not condition():
-            assert time.monotonic() < end
-            time.sleep(0.002)
 
     for value in (*values[:-1], values[-1]):
         panel.controls[name].value = value

@@ -9,32 +9,21 @@ from html import unescape
 
 import pytest
 import torch
+from conftest import until
 
 from evolq_lite.cli import main
 from evolq_lite.panels import Panel, SearchPanel, ViTPanel
 from evolq_lite.panels import search as module
 
-pytestmark = pytest.mark.usefixtures("no_silent_callbacks")
+pytestmark = pytest.mark.usefixtures("no_silent_callbacks", "panels_are_closed")
 SECONDS = 120  # a wait that ends earlier where all is well
 LONG = {"passes": 20, "population": 1}
 
 
 @pytest.fixture(autouse=True)
-def panels_are_closed(monkeypatch):
-    """Nothing that a test opened stays open; pictures of a search come often."""
+def pictures_come_often(monkeypatch):
+    """A search draws more often than an eye needs."""
     monkeypatch.setattr(module, "DRAW_EVERY", 0.1)
-    yield
-    for panel in list(Panel.alive.values()):
-        panel.close()
-        panel.worker.pool.shutdown(wait=True)
-
-
-def until(condition):
-    """Wait for something that another thread does."""
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
 
 
 def history(panel):
@@ -106,7 +95,7 @@ def test_bits_out_of_range_are_clamped_with_a_word(few_images, name, asked, take
     panel = ViTPanel(**{name: asked})
     words, _ = settled(panel)
     assert panel.values[name] == taken
-    assert f"{asked:g} is not within" in words and f"{taken:g} is taken" in words
+    assert f"{asked:g} is outside" in words and f"using {taken:g}" in words
 
 
 # SearchPanel
@@ -149,7 +138,7 @@ def test_a_pause_holds_the_search_and_is_no_part_of_its_time(tmp_path):
     until(lambda: len(history(panel)) > stood + 3)
     assert re.search(r"evaluations, blocks.\d; \d+% accepted; .* about \d+ s left\.", paused)
     assert max(line["seconds"] for line in history(panel)[stood - 1 :]) < 5
-    assert cancelled(panel).startswith("Cancelled. Resume goes on from the last finished block")
+    assert cancelled(panel).startswith("Cancelled. Resume continues the run in")
 
 
 def test_a_paused_search_can_be_cancelled(tmp_path):
@@ -189,7 +178,7 @@ def test_resume_without_a_run_says_what_to_press(tmp_path):
     panel = search_panel(tmp_path)
     panel.resume_button.click()
     panel.worker.wait_until_done(SECONDS)
-    assert "holds no run to go on with; press Run" in panel.words
+    assert "contains no run to resume; press Run" in panel.words
 
 
 def test_run_right_after_the_cell_was_run_again_waits_for_the_folder(tmp_path):
@@ -234,7 +223,7 @@ def test_cancel_before_the_run_began_promises_no_resume(tmp_path, monkeypatch):
     panel.cancel_button.click()
     gate.set()
     panel.worker.wait_until_done(SECONDS)
-    assert panel.words == "Cancelled before the run began." and history(panel) == kept
+    assert panel.words == "Cancelled before the run started." and history(panel) == kept
 
 
 def test_resume_with_other_options_is_refused_in_words_and_loses_nothing(tmp_path):

@@ -8,6 +8,7 @@ error) are for looking only; nothing is chosen by them.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from statistics import fmean as mean
 from statistics import stdev
 from typing import Any
@@ -15,17 +16,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from scipy.stats import t, ttest_ind
-from torch import Tensor
+from torch import Tensor, nn
 
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig
-from evolq_lite.convert import set_execution
 from evolq_lite.experiments.cells import UNDECIDED, Cell, Claim, Result, verdict_of
 from evolq_lite.experiments.setup import Setting, setting, test_part
 from evolq_lite.figures import PETROFF, Picture, new_figure
 from evolq_lite.fitness import Fitness, info_nce
 from evolq_lite.genome import genome_of
-from evolq_lite.landscape import direction, local_minima, noise_floor, roughness
+from evolq_lite.landscape import direction, local_minima, noise_floor, other_ways, roughness
 from evolq_lite.objective import BlockObjective
 
 LAYERS = {
@@ -75,17 +75,19 @@ def cells(quick: bool) -> list[Cell]:
     ]
 
 
-def objective_of(made: Setting, cell: Cell, chunk: int | None) -> BlockObjective:
-    """The probe as a function of one layer's weight scales."""
+def objective_of(
+    qmodel: nn.Module, made: Setting, cell: Cell, chunk: int | None = None
+) -> BlockObjective:
+    """The probe as a function of one layer's weight scales; by default all images at a time."""
     images, targets = made.demo.calibration[: cell["images"]], made.demo.targets[: cell["images"]]
     if cell["probe"] != "fitness":
         every, wanted = len(test_part()[1]) // cell["images"], cell["images"]
         images, labels = (part[::every][:wanted] for part in test_part())
         targets = F.one_hot(labels, 62).float()
     block = BLOCK[cell["network"]]
-    chain = chain_of(made.qmodel)
+    chain = chain_of(qmodel)
     chain.chunk = chunk
-    genome = genome_of(made.qmodel, [f"{block}.{cell['layer']}"], "weights")
+    genome = genome_of(qmodel, [f"{block}.{cell['layer']}"], "weights")
     return BlockObjective(chain, block, images, targets, PROBES[cell["probe"]], genome=genome)
 
 
@@ -94,8 +96,9 @@ def run(cell: Cell) -> Result:
     config = QuantConfig(weight_bits=cell["weight_bits"])
     made = setting(cell["network"], max(500, cell["images"]), cell["seed"], config)
     relative = cell["kind"] == "relative"
-    objectives = [objective_of(made, cell, chunk) for chunk in (made.chain.chunk, 10, 27, 1)]
-    start = objectives[0].start
+    make = partial(objective_of, made=made, cell=cell)
+    objective = make(made.qmodel, chunk=made.chain.chunk)
+    start = objective.start
     points = torch.stack(
         [
             start,
@@ -103,15 +106,10 @@ def run(cell: Cell) -> Result:
         ]
     )
 
-    def simulated(population: Tensor) -> Tensor:
-        set_execution(made.qmodel, "simulate")
-        values = objective_of(made, cell, None)(population)
-        set_execution(made.qmodel, "auto")
-        return values
-
-    floor, values = noise_floor([*objectives, simulated], points.abs())
+    ways = [objective, *other_ways(objective, make, chunks=(10, 27, 1), last_bits=False)]
+    floor, values = noise_floor(ways, points.abs())
     rough, lines = roughness(
-        objectives[0], start, cell["step"], floor, relative, cell["lines"], cell["points"]
+        objective, start, cell["step"], floor, relative, cell["lines"], cell["points"]
     )
     return {
         "change": rough.change,

@@ -1,9 +1,9 @@
 """What all panels share: controls, a status line in words, a picture with alt text.
 
 A panel has two methods of its own: `compute(tick, **values)` asks the library, in a thread, and
-`draw(result, **values)` makes a picture and a sentence of it. `values` are those of its controls. A
-change of a control answers at once in the status line, and with a new picture when it is there; the
-last change wins. Pictures go through a trait (`HTML.value`): that is safe from a thread, survives
+`draw(result, **values)` turns the result into a picture and a sentence. `values` are those of its
+controls. When a control changes, the status line answers at once and the picture follows; the last
+change wins. Pictures go through a trait (`HTML.value`): that is safe from a thread, works in
 JupyterLab and Voila, and can carry alt text, which an image widget cannot.
 """
 
@@ -44,7 +44,7 @@ class _Clamped:
         self.kept = taken
         if not math.isclose(taken, asked) and self.on_clamp is not None:
             name = self.description.lower()  # type: ignore[attr-defined]
-            words = f"{name} {asked:g} is not within {low:g} to {high:g}, {taken:g} is taken"
+            words = f"{name} {asked:g} is outside {low:g} to {high:g}; using {taken:g}"
             self.on_clamp(words, taken != now)
         return taken
 
@@ -255,7 +255,7 @@ class Panel:
         """A job has ended: say so if it did not end well."""
         self.busy(False)
         if isinstance(error, Cancelled):
-            self.say("Cancelled; the picture is the last one that was finished.")
+            self.say("Cancelled. The picture is the last one that was finished.")
         elif error is None and self.words == CANCELLING:  # too late, it was finished
             self.say(self.said)
         elif error is not None:

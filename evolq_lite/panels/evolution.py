@@ -19,7 +19,8 @@ from evolq_lite.convert import calibrate, quantize, twin
 from evolq_lite.data import Demo, load_demo
 from evolq_lite.figures import PETROFF, Picture, new_figure
 from evolq_lite.genome import Vector
-from evolq_lite.objective import BlockObjective, Objective, Population, Values
+from evolq_lite.landscape import JaggedBowl
+from evolq_lite.objective import BlockObjective, Objective
 from evolq_lite.panels.base import DRAWING, IntSlider, LogSlider, Panel, control
 from evolq_lite.panels.worker import Tick
 from evolq_lite.search import EvolQ
@@ -29,31 +30,6 @@ IMAGES = 100  # calibration images of the real block
 PLAY = 100  # candidates that Play makes
 PACE = 0.1  # seconds for a candidate while playing: an eye wants to follow
 PICTURE = 0.2  # seconds between two pictures while playing
-
-
-class JaggedBowl:
-    """A toy objective of two scales: a bowl, made jagged by roundings, as quantization would.
-
-    f(x) = |x - centre|^2 / reach^2 + depth * mean of (t - round(t) + 1/2) over the four numbers
-    t = waves @ (x - centre). Each t is a sum in which both scales take part; t - round(t) is a
-    slope that jumps back where the rounding flips. Population (p, 2) to values (p,).
-    """
-
-    centre = torch.tensor([0.080, 0.060])
-    reach, depth = 0.006, 0.7
-    waves = torch.tensor([[1250.0, 220.0], [-250.0, 580.0], [-100.0, -830.0], [500.0, -700.0]])
-
-    @property
-    def start(self) -> Vector:
-        """Where a search begins (2,): in a pit, well up the wall of the bowl."""
-        return torch.tensor([0.0761, 0.0633])
-
-    def __call__(self, population: Population) -> Values:
-        """Evaluate candidates, one a row."""
-        away = population - self.centre
-        sums = away @ self.waves.T
-        jagged = (sums - sums.round() + 0.5).mean(1)
-        return (away / self.reach).square().sum(1) + self.depth * jagged
 
 
 @cache
@@ -126,10 +102,12 @@ class Child:
     def verdict(self) -> str:
         """What became of it, in words."""
         if not np.isfinite(self.value):
-            return "rejected, as its evaluation failed"
+            return "dropped: its evaluation failed"
         if self.best:
-            return "accepted, the best so far"
-        return "accepted, not the best" if self.entered else "rejected, no better than the worst"
+            return "accepted: the best so far"
+        if self.entered:
+            return "not accepted, but it joins the population"
+        return "dropped: no better than the worst member"
 
 
 class Run:
@@ -190,14 +168,14 @@ class Run:
         copies = sum(torch.equal(vector, self.start) for _, vector in self.search.members)
         state = f"Copies of the start in the population: {copies} of {size}."
         if not self.children:
-            return f"No candidate yet; the start has fitness {self.first:.5f}. {state}"
+            return f"No candidate yet. The start has fitness {self.first:.5f}. {state}"
         entered = sum(child.entered for child in self.children)
         bests = sum(child.best for child in self.children)
         last = self.children[-1]
         return (
-            f"Candidate {len(self.children)} has {last.value:.5f}: {last.verdict}. "
-            f"Best so far {self.search.best[1]:.5f}, start {self.first:.5f}. Accepted: {entered}, "
-            f"of them the best when they came: {bests}. {state}"
+            f"Candidate {len(self.children)} has fitness {last.value:.5f}: {last.verdict}. "
+            f"Best so far {self.search.best[1]:.5f}, start {self.first:.5f}. Accepted: {bests}. "
+            f"Joined the population: {entered}. {state}"
         )
 
 
@@ -220,15 +198,24 @@ class EvolutionPanel(Panel):
         """Five controls."""
         return {
             "landscape": control(
-                W.Dropdown, "Landscape", "What is minimised", options=[TOY, BLOCK], value=TOY
+                W.Dropdown,
+                "Landscape",
+                "The function that is minimized",
+                options=[TOY, BLOCK],
+                value=TOY,
             ),
             "population": control(
-                IntSlider, "Population", "Members; the paper has 15", value=15, min=1, max=60
+                IntSlider,
+                "Population",
+                "Number of members; the paper uses 15",
+                value=15,
+                min=1,
+                max=60,
             ),
             "tournament": control(
                 IntSlider,
                 "Tournament",
-                "Members drawn, with replacement; the best is the parent; the paper draws 10",
+                "Members drawn with replacement; the best becomes the parent. The paper draws 10",
                 value=10,
                 min=1,
                 max=60,
@@ -236,24 +223,24 @@ class EvolutionPanel(Panel):
             "mutation": control(
                 LogSlider,
                 "Mutation width",
-                "Each scale moves by up to this; the paper has 0.001 for weights of 3 and 4 bits",
+                "Each scale moves by up to this much; the paper uses 0.001 for 3-bit and 4-bit weights",
                 value=1e-3,
                 low=1e-5,
                 high=0.1,
                 step=0.1,
                 readout_format=".1e",
             ),
-            "seed": control(IntSlider, "Seed", "Of the random draws", value=0, min=0, max=99),
+            "seed": control(IntSlider, "Seed", "Seed of the random draws", value=0, min=0, max=99),
         }
 
     def buttons(self) -> list[W.Widget]:
-        """Step, Play, Pause, Reset and Cancel above the progress bar."""
+        """Step, Play, Pause, Restart and Cancel above the progress bar."""
         row = []
         for word, tooltip, on_click in (
             ("Step", "Make one candidate", self.step),
             ("Play", f"Make {PLAY} candidates, one after another", self.play),
-            ("Pause", "Stop after the present candidate", self.pause),
-            ("Reset", "Begin anew from the start", self.reset),
+            ("Pause", "Stop after the current candidate", self.pause),
+            ("Restart", "Start over from the first scales", self.restart),
         ):
             button = W.Button(description=word, tooltip=tooltip, layout={"width": "90px"})
             button.add_class(f"evolq-{word.lower()}")
@@ -284,7 +271,7 @@ class EvolutionPanel(Panel):
         """Stop after the present candidate, and show it."""
         self.playing, self.target = False, self.generation
 
-    def reset(self) -> None:
+    def restart(self) -> None:
         """Begin anew from the start."""
         self.changed(None)
 

@@ -91,7 +91,7 @@ class InfoNCEPanel(Panel):
             "temperature": control(
                 LogSlider,
                 "Temperature",
-                "Small: the negative that is most alike counts; the paper's code has 3",
+                "Small: only the most similar negatives count. The paper's code uses 3",
                 value=3.0,
                 low=COLDEST,
                 high=HOTTEST,
@@ -101,12 +101,14 @@ class InfoNCEPanel(Panel):
             "batch": control(
                 IntSlider,
                 "Batch",
-                "Images that are compared with each other",
+                "Number of images that are compared with each other",
                 value=32,
                 min=2,
                 max=MOST,
             ),
-            "bits": control(IntSlider, "Weight bits", "Bits of all weights", value=3, min=2, max=8),
+            "bits": control(
+                IntSlider, "Weight bits", "Bits of every weight", value=3, min=2, max=8
+            ),
         }
 
     def compute(self, tick: Tick, **values: Any) -> Any:

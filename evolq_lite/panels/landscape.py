@@ -1,6 +1,5 @@
 """Lesson 3: the loss over the scales of one layer, along a line or in a plane, and its noise."""
 
-from collections.abc import Callable
 from functools import cache, partial
 from itertools import count
 from typing import Any
@@ -9,21 +8,20 @@ import ipywidgets as W
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig
-from evolq_lite.convert import calibrate, quantize, set_execution, twin
+from evolq_lite.convert import calibrate, quantize, twin
 from evolq_lite.data import DEMO_MODELS, Demo, load_demo
 from evolq_lite.figures import Picture, new_figure
 from evolq_lite.fitness import Fitness, info_nce
-from evolq_lite.genome import genome_of
 from evolq_lite.landscape import (
     direction,
+    layer_objective,
     line,
     local_minima,
     noise_floor,
+    other_ways,
     plane,
     total_variation,
 )
@@ -43,6 +41,7 @@ FITNESS, PROBE = "fitness", "test loss (probe)"
 LINE, PLANE = "line", "plane"
 FLOOR_POINTS = 5  # where the noise floor is measured, on the line
 POINTS = {LINE: 21, PLANE: 11}
+CHUNKS = {"vit": (10,), "cnn": (1,)}  # other chunk sizes for the noise floor
 
 
 @cache
@@ -62,51 +61,6 @@ def probe_images() -> tuple[Tensor, Tensor]:
     return images[::every][:IMAGES].clone(), labels[::every][:IMAGES].clone()
 
 
-def layer_objective(
-    qmodel: nn.Module,
-    block: str,
-    layer: str,
-    images: Tensor,
-    targets: Tensor,
-    fitness: Fitness = info_nce,
-    chunk: int | None = None,
-    inputs: list[Tensor] | None = None,
-) -> BlockObjective:
-    """A fitness as a function of the weight scales of one layer, such as "attn.qkv" of "blocks.2".
-
-    `chunk` images are computed at a time, None for what fits the processor's cache; `inputs` are
-    those of the block, where known. ValueError if there is no such block or layer.
-    """
-    chain = chain_of(qmodel)
-    chain.fit_chunk(images[:1])
-    chain.chunk = chunk or chain.chunk
-    genome = genome_of(qmodel, [f"{block}.{layer}"], "weights")
-    return BlockObjective(chain, block, images, targets, fitness, genome=genome, inputs=inputs)
-
-
-def other_ways(
-    objective: BlockObjective, make: Callable[..., BlockObjective]
-) -> list[BlockObjective]:
-    """An objective computed in three other ways: the same on paper, but not in its last digits.
-
-    In other chunks (a CNN image by image, for which convolutions have another kernel); with
-    products simulated in float, where they were of integers; with every input of the block one last
-    bit up or down, as if another kernel had made it. `make(qmodel)`, and `make(qmodel, chunk=n)` or
-    `inputs=tensors`, are the same objective.
-    """
-    qmodel = objective.chain.model
-    chunk = 10 if isinstance(qmodel, VisionTransformer) else 1
-    simulated = twin(qmodel)
-    set_execution(simulated, "simulate")
-    generator = torch.Generator().manual_seed(0)
-    bits = [2 * torch.randint(2, x.shape, generator=generator) - 1 for x in objective.inputs]
-    inputs = [
-        x * (1 + torch.finfo(x.dtype).eps * bit)
-        for x, bit in zip(objective.inputs, bits, strict=True)
-    ]
-    return [make(qmodel, chunk=chunk), make(simulated), make(qmodel, inputs=inputs)]
-
-
 class LandscapePanel(Panel):
     """A layer's scales and how far to move them; a line or a plane; calibration or test images."""
 
@@ -119,11 +73,11 @@ class LandscapePanel(Panel):
         network = control(
             W.Dropdown,
             "Network",
-            "Which embedded network",
+            "Which of the two networks that ship with the course",
             options=[("ViT", "vit"), ("CNN", "cnn")],
         )
-        block = control(W.Dropdown, "Block", "Where the layer is")
-        layer = control(W.Dropdown, "Layer", "Whose weight scales are moved")
+        block = control(W.Dropdown, "Block", "The block that contains the layer")
+        layer = control(W.Dropdown, "Layer", "The layer whose weight scales are moved")
 
         def follow(change: Any = None) -> None:
             """Offer the blocks and layers of the network; one change, so one computation."""
@@ -140,23 +94,32 @@ class LandscapePanel(Panel):
             "network": network,
             "block": block,
             "layer": layer,
-            "bits": control(IntSlider, "Weight bits", "Bits of all weights", value=3, min=2, max=8),
+            "bits": control(
+                IntSlider, "Weight bits", "Bits of every weight", value=3, min=2, max=8
+            ),
             "radius": control(
                 LogSlider,
                 "Radius",
-                "How far the scales move, as a share of each of them",
+                "How far each scale moves, as a share of its size",
                 value=0.01,
                 low=1e-5,
                 high=0.3,
                 step=0.1,
                 readout_format=".1e",
             ),
-            "seed": control(IntSlider, "Seed", "Of the random directions", value=0, min=0, max=99),
-            "what": control(W.Dropdown, "Show", "21 points, or 11 by 11", options=[LINE, PLANE]),
+            "seed": control(
+                IntSlider, "Seed", "Seed of the random directions", value=0, min=0, max=99
+            ),
+            "what": control(
+                W.Dropdown,
+                "Show",
+                "A line of 21 points or a plane of 11 by 11",
+                options=[LINE, PLANE],
+            ),
             "images": control(
                 W.Dropdown,
                 "Of what",
-                "The fitness that a search sees, or, as a probe that it must never see, test loss",
+                "The fitness that a search sees, or the test loss, a probe that it must never see",
                 options=[
                     ("fitness, 100 calibration images", FITNESS),
                     ("test loss, a probe", PROBE),
@@ -192,7 +155,7 @@ class LandscapePanel(Panel):
         # Evaluating swaps tensors for a moment, so no two panels may share a network.
         objective = make(twin(kept))
         tick(0.0)
-        ways = [objective, *other_ways(objective, make)]
+        ways = [objective, *other_ways(objective, make, CHUNKS[values["network"]])]
         tick(0.0)
         points = POINTS[values["what"]]
         cells = points if values["what"] == LINE else points**2

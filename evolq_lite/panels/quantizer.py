@@ -76,19 +76,26 @@ class QuantizerPanel(Panel):
         """Five controls."""
         return {
             "tensor": control(
-                W.Dropdown, "Tensor", "A real tensor of the embedded ViT", options=list(TENSORS)
+                W.Dropdown,
+                "Tensor",
+                "A tensor of the ViT that ships with the course",
+                options=list(TENSORS),
             ),
-            "bits": control(IntSlider, "Bits", "Bits of an integer", value=4, min=2, max=8),
+            "bits": control(IntSlider, "Bits", "Bits per integer", value=4, min=2, max=8),
             "symmetric": control(
-                W.Checkbox, "Symmetric", "Zero point 0: as far down as up", value=True, indent=True
+                W.Checkbox,
+                "Symmetric",
+                "Zero point 0: the range extends equally far below and above zero",
+                value=True,
+                indent=True,
             ),
             "channels": control(
-                W.Checkbox, "Per channel", "One scale for each channel", value=False, indent=True
+                W.Checkbox, "Per channel", "One scale per channel", value=False, indent=True
             ),
             "clip": control(
                 FloatSlider,
                 "Range kept",
-                "Share of the range that the integers cover; the rest is clipped",
+                "Share of the range that the integers cover; values beyond it are clipped",
                 value=1.0,
                 min=0.05,
                 max=1.0,

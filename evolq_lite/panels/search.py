@@ -25,7 +25,7 @@ from evolq_lite.runs import DEMO_IMAGES, DEMO_QUANT, Outcome, Run, Task, embedde
 
 FOLDER = Path("runs/panel")
 DRAW_EVERY = 1.5  # seconds
-PREPARING = "Preparing: quantize and calibrate …"
+PREPARING = "Preparing: quantizing and calibrating …"
 
 
 @lru_cache(maxsize=1)
@@ -74,7 +74,7 @@ class SearchPanel(Panel):
             "step": control(
                 LogSlider,
                 "Mutation width",
-                "In the units of the scale; the paper's is 0.001 up to 4 bits, 0.0001 above",
+                "Each scale moves by up to this much; the paper uses 0.001 up to 4 bits, 0.0001 above",
                 low=1e-5,
                 high=1e-1,
                 value=1e-3,
@@ -89,9 +89,9 @@ class SearchPanel(Panel):
         self.run_button, self.pause_button, self.resume_button = (
             W.Button(description=word, tooltip=tip, layout={"width": "90px"})
             for word, tip in (
-                ("Run", "Begin anew; an earlier run in the folder is replaced"),
-                ("Pause", "Wait after the present candidate"),
-                ("Resume", "Go on after Pause, or with the cancelled run in the folder"),
+                ("Run", "Start a new run; it replaces an earlier run in the folder"),
+                ("Pause", "Wait after the current candidate"),
+                ("Resume", "Continue after Pause, or resume the cancelled run in the folder"),
             )
         )
         self.run_button.on_click(lambda _: self.start(resume=False))
@@ -101,7 +101,7 @@ class SearchPanel(Panel):
         for word, button in named.items():
             button.add_class(f"evolq-{word}")
         self.pause_button.disabled = True
-        self.cancel_button.tooltip = "Stop; what is finished stays in the folder"
+        self.cancel_button.tooltip = "Stop; everything finished so far stays in the folder"
         return [W.HBox([*named.values(), self.cancel_button]), self.bar]
 
     def open(self) -> None:
@@ -180,7 +180,7 @@ class SearchPanel(Panel):
             except ValueError as error:
                 if not (self.out / "config.json").is_file():
                     raise ValueError(
-                        f"{self.out.resolve()} holds no run to go on with; press Run"
+                        f"{self.out.resolve()} contains no run to resume; press Run"
                     ) from error
                 raise
             tick(0.0)
@@ -202,7 +202,7 @@ class SearchPanel(Panel):
                 drawn = perf_counter()
 
         run.evolve(heard)
-        self.say("Searched. Now the test images, once, with all three networks …")
+        self.say("The search is done. Now all three networks see the test images, once …")
         seen = 0
 
         def tested(images: int) -> None:
@@ -251,17 +251,17 @@ class SearchPanel(Panel):
         super().ended(error)
         if isinstance(error, Cancelled):
             self.say(
-                f"Cancelled. Resume goes on from the last finished block in {self.out.resolve()}."
+                f"Cancelled. Resume continues the run in {self.out.resolve()}."
                 if self.begun
-                else "Cancelled before the run began."
+                else "Cancelled before the run started."
             )
 
     def verdict(self, outcome: Outcome) -> str:
         """The end of a run in words, with a warning to those who run many."""
         top1 = {name: str(value) for name, value in outcome.accuracies.items()}
         warning = (
-            f" This was look {self.looks} at the test images: options chosen by looking at them "
-            "are no result."
+            f" This was look {self.looks} at the test images. Options chosen by such looks are not "
+            "a result."
             if self.looks > 1
             else ""
         )

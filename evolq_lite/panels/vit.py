@@ -44,27 +44,27 @@ class ViTPanel(Panel):
         usual = QuantConfig()
         return {
             "weight_bits": control(
-                IntSlider, "Weight bits", "Bits of all weights", value=3, min=2, max=8
+                IntSlider, "Weight bits", "Bits of every weight", value=3, min=2, max=8
             ),
             "act_bits": control(
-                IntSlider, "Activation bits", "Bits of all activations", value=8, min=3, max=8
+                IntSlider, "Activation bits", "Bits of every activation", value=8, min=3, max=8
             ),
             "weight_observer": control(
                 W.Dropdown,
                 "Observer",
-                "How the scales of weights are chosen",
+                "How the first scales of the weights are chosen",
                 options=list(TENSOR_OBSERVERS),
             ),
             "ptf": control(
                 W.Checkbox,
                 "Power-of-two factors",
-                "Per channel, where a LayerNorm follows",
+                "One scale divided by 1, 2, 4 or 8 in each channel, before a LayerNorm",
                 value=usual.ptf,
             ),
             "log2_attention": control(
                 W.Checkbox,
                 "Log2 attention",
-                "Attention probabilities as powers of two",
+                "Round attention probabilities to powers of two",
                 value=usual.log2_attention,
             ),
         }
@@ -96,7 +96,7 @@ class ViTPanel(Panel):
         difference = compare(was, found, labels)
         said = (
             f"{setting}: top-1 {after} on {len(labels)} test images, float {before}, difference "
-            f"{difference}; {len(changed)} labels changed."
+            f"{difference}. {len(changed)} labels changed."
         )
         worst = int(np.argmax(errors))
         alt = f"{said} Largest relative error {errors[worst]:.2f}, at the end of {names[worst]}."
