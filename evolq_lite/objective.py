@@ -1,14 +1,13 @@
 """What a search minimises: the fitness of a vector of scales, seen at the network's output.
 
-`Objective` is the one interface of the package: optimisers, landscapes, counters and remote workers
-all speak it. `BlockObjective` is its main form. The loss is global (the logits), but only the
+`Objective` is the one interface of the package: optimizers, landscapes and remote workers all
+speak it. `BlockObjective` is its main form. The loss is global (the logits), but only the
 scales of one block differ, so the inputs of that block are kept and every candidate runs just the
 blocks from there on. A candidate never writes to the model: `functional_call` evaluates the model
 *as if* the vector were in it, and can be differentiated.
 """
 
 from collections.abc import Callable, Sequence
-from time import perf_counter
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -135,24 +134,3 @@ def batches(x: Tensor, batch: int) -> tuple[Tensor, ...]:
     if len(parts[-1]) == 1:
         parts = (*parts[:-2], torch.cat(parts[-2:]))
     return parts
-
-
-class Counted:
-    """An objective that counts its evaluations and their seconds."""
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
-        self.evaluations, self.seconds = 0, 0.0
-
-    @property
-    def start(self) -> Vector:
-        """The start of the objective inside."""
-        return self.objective.start
-
-    def __call__(self, population: Population) -> Values:
-        """Evaluate, and count."""
-        began = perf_counter()
-        values = self.objective(population)
-        self.evaluations += len(population)
-        self.seconds += perf_counter() - began
-        return values
