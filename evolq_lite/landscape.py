@@ -26,7 +26,8 @@ from scipy.signal import find_peaks
 from torch import Tensor, nn
 
 from evolq_lite.chain import chain_of
-from evolq_lite.convert import set_execution, twin
+from evolq_lite.convert import twin
+from evolq_lite.fast import set_execution
 from evolq_lite.fitness import Fitness, info_nce
 from evolq_lite.genome import Vector, genome_of
 from evolq_lite.objective import BlockObjective, Objective, Population, Values

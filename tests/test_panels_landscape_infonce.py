@@ -13,10 +13,10 @@ import torch
 from conftest import until
 from traitlets import TraitError
 
+from evolq_lite.fast import FastLinear
 from evolq_lite.figures import new_figure
 from evolq_lite.fitness import info_nce
 from evolq_lite.landscape import layer_objective, noise_floor, other_ways
-from evolq_lite.layers import QuantLinear
 from evolq_lite.panels import InfoNCEPanel, LandscapePanel, Panel, infonce, landscape
 from evolq_lite.panels.landscape import BLOCKS, FITNESS, LAYERS, LINE, PLANE, PROBE, USUAL
 
@@ -451,11 +451,11 @@ def test_other_networks_leak_no_widgets():
 def test_the_network_that_is_kept_stays_as_it_was(network):
     _, qmodel = landscape.quantized(network, 3)
     before = {name: value.clone() for name, value in qmodel.state_dict().items()}
-    integer = [m.integer for m in qmodel.modules() if isinstance(m, QuantLinear)]
+    integer = [m.integer for m in qmodel.modules() if isinstance(m, FastLinear)]
     LandscapePanel(network=network)
     after = qmodel.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert integer == [m.integer for m in qmodel.modules() if isinstance(m, QuantLinear)]
+    assert integer == [m.integer for m in qmodel.modules() if isinstance(m, FastLinear)]
 
 
 def test_without_the_probe_no_test_image_is_read(monkeypatch):

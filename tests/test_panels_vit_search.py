@@ -211,13 +211,13 @@ def test_the_second_of_two_clicks_on_run_takes_the_place_of_the_first(tmp_path):
 def test_cancel_before_the_run_began_promises_no_resume(tmp_path, monkeypatch):
     panel = running(tmp_path)
     cancelled(panel)
-    kept, gate, real = history(panel), threading.Event(), module.task_of
+    kept, gate, real = history(panel), threading.Event(), module.load
 
     def slow(*arguments):
         gate.wait(SECONDS)
         return real(*arguments)
 
-    monkeypatch.setattr(module, "task_of", slow)
+    monkeypatch.setattr(module, "load", slow)
     panel.controls["weight_bits"].value = 4
     panel.run_button.click()
     panel.cancel_button.click()
@@ -240,7 +240,7 @@ def test_resume_with_other_options_is_refused_in_words_and_loses_nothing(tmp_pat
 def test_an_error_is_words_and_the_panel_goes_on(tmp_path, monkeypatch):
     panel = search_panel(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "task_of", lambda *a: (_ for _ in ()).throw(OSError("<disk>")))
+        patch.setattr(module, "load", lambda *a: (_ for _ in ()).throw(OSError("<disk>")))
         panel.run_button.click()
         panel.worker.wait_until_done(SECONDS)
     assert "<disk>" in panel.words and "&lt;disk&gt;" in panel.status.value

@@ -20,8 +20,8 @@ from traitlets import validate
 
 from evolq_lite.data import DATA
 from evolq_lite.figures import Picture
+from evolq_lite.files import write_whole
 from evolq_lite.panels.worker import Cancelled, Tick, Worker
-from evolq_lite.record import write_whole
 
 CANCELLING = "Cancelling …"
 DRAWING = threading.Lock()  # matplotlib's fonts and caches are not made for threads

@@ -223,7 +223,7 @@ class EvolutionPanel(Panel):
             "mutation": control(
                 LogSlider,
                 "Mutation width",
-                "Each scale moves by up to this much; the paper uses 0.001 for 3-bit and 4-bit weights",
+                "How far a scale may move; the paper uses 0.001 for 3-bit and 4-bit weights",
                 value=1e-3,
                 low=1e-5,
                 high=0.1,

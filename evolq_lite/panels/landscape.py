@@ -174,7 +174,7 @@ class LandscapePanel(Panel):
             return one_by_one
 
         start, radius = objective.start, values["radius"]
-        along, across = (direction(start, "gaussian", values["seed"] + i) for i in (0, 1))
+        along, across = (direction(start, values["seed"] + i) for i in (0, 1))
         some = torch.linspace(-radius, radius, FLOOR_POINTS)[:, None]
         floor, _ = noise_floor([stepped(way) for way in ways], (start + some * along).abs())
         radii = radius * torch.arange(-(points // 2), points // 2 + 1) / (points // 2)  # one is 0

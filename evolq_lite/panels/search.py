@@ -15,13 +15,14 @@ from typing import Any
 import ipywidgets as W
 
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.evolve import Evaluation
+from evolq_lite.evolve import Evaluated
 from evolq_lite.figures import Picture, history_figure, top1_figure
 from evolq_lite.fitness import FITNESS
 from evolq_lite.panels.base import DRAWING, IntSlider, LogSlider, Panel, control
 from evolq_lite.panels.worker import Cancelled, Job, Tick
-from evolq_lite.record import Busy, RunFolder
-from evolq_lite.runs import DEMO_IMAGES, DEMO_QUANT, Outcome, Run, Task, embedded_task
+from evolq_lite.runs.folder import Busy, RunFolder
+from evolq_lite.runs.run import Outcome, Run
+from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Parts
 
 FOLDER = Path("runs/panel")
 DRAW_EVERY = 1.5  # seconds
@@ -29,9 +30,9 @@ PREPARING = "Preparing: quantizing and calibrating …"
 
 
 @lru_cache(maxsize=1)
-def task_of(images: int, seed: int) -> Task:
+def load(source: Embedded) -> Parts:
     """The embedded ViT with its calibration images, read once for the same ones."""
-    return embedded_task("vit", images, seed)
+    return source.load()
 
 
 class SearchPanel(Panel):
@@ -74,7 +75,7 @@ class SearchPanel(Panel):
             "step": control(
                 LogSlider,
                 "Mutation width",
-                "Each scale moves by up to this much; the paper uses 0.001 up to 4 bits, 0.0001 above",
+                "How far a scale may move; the paper uses 0.001 up to 4 bits, 0.0001 above",
                 low=1e-5,
                 high=1e-1,
                 value=1e-3,
@@ -158,9 +159,12 @@ class SearchPanel(Panel):
 
         def job(tick: Tick) -> None:
             self.claim(resume, tick)
-            task = task_of(self.images, search.seed)
+            source = Embedded("vit", self.images, search.seed)
+            parts = load(source)
             tick(0.0)
-            with Run(task, quant, search, self.out, resume, replace=not resume) as run:
+            with Run(
+                source, quant, search, self.out, resume, replace=not resume, parts=parts
+            ) as run:
                 self.begun = True
                 self.search(run, tick)
 
@@ -188,27 +192,25 @@ class SearchPanel(Panel):
 
     def search(self, run: Run, tick: Tick) -> None:
         """Search to the end and test, reporting by picture, words and `tick`."""
-        history = list(run.past)
+        resumed = len(run.past)
         began = drawn = perf_counter()
-
-        def heard(evaluation: Evaluation) -> None:
-            nonlocal began, drawn
-            history.append(evaluation.as_dict())
-            began += self.hold(tick, len(history) / run.total)
-            if perf_counter() - drawn > DRAW_EVERY or len(history) == run.total:
-                self.picture(history_figure(history))
-                left = (perf_counter() - began) / (len(history) - len(run.past))
-                self.say(self.progress(history, run.total, left * (run.total - len(history))))
+        for event in run.evolve():
+            if not isinstance(event, Evaluated):
+                continue
+            done = len(run.past)
+            began += self.hold(tick, done / run.total)
+            if perf_counter() - drawn > DRAW_EVERY or done == run.total:
+                self.picture(history_figure(run.past))
+                each = (perf_counter() - began) / (done - resumed)
+                self.say(self.progress(run.past, run.total, each * (run.total - done)))
                 drawn = perf_counter()
-
-        run.evolve(heard)
         self.say("The search is done. Now all three networks see the test images, once …")
         seen = 0
 
         def tested(images: int) -> None:
             nonlocal seen
             seen += images
-            self.hold(tick, min(1.0, seen / len(run.task.labels())))
+            self.hold(tick, min(1.0, seen / len(run.source.labels())))
 
         outcome = run.test(tested)
         run.write(outcome)
@@ -236,14 +238,14 @@ class SearchPanel(Panel):
                 shown += top1_figure(named, outcome.gain)._repr_html_()
         self.view.value = shown
 
-    def progress(self, history: list[dict[str, Any]], total: int, left: float) -> str:
+    def progress(self, history: list[Evaluated], total: int, left: float) -> str:
         """The search under way, in words."""
-        accepted = sum(line["accepted"] for line in history[1:])
-        best = min(line["fitness"] for line in history)
+        accepted = sum(event.accepted for event in history[1:])
+        best = min(event.fitness for event in history)
         return (
-            f"{len(history)} of {total} evaluations, {history[-1]['block']}; "
+            f"{len(history)} of {total} evaluations, {history[-1].block}; "
             f"{accepted / max(1, len(history) - 1):.0%} accepted; fitness "
-            f"{history[0]['fitness']:.5f} to {best:.5f}; about {left:.0f} s left."
+            f"{history[0].fitness:.5f} to {best:.5f}; about {left:.0f} s left."
         )
 
     def ended(self, error: BaseException | None) -> None:

@@ -21,11 +21,11 @@ import torch
 from IPython.display import Markdown
 
 import evolq_lite as eq
-from evolq_lite import record
 from evolq_lite.cli import check
 from evolq_lite.data import CHARACTERS, DATA
 from evolq_lite.figures import tiles
 from evolq_lite.panels import QuantizerPanel
+from evolq_lite.runs import folder
 
 torch.set_num_threads(2)
 
@@ -198,7 +198,7 @@ print(f"on {run['images']:,} test images, after {run['evaluations']} evaluations
 # Here is what the folder contains, as described by the module that writes it:
 
 # %%
-Markdown(record.__doc__)
+Markdown(folder.__doc__)
 
 # %% [markdown]
 # The library's own docstring suggests an order for reading its modules:

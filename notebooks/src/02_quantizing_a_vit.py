@@ -12,7 +12,7 @@
 #
 # **Works offline:** yes. The network, the images and the results are in `data/`.
 #
-# **Read alongside:** `evolq_lite/layers.py`, `observers.py`, `convert.py`.
+# **Read alongside:** `evolq_lite/quantizer.py`, `layers.py`, `observers.py`, `convert.py`.
 
 # %%
 import inspect
@@ -26,6 +26,7 @@ from evolq_lite.experiments.report import shipped
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.layers import QuantBlock, QuantProducts
 from evolq_lite.panels import ViTPanel
+from evolq_lite.quantizer import Quantizer
 
 torch.set_num_threads(2)
 demo = eq.load_demo("vit", calibration=100, seed=0)
@@ -60,15 +61,31 @@ print("\n".join([lines[0], *(line for line in lines if "blocks.0." in line), lin
 # integers. Residual sums are quantized too, because in an integer network they travel between
 # layers.
 #
-# The code of the block is timm's own, with quantizers added. These are its two main parts, the
-# products of attention and the residual sums. (`centred(x)` gives the integers $q - z$, and `unit`
-# is the scale that one of them is worth.)
+# Each of these points is a `Quantizer`. Before calibration it only watches what passes through it;
+# afterwards it rounds. `to_integers(x)` gives the integers $q - z$, and `step_size` is the scale
+# $s$, what one integer is worth:
 
 # %%
-source = textwrap.dedent(inspect.getsource(QuantProducts.forward)) + "\n\n"
-Code(source + inspect.getsource(QuantBlock), language="python")
+Code(inspect.getsource(Quantizer), language="python")
 
 # %% [markdown]
+# Attention contains two products, queries times keys and probabilities times values. All five
+# operands are quantized: `q`, `k`, the scores, the probabilities and `v`. Each product is computed
+# on integers, and the scales multiply it once, as in the formula above.
+
+# %%
+Code(textwrap.dedent(inspect.getsource(QuantProducts.forward)), language="python")
+
+# %% [markdown]
+# The block around it is timm's own, with two more points: one on each residual sum.
+
+# %%
+Code(textwrap.dedent(inspect.getsource(QuantBlock.forward)), language="python")
+
+# %% [markdown]
+# This code defines what is right. The searches of later lessons run an equivalent in
+# `evolq_lite/fast.py`, which gives the same integers in a fraction of the time.
+#
 # ## Observers: where the first scale comes from
 #
 # An observer looks at values and chooses a range. MinMax takes the whole range, so a single outlier

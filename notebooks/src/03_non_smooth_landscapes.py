@@ -85,7 +85,7 @@ Code(inspect.getsource(line), language="python")
 # tenth of the previous one. A smooth function would look more and more like a straight line.
 
 # %%
-along = direction(start, "gaussian", seed=0)
+along = direction(start, seed=0)
 steps = (0.1, 0.01, 0.001)
 looks = {r: line(objective, start, along, torch.linspace(-r, r, 21)) for r in steps}
 said = "; ".join(f"within {r:.1%}: {float(v.max() - v.min()):.4f}" for r, v in looks.items())
@@ -291,7 +291,7 @@ print(inspect.getsource(eq.round_ste))
 
 # %%
 gradient, _ = objective.gradient(start)
-ways20 = torch.stack([direction(start, "gaussian", seed=100 + k) for k in range(20)])
+ways20 = torch.stack([direction(start, seed=100 + k) for k in range(20)])
 for r in (0.001, 0.01, 0.1):
     predicted = r * ways20 @ gradient
     actual = objective((start + r * ways20).abs()) - here
@@ -392,7 +392,7 @@ images, labels = (part[::20] for part in demo.test)
 seen = eq.BlockObjective(chain, chain.searchable, demo.calibration, demo.targets)
 probe = eq.BlockObjective(chain, chain.searchable, images, labels, fitness=F.cross_entropy)
 s = seen.start
-near = torch.stack([s + 0.01 * direction(s, "gaussian", k) for k in range(30)]).abs()
+near = torch.stack([s + 0.01 * direction(s, seed=k) for k in range(30)]).abs()
 calibration, test = seen(near), probe(near)
 rho = spearmanr(calibration, test).statistic
 figure = new_figure(

@@ -32,10 +32,10 @@ from evolq_lite.search import (
     SPSA,
     CoordinateSearch,
     EvolQ,
-    FromCmaes,
     LogSpace,
     Optimizer,
     RandomSearch,
+    SepCMA,
 )
 
 torch.set_num_threads(2)
@@ -64,7 +64,7 @@ torch.set_num_threads(2)
 # %%
 Code(
     textwrap.dedent(
-        inspect.getsource(RandomSearch.mutated)
+        inspect.getsource(RandomSearch.mutate)
         + "\n"
         + inspect.getsource(EvolQ.parent)
         + "\n"
@@ -211,7 +211,7 @@ methods = {
     "EvolQ, relative": lambda seed: EvolQ(start, value, 0.01, seed=seed, relative=True),
     "SPSA": lambda seed: LogSpace(start, lambda x: SPSA(x, value, 0.01, seed)),
     "coordinates": lambda seed: LogSpace(start, lambda x: CoordinateSearch(x, value, 0.1, seed)),
-    "separable CMA-ES": lambda seed: LogSpace(start, lambda x: FromCmaes(x, value, 0.01, seed)),
+    "separable CMA-ES": lambda seed: LogSpace(start, lambda x: SepCMA(x, value, 0.01, seed)),
 }
 
 

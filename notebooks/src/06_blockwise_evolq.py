@@ -139,15 +139,11 @@ Code(inspect.getsource(eq.evolve), language="python")
 options = eq.SearchConfig(passes=10, cycles=3, population=15, tournament=10)
 history = []
 with tqdm(total=evaluations_of(chain, options), unit="evaluation") as bar:
-
-    def note(evaluation: eq.Evaluation) -> None:
-        history.append(evaluation.as_dict())
-        bar.update()
-
-    eq.evolve(
-        chain, demo.calibration, demo.targets, options, options.width(config.weight_bits), note
-    )
-accepted = sum(line["accepted"] for line in history[1:])
+    for event in eq.evolve(chain, demo.calibration, demo.targets, options):
+        if isinstance(event, eq.Evaluated):
+            history.append(event)
+            bar.update()
+accepted = sum(event.accepted for event in history[1:])
 print(f"{len(history)} evaluations, {accepted} better than all before")
 history_figure(history)
 
