@@ -102,7 +102,7 @@ def no_silent_callbacks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def panels_are_closed() -> Iterator[None]:
     """No panel that a test opened stays open, and none of their threads."""
     yield
-    for panel in list(Panel.alive.values()):
+    for panel in list(Panel.alive):
         panel.close()
         panel.worker.pool.shutdown(wait=True)
 

@@ -45,8 +45,8 @@ def test_the_stored_view_is_there_within_two_seconds(kind):
         panel = kind()
         took.append(time.perf_counter() - began)
     assert panel.words.endswith("(Stored result of these settings.)") and min(took) < 2
-    alt = unescape(panel.view.value.split('alt="')[1].split('"')[0])
-    assert 'src="data:image/png;base64,' in panel.view.value and len(alt) > 20
+    alt = unescape(panel.view.value.split('aria-label="')[1].split('"')[0])
+    assert "<svg" in panel.view.value and 5 < len(alt.split()) <= 40
 
 
 @pytest.mark.parametrize("kind", SHIPPED)
@@ -66,12 +66,13 @@ def test_a_moved_control_is_answered_within_150_ms(kind, tmp_path, monkeypatch):
     control = panel.controls[name]
 
     async def move(to):
-        words, began = panel.words, time.perf_counter()
-        control.value = to
-        took = time.perf_counter() - began
-        assert panel.words != words
         panel.say("")  # the next answer may be in the same words
-        return took
+        began = time.perf_counter()
+        control.value = to
+        while not panel.words:
+            await asyncio.sleep(0.001)
+            assert time.perf_counter() - began < SECONDS
+        return time.perf_counter() - began
 
     async def thrice():
         was = control.value

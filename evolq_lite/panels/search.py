@@ -13,19 +13,22 @@ from time import perf_counter
 from typing import Any
 
 import ipywidgets as W
+import numpy as np
 
 from evolq_lite.config import QuantConfig, SearchConfig
+from evolq_lite.evaluate import Accuracy
 from evolq_lite.evolve import Evaluated
-from evolq_lite.figures import Picture, history_figure, top1_figure
 from evolq_lite.fitness import FITNESS
-from evolq_lite.panels.base import DRAWING, IntSlider, LogSlider, Panel, control
+from evolq_lite.panels.base import IntSlider, LogSlider, Panel, control
+from evolq_lite.panels.drawing import COLORS, Drawing, Plot
 from evolq_lite.panels.worker import Cancelled, Job, Tick
 from evolq_lite.runs.folder import Busy, RunFolder
 from evolq_lite.runs.run import Outcome, Run
 from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Parts
 
 FOLDER = Path("runs/panel")
-DRAW_EVERY = 1.5  # seconds
+DRAW_EVERY = 0.5  # seconds
+OUTLINES = ("circle", "square", "diamond", "up", "down", "plus")
 PREPARING = "Preparing: quantizing and calibrating …"
 
 
@@ -103,7 +106,7 @@ class SearchPanel(Panel):
             button.add_class(f"evolq-{word}")
         self.pause_button.disabled = True
         self.cancel_button.tooltip = "Stop; everything finished so far stays in the folder"
-        return [W.HBox([*named.values(), self.cancel_button]), self.bar]
+        return [W.HBox([*named.values(), self.cancel_button, self.reset_button]), self.bar]
 
     def open(self) -> None:
         """Show the stored run, or an empty panel: a run takes too long to begin by itself."""
@@ -113,12 +116,14 @@ class SearchPanel(Panel):
     def changed(self, change: Any) -> None:
         """Options take effect at the next Run."""
         note, self.note = self.note, ""
-        self.say(f"{note}Press Run to search with these options.")
+        self.view.add_class("evolq-stale")
+        shown = " The picture is of a run with other options." if self.view.value else ""
+        self.say(f"{note}Press Run to search with these options.{shown}")
 
     def busy(self, yes: bool) -> None:
         """Only what makes sense can be pressed."""
         super().busy(yes)
-        self.run_button.disabled = self.resume_button.disabled = yes
+        self.run_button.disabled = self.resume_button.disabled = self.reset_button.disabled = yes
         self.pause_button.disabled = not yes
         for widget in self.controls.values():
             widget.disabled = yes
@@ -200,7 +205,7 @@ class SearchPanel(Panel):
             done = len(run.past)
             began += self.hold(tick, done / run.total)
             if perf_counter() - drawn > DRAW_EVERY or done == run.total:
-                self.picture(history_figure(run.past))
+                self.picture(run.past)
                 each = (perf_counter() - began) / (done - resumed)
                 self.say(self.progress(run.past, run.total, each * (run.total - done)))
                 drawn = perf_counter()
@@ -215,7 +220,7 @@ class SearchPanel(Panel):
         outcome = run.test(tested)
         run.write(outcome)
         self.looks += 1
-        self.picture(history_figure(outcome.history), outcome)
+        self.picture(outcome.history, outcome)
         self.say(self.verdict(outcome))
 
     def hold(self, tick: Tick, fraction: float) -> float:
@@ -229,14 +234,21 @@ class SearchPanel(Panel):
             time.sleep(0.05)
         return perf_counter() - began
 
-    def picture(self, history: Picture, outcome: Outcome | None = None) -> None:
+    def picture(self, history: list[Evaluated], outcome: Outcome | None = None) -> None:
         """Show the search, at the end with what the test images say."""
-        with DRAWING:
-            shown = history._repr_html_()
-            if outcome is not None:
-                named = {outcome.titles[k]: v for k, v in outcome.accuracies.items()}
-                shown += top1_figure(named, outcome.gain)._repr_html_()
-        self.view.value = shown
+        accepted = sum(event.accepted for event in history[1:])
+        best = min(event.fitness for event in history)
+        alt = (
+            f"Fitness over {len(history)} evaluations: it falls from {history[0].fitness:.5f} to "
+            f"{best:.5f}; {accepted} candidates were accepted."
+        )
+        plots = [draw_history(history)]
+        if outcome is not None:
+            named = {outcome.titles[k]: v for k, v in outcome.accuracies.items()}
+            alt += " Top-1: " + ", ".join(f"{k} {v.top1:.2%}" for k, v in named.items()) + "."
+            plots.append(draw_top1(named))
+        self.view.remove_class("evolq-stale")
+        self.view.value = Drawing(alt, *plots).html()
 
     def progress(self, history: list[Evaluated], total: int, left: float) -> str:
         """The search under way, in words."""
@@ -272,3 +284,56 @@ class SearchPanel(Panel):
             f"top-1 before {top1['before']}, evolved {top1['evolved']}, float {top1['float']}. "
             f"Gain {outcome.gain}: {outcome.gain.verdict}.{warning}"
         )
+
+
+def draw_history(history: list[Evaluated]) -> Plot:
+    """Fitness over evaluations, a color and a shape for each block; hollow: not accepted."""
+    values = np.array([event.fitness for event in history])
+    accepted = np.array([event.accepted for event in history])
+    finite, best = values[np.isfinite(values)], np.fmin.accumulate(values)
+    low, high = finite.min(), max(values[0], np.quantile(finite, 0.98))
+    room = 0.06 * (high - low) + 1e-9
+    plot = Plot(
+        "The search. Filled: accepted, hollow: not",
+        (-1, max(10, len(history))),
+        (low - room, high + room),
+        "evaluation",
+        "fitness (lower is better)",
+        width=640,
+        height=380,
+        rows=2,
+        left=70,
+    )
+    plot.steps(np.arange(len(best)), best, color="currentColor", width=1.4, label="best so far")
+    for block in sorted({event.block for event in history}):
+        number = int("".join(filter(str.isdigit, block)) or 0)  # keeps its look all the time
+        color, shape = COLORS[number % len(COLORS)], OUTLINES[number % len(OUTLINES)]
+        mine = np.array([event.block == block for event in history])
+        for hollow, here in ((False, mine & accepted), (True, mine & ~accepted)):
+            at = np.where(here)[0]
+            titles = [f"evaluation {i + 1}, {block}: {values[i]:.5f}" for i in at]
+            label = "" if hollow else block
+            plot.points(at, values[at], color, shape, 3.2, hollow, titles, label)
+    return plot
+
+
+def draw_top1(rows: dict[str, Accuracy]) -> Plot:
+    """Top-1 of the networks, with 95 % intervals."""
+    ends = [100 * end for value in rows.values() for end in value.interval]
+    plot = Plot(
+        "Top-1 with 95 % interval",
+        (min(ends) - 1, max(ends) + 1),
+        (len(rows) - 0.5, -0.7),
+        "top-1 on the test images, %",
+        width=400,
+        height=300,
+        rows=0,
+        left=118,
+        yticks=list(enumerate(rows)),
+    )
+    for i, value in enumerate(rows.values()):
+        point, (low, high) = 100 * value.top1, (100 * end for end in value.interval)
+        plot.interval(low, high, i, COLORS[i])
+        plot.points([point], [i], COLORS[i], OUTLINES[i], 5, titles=[str(value)])
+        plot.words(point, i, f"{point:.2f} %")
+    return plot
