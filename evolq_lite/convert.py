@@ -9,6 +9,7 @@ Read with lesson 2.
 """
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,6 +104,9 @@ def example_images(model: nn.Module, images: int = 2) -> Tensor:
     _, height, width = resolve_model_data_config(model)["input_size"]
     if (size := getattr(getattr(model, "patch_embed", None), "img_size", None)) is not None:
         height, width = size
+    if isinstance(model, levit.Levit):  # it does not say, but its position biases are a table
+        tokens = len(cast(Any, model.stages[0].blocks[0]).attn.attention_bias_idxs)
+        height = width = math.isqrt(tokens) * model.stem.stride
     first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
     weight = first.weight
     noise = torch.randn(

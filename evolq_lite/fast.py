@@ -100,19 +100,21 @@ class FastQuantizer(Quantizer):
         """The one zero point of a tensor, as a number."""
         return self.kept.get("zero", (self.zero_point,), lambda: int(self.zero_point))
 
-    def forward(self, x: Tensor, unit: float = 1.0, spend: bool = False) -> Tensor:
+    def forward(self, x: Tensor, unit: Tensor | float = 1.0, spend: bool = False) -> Tensor:
         """Fake-quantize x * unit; `spend`: x may be overwritten."""
         if self.plain:
-            return super().forward(x * unit)
+            return super().forward(x, unit)
         integers = self.to_integers(x, unit, spend)
         if self.axis is None:
             return integers.mul_(self.number)
         return integers.mul_(along(self.scale, x.ndim, self.axis))
 
-    def to_integers(self, x: Tensor, unit: float = 1.0, spend: bool = False) -> Tensor:
-        """The integers that stand for x * unit."""
+    def to_integers(self, x: Tensor, unit: Tensor | float = 1.0, spend: bool = False) -> Tensor:
+        """The integers that stand for x * unit; uint8 is taken for codes that fc1 has made."""
+        if x.dtype is torch.uint8:
+            return x.float() - self.code_of_zero
         if self.plain:
-            return super().to_integers(x * unit)
+            return super().to_integers(x, unit)
         # One scale or one per channel; its unit divides it, so that x is passed over once.
         step = self.number if self.axis is None else along(self.scale, x.ndim, self.axis)
         many = self.zero_point.ndim > 0

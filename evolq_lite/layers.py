@@ -117,20 +117,20 @@ class QuantProducts(nn.Module):
         the scores; `bias` is added to them before they are quantized, `mask` (0 or very negative,
         or boolean) after.
         """
-        # Products of integers, exact in float32 below 2^24, are scaled once, afterwards.
-        step = self.q.step_size * self.k.step_size * scale
-        scores = self.q.to_integers(q) @ self.k.to_integers(k).transpose(-2, -1) * step
+        # Sums of integer products, exact in float32 below 2^24; one is worth `unit`.
+        scores = self.q.to_integers(q) @ self.k.to_integers(k).transpose(-2, -1)
+        unit = self.q.step_size * self.k.step_size * scale
         if bias is not None:
-            scores = scores + bias  # (images, heads, queries, keys)
-        scores = self.scores(scores)
+            scores, unit = scores * unit + bias, 1.0  # (images, heads, queries, keys)
+        scores = self.scores(scores, unit)
         if mask is not None and mask.dtype == torch.bool:
             scores = scores.masked_fill(~mask, -torch.inf)
         elif mask is not None:
             scores = scores + mask
         probabilities = self.probabilities.to_integers(scores.softmax(-1))
-        step = self.probabilities.step_size * self.v.step_size
         attended = probabilities @ self.v.to_integers(v)  # (images, heads, queries, value dim)
-        return (attended.transpose(1, 2) * step).flatten(2)
+        unit = self.probabilities.step_size * self.v.step_size
+        return (attended.transpose(1, 2) * unit).flatten(2)
 
 
 class QuantAttention(FromFloat, Attention):

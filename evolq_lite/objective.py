@@ -7,7 +7,7 @@ blocks from there on. A candidate never writes to the model: `functional_call` e
 *as if* the vector were in it, and can be differentiated.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -82,9 +82,14 @@ class BlockObjective:
 
     def gradient(self, vector: Vector) -> tuple[Vector, float]:
         """Gradient (d,) and value of `loss`, batch by batch, so that one batch's graph is kept."""
-        return mean_gradient(
-            lambda i, v: self._batch_loss(i, self.named(v)), len(self.inputs), vector
-        )
+        vector = vector.detach().requires_grad_()
+        gradient, value = torch.zeros_like(vector), 0.0
+        for i in range(len(self.inputs)):
+            with torch.enable_grad():
+                loss = self._batch_loss(i, self.named(vector))
+            gradient += torch.autograd.grad(loss, vector)[0] / len(self.inputs)
+            value += float(loss.detach()) / len(self.inputs)
+        return gradient.detach(), value
 
     def named(self, vector: Vector) -> dict[str, Tensor]:
         """A vector as the buffers of the chain that `functional_call` exchanges."""
@@ -104,20 +109,6 @@ class BlockObjective:
     def commit(self, vector: Vector) -> None:
         """Write a vector into the model."""
         self.genome.write(self.chain.model, vector)
-
-
-def mean_gradient(
-    loss: Callable[[int, Vector], Tensor], batches: int, vector: Vector
-) -> tuple[Vector, float]:
-    """Gradient (d,) and value of the mean of loss(0, vector), loss(1, vector), ..."""
-    vector = vector.detach().requires_grad_()
-    gradient, value = torch.zeros_like(vector), 0.0
-    for i in range(batches):
-        with torch.enable_grad():
-            one = loss(i, vector)
-        gradient += torch.autograd.grad(one, vector)[0] / batches
-        value += float(one.detach()) / batches
-    return gradient.detach(), value
 
 
 def batches(x: Tensor, batch: int) -> tuple[Tensor, ...]:

@@ -52,13 +52,21 @@ class Quantizer(nn.Module):
         self.observer, self.passing, self.frozen = None, False, True
 
     @property
-    def step_size(self) -> Tensor:
-        """What one integer is worth: the scale, 1 while floats pass."""
-        return torch.ones_like(self.zero_point) if self.passing else self.scale
+    def step_size(self) -> Tensor | float:
+        """What one integer is worth, 1 while floats pass.
 
-    def to_integers(self, x: Tensor) -> Tensor:
-        """The integers that stand for x (any shape), counted from the zero point; x if passing."""
+        In float64, so that a product of several step sizes is rounded once, when it is used.
+        """
+        return 1.0 if self.passing else self.scale.double()
+
+    def to_integers(self, x: Tensor, unit: Tensor | float = 1.0) -> Tensor:
+        """The integers that stand for x * unit (any shape), counted from the zero point.
+
+        `unit` is what a sum of integer products is worth; it divides the scale, as on a chip, where
+        the sum is multiplied once. While floats pass, x * unit.
+        """
         if self.passing:
+            x = x * unit
             if self.observer is not None:
                 self.observer.update(x)
             return x
@@ -66,11 +74,11 @@ class Quantizer(nn.Module):
             raise RuntimeError(
                 "this network is not calibrated; call calibrate(qmodel, images) first"
             )
-        return to_integers(x, self.scale, self.zero_point, self.integers, self.axis)
+        return to_integers(x, self.scale / unit, self.zero_point, self.integers, self.axis)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantize x, of any shape."""
-        integers = self.to_integers(x)
+    def forward(self, x: Tensor, unit: Tensor | float = 1.0) -> Tensor:
+        """Fake-quantize x * unit, of any shape."""
+        integers = self.to_integers(x, unit)
         return integers if self.passing else integers * along(self.scale, x.ndim, self.axis)
 
 
