@@ -140,6 +140,15 @@ class Plot:
             f"{style}><title>{escape(words)}</title></rect>"
         )
 
+    def hint(self, x: float, y: float, size: float, words: str) -> None:
+        """What the pointer is told on a square of `size` around a place of the data."""
+        half = size / 2
+        (left, right), (top, under) = (
+            self.x([x - half, x + half]),
+            sorted(self.y([y - half, y + half])),
+        )
+        self.rectangle(left, top, right - left, under - top, "", words)
+
     def band(self, low: float, high: float, label: str) -> None:
         """A gray band across."""
         style = 'fill="currentColor" fill-opacity="0.25"'
@@ -169,7 +178,6 @@ class Plot:
         limits: tuple[float, float],
         xs: Numbers,
         ys: Numbers,
-        titles: Sequence[str] = (),
     ) -> None:
         """A heat map: values (rows, columns) around ys (rows,) and xs (columns,), evenly spaced."""
         shares = np.clip((values - limits[0]) / (limits[1] - limits[0] or 1), 0, 1)
@@ -183,9 +191,6 @@ class Plot:
             f'width="{width * len(x):.1f}" height="{height * len(y):.1f}" href="{png(colors)}" '
             'preserveAspectRatio="none" style="image-rendering: pixelated"/>'
         )
-        at = [(i, j) for j in range(len(y)) for i in range(len(x))]
-        for (i, j), words in zip(at, titles):
-            self.rectangle(x[i] - width / 2, y[j] - height / 2, width, height, "", words)
 
     def polygon(self, xs: Numbers, ys: Numbers, fill: str) -> None:
         """A filled outline."""

@@ -175,13 +175,13 @@ def draw_softmax(p: Tensor, targets: Tensor) -> Plot:
     plot = Plot(title, limits, limits[::-1], "target of image j", "output of image i", rows=0)
     if n <= 40:
         plot.xticks = plot.yticks = [(i, name) for i, name in enumerate(names) if i % 2 == 0]
-    titles = [
-        f"output {names[i]}, target {names[j]}: p = {float(p[i, j]):.3g}"
-        for i in range(n)
-        for j in range(n)
-    ]
     # The square root makes small probabilities visible.
-    plot.cells(p.sqrt().numpy(), (0, 1), np.arange(n), np.arange(n), titles if n <= 32 else ())
+    plot.cells(p.sqrt().numpy(), (0, 1), np.arange(n), np.arange(n))
+    hardest = p.masked_fill(torch.eye(n, dtype=torch.bool), 0).argmax(1)
+    for i in range(n):  # what the pointer is told: the own target, and the hardest negative
+        for j in (i, int(hardest[i])):
+            words = f"output {names[i]}, target {names[j]}: p = {float(p[i, j]):.3g}"
+            plot.hint(j, i, 1, words)
     return plot
 
 
