@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evolq_lite.data import unfused
+from evolq_lite.networks import unfused
 from evolq_lite.integer import multiply, pack
 from evolq_lite.record import environment
 

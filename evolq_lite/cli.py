@@ -20,24 +20,25 @@ from typing import Any, NoReturn, get_args
 import torch
 from tqdm import tqdm
 
-from evolq_lite.chain import chain_of
+from evolq_lite.checkpoints import convert_checkpoint
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import describe
 from evolq_lite.data import (
     DATA,
     DEMO_MODELS,
+    check_images,
     checked,
     demo_file,
-    list_folder,
+    hash_images,
     load_images,
-    load_timm,
-    read_class_map,
-    sha256,
     subset,
     transform_of,
 )
 from evolq_lite.evolve import Evaluation
+from evolq_lite.files import sha256
+from evolq_lite.folders import label_images, list_folder
 from evolq_lite.integer import missing
+from evolq_lite.networks import load_network
 from evolq_lite.parallel import PATIENCE, LostWorkers, Pool
 from evolq_lite.record import RunFolder, environment, fix_kernels
 from evolq_lite.runs import (
@@ -53,6 +54,7 @@ from evolq_lite.runs import (
     folder_parts,
     folder_ready,
 )
+from evolq_lite.terminal import progress, say
 
 # Seconds that a cell of an experiment may take on a worker before it counts as hanging.
 CELL_PATIENCE = 7200.0
@@ -144,44 +146,38 @@ def demo_task(arguments: argparse.Namespace) -> Task:
 
 def folder_task(arguments: argparse.Namespace) -> Task:
     """Any supported timm network on folders of images."""
-    calibration, _ = list_folder(arguments.calibration)
-    test, labels = list_folder(arguments.test, arguments.class_map)
-    if len(calibration) < 2:
+    calibration, test = list_folder(arguments.calibration), list_folder(arguments.test)
+    if len(calibration.paths) < 2:
         raise ValueError(
             f"{arguments.calibration} holds 1 image; give at least 2: infoNCE compares images"
         )
     device = device_for(arguments)
-    model = load_timm(arguments.model, arguments.checkpoint).to(device)
-    chain_of(model)
+    loaded = load_network(arguments.model, arguments.checkpoint, arguments.image_size)
+    model = loaded.model.to(device)
     transform = transform_of(model)
-    folders, classes = len(labels.unique()), int(model.num_classes)  # type: ignore[arg-type]
-    if (
-        arguments.class_map is not None
-        and (lines := len(read_class_map(arguments.class_map))) != classes
-    ):
-        raise ValueError(
-            f"{arguments.class_map} lists {lines} class folders, "
-            f"the network has {classes} classes; "
-            "list all of them in index order, those without images too"
-        )
-    if int(labels.max()) >= classes or (arguments.class_map is None and folders != classes):
-        raise ValueError(
-            f"{arguments.test} has {folders} class folders, the network {classes} classes; "
-            "give --class-map FILE with the class folders in index order"
-        )
+    test = label_images(test, int(model.num_classes), arguments.class_map)  # type: ignore[arg-type]
+    paths, labels = test.paths, test.labels
+    assert labels is not None
     chosen = calibration_paths(arguments.calibration, arguments.calibration_images, arguments.seed)
     wanted = len(chosen)
     if arguments.test_images is not None:
-        picked = subset(len(test), arguments.test_images, 0, "test images").sort().values
-        test, labels = [test[int(i)] for i in picked], labels[picked]
-    with tqdm(total=len(chosen), desc="calibration images", unit="image") as bar:
+        picked = subset(len(paths), arguments.test_images, 0, "test images").sort().values
+        paths, labels = [paths[int(i)] for i in picked], labels[picked]
+    with progress(len(chosen) + len(paths), "images, opened", "image") as bar:
+        digests = [check_images(files, bar.update) for files in (chosen, paths)]
+    with progress(len(chosen), "calibration images", "image") as bar:
         images = load_images(chosen, transform, bar.update).to(device)
+    for note in (*loaded.notes, *test.notes):
+        say(note)
+    for listing in (calibration, test):
+        if listing.left_out:
+            say(f"Left out of {listing.folder}: {listing.omissions}.")
     with tqdm(total=len(chosen), desc="float network", unit="image") as bar, torch.no_grad():
         parts = []
         for x in images.split(BATCH):
             parts.append(model(x))
             bar.update(len(x))
-    names = ("model", "checkpoint", "calibration", "test", "class_map")
+    names = ("model", "checkpoint", "calibration", "test", "class_map", "image_size")
     source = {
         name: str(v) if (v := getattr(arguments, name)) is not None else None for name in names
     }
@@ -189,23 +185,25 @@ def folder_task(arguments: argparse.Namespace) -> Task:
         {**source, "calibration_images": wanted, "test_images": arguments.test_images},
         {
             **({"checkpoint": sha256(arguments.checkpoint)} if arguments.checkpoint else {}),
-            "calibration images": sha256(*chosen),
+            "calibration images": hash_images(digests[0]),
+            "test images": hash_images(digests[1], labels),
         },
         model,
         images,
         torch.cat(parts),
         lambda batch: (
-            load_images(test[i : i + batch], transform).to(device)
-            for i in range(0, len(test), batch)
+            load_images(paths[i : i + batch], transform).to(device)
+            for i in range(0, len(paths), batch)
         ),
         lambda: labels,
-        f"{len(test):,}-image check on {arguments.test}",
+        f"{len(paths):,}-image check on {arguments.test}",
         folder_parts,
         (
             arguments.model,
             *map(absolute, (arguments.checkpoint, arguments.calibration)),
             wanted,
             arguments.seed,
+            arguments.image_size,
         ),
     )
 
@@ -274,6 +272,20 @@ def report(task: Task, outcome: Outcome) -> None:
     )
 
 
+def convert_file(arguments: argparse.Namespace) -> int:
+    """Write a checkpoint as safetensors, and say what was taken and what was left."""
+    say(
+        convert_checkpoint(
+            arguments.source,
+            arguments.target,
+            ema=arguments.ema,
+            key=arguments.key,
+            replace=arguments.replace,
+        )
+    )
+    return 0
+
+
 def check() -> int:
     """Say whether this machine is ready, and what to do if not."""
     ready = True
@@ -320,7 +332,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(prog="python -m evolq_lite", description=__doc__)
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="{demo,run,reproduce,check}"
+        dest="command", required=True, metavar="{demo,run,reproduce,convert,check}"
     )
     demo = commands.add_parser(
         "demo", help="the embedded network: search, then one table and two figures, offline"
@@ -359,6 +371,11 @@ def parser() -> argparse.ArgumentParser:
         "--calibration-images",
         type=number(int, "2 or more"),
         help="drawn by seed (default: 1000, or all if fewer)",
+    )
+    own.add_argument(
+        "--image-size",
+        type=number(int, "8 to 4096"),
+        help="pixels, where the checkpoint does not tell (default: what it tells, or timm's)",
     )
     own.add_argument(
         "--test-images", type=number(int, "2 or more"), help="a fixed random subset (default: all)"
@@ -418,6 +435,14 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--scheduler", help="compute on the workers of a Dask scheduler, tcp://host:port"
         )
+    turn = commands.add_parser(
+        "convert", help="a checkpoint of any kind as safetensors, running nothing that is in it"
+    )
+    turn.add_argument("source", type=Path, metavar="FILE.pth", help="what torch.save has written")
+    turn.add_argument("target", type=Path, metavar="FILE.safetensors", help="what to write")
+    turn.add_argument("--ema", action="store_true", help="take the averaged weights")
+    turn.add_argument("--key", help="take the weights under this name in the file")
+    turn.add_argument("--replace", action="store_true", help="write over FILE.safetensors")
     commands.add_parser("check", help="is this machine ready?")
     return top
 
@@ -443,6 +468,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parser().parse_args(argv)
         if arguments.command == "check":
             return check()
+        if arguments.command == "convert":
+            return convert_file(arguments)
         fix_kernels()
         if arguments.threads is not None:
             if not 1 <= arguments.threads <= 1024:

@@ -17,19 +17,13 @@ from torch import Tensor, nn
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize, set_execution, twin
-from evolq_lite.data import (
-    checked,
-    list_folder,
-    load_demo,
-    load_images,
-    load_timm,
-    sha256,
-    subset,
-    transform_of,
-)
+from evolq_lite.data import checked, load_demo, load_images, subset, transform_of
 from evolq_lite.evaluate import Accuracy, Comparison, packed, predict
 from evolq_lite.evolve import Evaluation, Visit, evaluations_of, evolve, width_after
 from evolq_lite.figures import history_figure, save_figure, top1_figure
+from evolq_lite.files import sha256
+from evolq_lite.folders import list_folder
+from evolq_lite.networks import load_network
 from evolq_lite.objective import batches
 from evolq_lite.parallel import Parts, Pool, Pooled, Recipe
 from evolq_lite.record import RunFolder, environment, peak_memory
@@ -63,16 +57,22 @@ def embedded_parts(name: str, images: int, seed: int) -> Parts:
 
 def calibration_paths(folder: Path, wanted: int | None, seed: int) -> list[Path]:
     """Calibration images of a folder, drawn by seed: all, or 1,000, if the number is None."""
-    found, _ = list_folder(folder)
+    found = list_folder(folder).paths
     wanted = min(1000, len(found)) if wanted is None else wanted
     return [found[int(i)] for i in subset(len(found), wanted, seed)]
 
 
 def folder_parts(
-    name: str, checkpoint: str | None, folder: str, wanted: int | None, seed: int
+    name: str,
+    checkpoint: str | None,
+    folder: str,
+    wanted: int | None,
+    seed: int,
+    image_size: int | None,
 ) -> Parts:
     """A timm network, calibration images of a folder, and its logits for them."""
-    model = load_timm(name, None if checkpoint is None else Path(checkpoint))
+    file = None if checkpoint is None else Path(checkpoint)
+    model = load_network(name, file, image_size).model
     paths = calibration_paths(Path(folder), wanted, seed)
     images = load_images(paths, transform_of(model))
     with torch.no_grad():
