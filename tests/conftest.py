@@ -17,7 +17,7 @@ import torch
 from serving import NO_CHROMIUM, find_chromium
 from torch import Tensor, nn
 
-from evolq_lite.data import unfused
+from evolq_lite.networks import unfused
 from evolq_lite.panels import Panel
 
 TOYS = {
