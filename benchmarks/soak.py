@@ -30,11 +30,12 @@ from evolq_lite.runs.workers import Workers
 def search(out: Path, count: int) -> None:
     """One short run, as the command line does it, without the test images."""
     config = eq.SearchConfig(passes=1, batch=30)
-    started = Workers.local(count) if count else nullcontext()
-    with Run(Embedded("cnn", 60, 0), eq.QuantConfig(weight_bits=3), config, out) as run:
-        with started as workers:
-            for _ in run.evolve(workers):
-                pass
+    with (
+        Workers.local(count) if count else nullcontext() as workers,
+        Run(Embedded("cnn", 60, 0), eq.QuantConfig(weight_bits=3), config, out) as run,
+    ):
+        for _ in run.evolve(workers):
+            pass
 
 
 def state(process: psutil.Process) -> dict[str, float]:
