@@ -16,9 +16,9 @@ from safetensors.torch import save
 
 from evolq_lite import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize, quantizers
-from evolq_lite.data import read_class_map
 from evolq_lite.evolve import Evaluation
 from evolq_lite.experiments.cells import digest_of, path_of, read
+from evolq_lite.folders import read_class_map
 from evolq_lite.record import RunFolder, load_scales, save_scales
 
 EACH = int(os.environ.get("EVOLQ_FUZZ", "2000"))
