@@ -20,6 +20,7 @@ from typing import Any, NoReturn, get_args
 import torch
 from tqdm import tqdm
 
+from evolq_lite._torchvision import torchvision_advice
 from evolq_lite.checkpoints import convert_checkpoint
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import describe
@@ -308,6 +309,8 @@ def check() -> int:
                 f"  note: {package} is {have}, the lock says {wanted}; "
                 "results may differ in the last digits"
             )
+    if advice := torchvision_advice():
+        print(f"  note: {advice}")
     for name in ("typefaces-train.npz", "typefaces-test.npz", *map(demo_file, DEMO_MODELS)):
         try:
             checked(name)
