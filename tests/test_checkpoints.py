@@ -288,7 +288,7 @@ REFUSED: dict[str, tuple[str, Callable[[], State | nn.Module], str]] = {
     "8-bit integers": (
         "test_vit",
         lambda: changed(lambda s: s.update({"norm.bias": s["norm.bias"].to(torch.int8)})),
-        "int8.*quantized already",
+        "int8; give a float network",
     ),
     "names of transformers": (
         "test_vit",
@@ -653,12 +653,31 @@ def test_convert_one_of_several_networks(key):
     assert torch.equal(read_state(report.target)["head.weight"], state["head.weight"])
 
 
+@pytest.mark.parametrize("ema", [False, True])
+def test_convert_a_network_and_its_average_in_one_state(ema):
+    """Under two prefixes, beside a counter."""
+    state = network("test_vit").state_dict()
+    mean, plain = (state, wrong(state)) if ema else (wrong(state), state)
+    content = {**wrapped("online_model.", plain), **wrapped("ema_model.", mean)}
+    torch.save({**content, "step": torch.tensor(3)}, "net.pth")
+    report = convert_checkpoint(Path("net.pth"), Path("net.safetensors"), ema=ema)
+    assert report.part == ("ema_model" if ema else "online_model")
+    assert report.left == (f"{len(state) + 1} tensors outside of {report.part}",)
+    assert hash_weights(load_network("test_vit", report.target).model) == hash_weights(
+        network("test_vit")
+    )
+
+
 def test_convert_a_safetensors_file_too():
     """To take a wrapper's prefix away."""
     state = network("test_vit").state_dict()
     saved(wrapped("module.", state), "wrapped.safetensors")
     report = convert_checkpoint(Path("wrapped.safetensors"), Path("net.safetensors"))
     assert read_state(report.target).keys() == state.keys()
+
+
+def nested() -> Tensor:
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
 
 
 def sparse(state: State) -> State:
@@ -702,6 +721,8 @@ BAD: dict[str, tuple[Callable[[State], object], dict[str, object], str]] = {
     "ema and key": (lambda s: s, {"ema": True, "key": "model"}, "one of them"),
     "sparse": (sparse, {}, "head.weight is sparse"),
     "quantized": (quantized, {}, "head.weight is quantized"),
+    "nested": (lambda s: {**s, "x": nested()}, {}, "x is nested"),
+    "without values": (lambda s: {**s, "x": torch.ones(2, device="meta")}, {}, "x is without"),
 }
 
 

@@ -189,12 +189,15 @@ FILE = (
 )
 
 
+FULL = Path("/dev/full").exists()  # on Linux
+
+
 @pytest.mark.parametrize(
     ("line", "code", "status", "out", "err"),
     [
         ('"$0" "$@" | head -1; exit ${PIPESTATUS[0]}', LINES, 0, "0\n", ""),
-        ('"$0" "$@" > /dev/full', LINES, 2, "", "evolq_lite: .*No space left"),
-        ('"$0" "$@" > /dev/full 2>&1', LINES, 2, "", ""),
+        *[('"$0" "$@" > /dev/full', LINES, 2, "", "evolq_lite: .*No space left")] * FULL,
+        *[('"$0" "$@" > /dev/full 2>&1', LINES, 2, "", "")] * FULL,
         ('"$0" "$@" >&-', LINES, 0, "", ""),
         ('"$0" "$@" >&- 2>&- <&-', LINES, 0, "", ""),
         ('PYTHONIOENCODING=ascii "$0" "$@"', "sys.exit(t.run(lambda: print('é')))", 0, r"\?\n", ""),
@@ -213,7 +216,7 @@ def test_shell(line, code, status, out, err):
     ("line", "status"),
     [
         ("$P -m evolq_lite check | head -1; exit ${PIPESTATUS[0]}", 0),
-        ("$P -m evolq_lite --help > /dev/full 2>&-", 2),
+        *[("$P -m evolq_lite --help > /dev/full 2>&-", 2)] * FULL,
         ("PYTHONIOENCODING=ascii $P -m evolq_lite convert 写真.pth é.safetensors 2>&1", 2),
     ],
 )
