@@ -139,7 +139,7 @@ def search(arguments: argparse.Namespace) -> int:
     source, device = source_of(arguments), device_for(arguments)
     with workers_of(arguments, source) as workers:
         total = source.identity()["calibration_images"]
-        with tqdm(total=total, desc="calibration images", unit="image") as bar:
+        with tqdm(total=total, desc="calibration images", unit="image", delay=0.5) as bar:
             parts = source.load(bar.update)
         with Run(
             source,

@@ -8,6 +8,7 @@ error) are for looking only; nothing is chosen by them.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from statistics import fmean as mean
 from statistics import stdev
 from typing import Any
@@ -17,7 +18,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.stats import t, ttest_ind
-from torch import Tensor
+from torch import Tensor, nn
 
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig
@@ -26,11 +27,10 @@ from evolq_lite.experiments.plots import NAMES
 from evolq_lite.experiments.results import Cell, Result, where
 from evolq_lite.experiments.setup import Setting, load_test, prepare
 from evolq_lite.experiments.verdicts import UNDECIDED, Row, Verdict, decide
-from evolq_lite.fast import set_execution
 from evolq_lite.figures import PETROFF, Picture, new_figure
 from evolq_lite.fitness import Fitness, info_nce
 from evolq_lite.genome import genome_of
-from evolq_lite.landscape import direction, local_minima, noise_floor, roughness
+from evolq_lite.landscape import direction, local_minima, noise_floor, other_ways, roughness
 from evolq_lite.objective import BlockObjective
 
 LAYERS = {
@@ -80,8 +80,10 @@ def cells(quick: bool) -> list[Cell]:
     ]
 
 
-def objective_of(setting: Setting, cell: Cell, chunk: int | None) -> BlockObjective:
-    """The probe as a function of one layer's weight scales."""
+def objective_of(
+    qmodel: nn.Module, setting: Setting, cell: Cell, chunk: int | None = None
+) -> BlockObjective:
+    """The probe as a function of one layer's weight scales; by default all images at a time."""
     images, targets = (
         setting.demo.calibration[: cell["images"]],
         setting.demo.targets[: cell["images"]],
@@ -91,9 +93,9 @@ def objective_of(setting: Setting, cell: Cell, chunk: int | None) -> BlockObject
         images, labels = (part[::every][:wanted] for part in load_test())
         targets = F.one_hot(labels, 62).float()
     block = BLOCK[cell["network"]]
-    chain = chain_of(setting.qmodel)
+    chain = chain_of(qmodel)
     chain.chunk = chunk
-    genome = genome_of(setting.qmodel, [f"{block}.{cell['layer']}"], "weights")
+    genome = genome_of(qmodel, [f"{block}.{cell['layer']}"], "weights")
     return BlockObjective(chain, block, images, targets, PROBES[cell["probe"]], genome=genome)
 
 
@@ -102,8 +104,9 @@ def run(cell: Cell) -> Result:
     config = QuantConfig(weight_bits=cell["weight_bits"])
     setting = prepare(cell["network"], max(500, cell["images"]), cell["seed"], config)
     relative = cell["kind"] == "relative"
-    objectives = [objective_of(setting, cell, chunk) for chunk in (setting.chain.chunk, 10, 27, 1)]
-    start = objectives[0].start
+    make = partial(objective_of, setting=setting, cell=cell)
+    objective = make(setting.qmodel, chunk=setting.chain.chunk)
+    start = objective.start
     points = torch.stack(
         [
             start,
@@ -111,15 +114,10 @@ def run(cell: Cell) -> Result:
         ]
     )
 
-    def simulated(population: Tensor) -> Tensor:
-        set_execution(setting.qmodel, "simulate")
-        values = objective_of(setting, cell, None)(population)
-        set_execution(setting.qmodel, "auto")
-        return values
-
-    floor, values = noise_floor([*objectives, simulated], points.abs())
+    ways = [objective, *other_ways(objective, make, chunks=(10, 27, 1), last_bits=False)]
+    floor, values = noise_floor(ways, points.abs())
     rough, lines = roughness(
-        objectives[0], start, cell["step"], floor, relative, cell["lines"], cell["points"]
+        objective, start, cell["step"], floor, relative, cell["lines"], cell["points"]
     )
     return {
         "change": rough.change,
