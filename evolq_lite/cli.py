@@ -211,6 +211,45 @@ def report(source: Source, outcome: Outcome) -> None:
     )
 
 
+def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
+    """Compute the cells of claims whose results are not there, then write figures and tables."""
+    from evolq_lite.experiments import CLAIMS, KNOWN, real, report  # pandas takes half a second
+
+    wanted = [name.upper() for name in arguments.claims]
+    if unknown := [name for name in wanted if name not in (*KNOWN, "ALL")]:
+        raise ValueError(f"unknown experiment {unknown[0]!r}; known: {', '.join(KNOWN)}, all")
+    if arguments.report and arguments.claims != ["all"]:
+        raise ValueError("--report is about all results that are there; omit the experiments")
+    if arguments.quick and "REAL" in wanted:
+        raise ValueError("nothing of REAL is quick; omit --quick")
+    if workers is not None and "REAL" in wanted:
+        raise ValueError(
+            "REAL consists of runs that share out their own work: omit --workers and --scheduler, "
+            "or give them to python -m evolq_lite run"
+        )
+    names = {*wanted, *(CLAIMS if "ALL" in wanted else ())} if not arguments.report else {}
+    claims = [claim for name, claim in KNOWN.items() if name in names]
+
+    def watch(event: Evaluated) -> None:
+        bar.set_postfix_str(f"{event.block}, fitness {event.fitness:.5f}")
+
+    if "REAL" in names:
+        claims[-1] = real.use_folders(arguments.weights, arguments.photographs, watch)
+    folder = arguments.out or (Path("runs/quick") if arguments.quick else report.RESULTS)
+    with report.lock(folder):
+        tasks = report.missing(claims, folder, arguments.quick)
+        cells = report.count(claims, arguments.quick)
+        with tqdm(total=cells, initial=cells - len(tasks), unit="cell", smoothing=0) as bar:
+            for cell in report.reproduce(tasks, folder, workers):
+                bar.set_description(cell[:40], refresh=False)
+                bar.update()
+        told = report.write_report(folder, arguments.quick)
+    for row in told:
+        print(f"{row['claim']} {row['question']} {row['verdict'].capitalize()}. {row['sentence']}")
+    print(f"Written to {folder}: README.md, claims.json, figures, and the results, line by line.")
+    return 0
+
+
 def check() -> int:
     """Say whether this machine is ready, and what to do if not."""
     ready = True
@@ -405,9 +444,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if arguments.command != "reproduce":
         return search(arguments)
     with workers_of(arguments) as workers:
-        from evolq_lite.experiments import command
-
-        return command.reproduce(arguments, workers)
+        return reproduce(arguments, workers)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from evolq_lite import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize, quantizers
 from evolq_lite.data import read_class_map
 from evolq_lite.evolve import Evaluation
-from evolq_lite.experiments.cells import digest_of, path_of, read
+from evolq_lite.experiments.results import VERSION, ResultFile, seal
 from evolq_lite.record import RunFolder, load_scales, save_scales
 
 EACH = int(os.environ.get("EVOLQ_FUZZ", "2000"))
@@ -226,23 +226,26 @@ def test_class_maps(folder, data):
 
 
 CELL = {"network": "vit", "weight_bits": 3, "seed": 0}
-RESULT = {"claim": "C1", "version": 1, "cell": CELL, "result": {"top1": 0.5}, "seconds": 1.0}
-RESULT["sha256"] = digest_of(RESULT)
-
-
-def test_a_whole_result_is_read(folder):
-    path = path_of(folder, "C1", CELL)
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(dumped(RESULT))
-    assert read(path, "C1", CELL)["top1"] == 0.5
+RESULT = {
+    "claim": "C1", "cell": CELL, "result": {"top1": 0.5}, "seconds": 1.0, "environment": 0,
+    "version": VERSION,
+}  # fmt: skip
+RESULTS = [RESULT, {"environment": 0, "machine": {"threads": 1}}]
 
 
 @many
 @given(st.data())
 def test_results(folder, data):
-    path = path_of(folder, "C1", CELL)
-    path.parent.mkdir(exist_ok=True)
-    content = data.draw(altered(RESULT) | damaged(dumped(RESULT)))
-    path.write_bytes(content)
-    found = read(path, "C1", CELL)
-    assert found is None or found == {**CELL, "top1": 0.5, "cell": CELL, "seconds": 1.0}
+    """A line from a stranger is the result that was written, or it is not there."""
+    whole = b"".join(map(seal, RESULTS))
+    line = data.draw(st.sampled_from(RESULTS))
+    strange = altered(line) | altered(line).map(lambda text: seal(json.loads(text)))
+    file = ResultFile(folder, "C1")
+    file.path.write_bytes(data.draw(damaged(whole) | strange.map(lambda text: text + b"\n")))
+    (found,) = file.find([CELL])
+    assert found is None or (found["cell"], found["version"]) == (CELL, VERSION)
+    assert found is None or isinstance(found["result"], dict)
+    file.repair()
+    assert file.find([CELL]) == [found]
+    file.append({**RESULT, "environment": {"threads": 1}})
+    assert file.find([CELL])[0]["result"] == {"top1": 0.5}

@@ -16,21 +16,18 @@
 
 # %%
 import inspect
-import textwrap
 from functools import partial
 from statistics import fmean
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from IPython.display import Code
+from IPython.display import Code, display
 from scipy.stats import spearmanr
 
 import evolq_lite as eq
-from evolq_lite.data import DATA
-from evolq_lite.experiments import CLAIMS
-from evolq_lite.experiments.c2_landscape import minima_of
-from evolq_lite.experiments.report import known, shipped
+from evolq_lite.experiments.c2_landscape import describe_layers
+from evolq_lite.experiments.report import load_claim, load_results
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.landscape import (
     direction,
@@ -344,11 +341,11 @@ for name, layer, low, median, high in rows:
 # core.
 
 # %%
-figure, verdict = shipped("C2")
+figure, verdict = load_claim("C2")
 figure.set_size_inches(10.4, 2.5)
 for axes in figure.axes[1:]:
     axes.set_ylabel("")
-print(textwrap.fill(verdict, 100))
+display(verdict)
 figure
 
 # %%
