@@ -15,13 +15,14 @@
 # **Read alongside:** `evolq_lite/quantizer.py`, `layers.py`, `observers.py`, `convert.py`.
 
 # %%
+import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
+
 import inspect
 import textwrap
 
 import torch
 from IPython.display import Code, display
 
-import evolq_lite as eq
 from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.layers import QuantBlock, QuantProducts

@@ -14,6 +14,8 @@
 # **Read alongside:** `evolq_lite/fitness.py`.
 
 # %%
+import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
+
 import inspect
 
 import numpy as np
@@ -22,7 +24,6 @@ import torch.nn.functional as F
 from IPython.display import Code, display
 from scipy.stats import spearmanr
 
-import evolq_lite as eq
 from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.landscape import direction

@@ -15,6 +15,8 @@
 # **Read alongside:** `evolq_lite/search.py`, and `descent.py` for the gradients.
 
 # %%
+import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
+
 import inspect
 import textwrap
 
@@ -22,7 +24,6 @@ import numpy as np
 import torch
 from IPython.display import Code, display
 
-import evolq_lite as eq
 from evolq_lite.descent import COST_OF_GRADIENT, descend
 from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import MARKERS, PETROFF, new_figure
