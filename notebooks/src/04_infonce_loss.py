@@ -14,17 +14,17 @@
 # **Read alongside:** `evolq_lite/fitness.py`.
 
 # %%
+import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
+
 import inspect
-import textwrap
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from IPython.display import Code
+from IPython.display import Code, display
 from scipy.stats import spearmanr
 
-import evolq_lite as eq
-from evolq_lite.experiments.report import shipped
+from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.landscape import direction
 from evolq_lite.panels import InfoNCEPanel
@@ -259,8 +259,8 @@ figure
 # `python -m evolq_lite reproduce C4` (three seeds for each loss):
 
 # %%
-figure, verdict = shipped("C4")
-print(textwrap.fill(verdict, 100))
+figure, verdict = load_claim("C4")
+display(verdict)
 figure
 
 # %% [markdown]

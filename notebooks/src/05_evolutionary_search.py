@@ -15,16 +15,17 @@
 # **Read alongside:** `evolq_lite/search.py`, and `descent.py` for the gradients.
 
 # %%
+import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
+
 import inspect
 import textwrap
 
 import numpy as np
 import torch
-from IPython.display import Code
+from IPython.display import Code, display
 
-import evolq_lite as eq
 from evolq_lite.descent import COST_OF_GRADIENT, descend
-from evolq_lite.experiments.report import shipped
+from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import MARKERS, PETROFF, new_figure
 from evolq_lite.landscape import JaggedBowl
 from evolq_lite.panels import EvolutionPanel
@@ -302,11 +303,8 @@ figure
 # by fitness, best first, not by gain. Where two share a color, the marker tells them apart.
 
 # %%
-try:
-    figure, verdict = shipped("C3")
-except ValueError as error:
-    figure, verdict = None, str(error)
-print(textwrap.fill(verdict, 100))
+figure, verdict = load_claim("C3")
+display(verdict)
 figure
 
 # %% [markdown]
