@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 from conftest import toy, toy_images
+from evolq_lite.record import RunFolder, digest_of, load_scales, save_scales, write_whole
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -40,7 +41,6 @@ from evolq_lite.data import (
     load_images,
 )
 from evolq_lite.figures import new_figure, save_figure
-from evolq_lite.record import RunFolder, digest_of, load_scales, save_scales, write_whole
 
 SHORT = ("--passes", 1, "--cycles", 1)
 DEMO = ("demo", "--calibration-images", 20, *SHORT)

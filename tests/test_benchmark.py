@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from evolq_lite.integer import missing
 
 from evolq_lite import load_demo
-from evolq_lite.integer import missing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import candidate_cost

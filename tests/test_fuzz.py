@@ -10,6 +10,7 @@ from dataclasses import asdict
 import pytest
 import timm
 import torch
+from evolq_lite.record import RunFolder, load_scales, save_scales
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -19,7 +20,6 @@ from evolq_lite.convert import calibrate, quantize, quantizers
 from evolq_lite.data import read_class_map
 from evolq_lite.evolve import Evaluation
 from evolq_lite.experiments.results import VERSION, ResultFile, seal
-from evolq_lite.record import RunFolder, load_scales, save_scales
 
 EACH = int(os.environ.get("EVOLQ_FUZZ", "2000"))
 many = settings(
