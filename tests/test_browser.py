@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+from xml.etree import ElementTree
 
 import nbformat
 import psutil  # needed by ipykernel
@@ -313,6 +314,10 @@ def test_panels_in_lab(page: Page, panels: str):
     info.expect_words("T = 3:")
     info.control("reset").click()
     info.expect_words("8 images, T = 3:")
+
+    with page.expect_download() as saved:
+        info.root.get_by_role("button", name="Save picture").click()
+    assert ElementTree.parse(saved.value.path()).getroot().tag.endswith("svg")
 
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
         use_theme(page, theme)

@@ -108,12 +108,16 @@ class SearchPanel(Panel):
             button.add_class(f"evolq-{word}")
         self.pause_button.disabled = True
         self.cancel_button.tooltip = "Stop; everything finished so far stays in the folder"
-        return [W.HBox([*named.values(), self.cancel_button, self.reset_button]), self.bar]
+        return [self.row(*named.values(), self.cancel_button), self.bar]
 
     def open(self) -> None:
         """Show the stored run, or an empty panel: a run takes too long to begin by itself."""
-        if self.images != DEMO_IMAGES or not self.show_stored():
+        if not self.show_stored():
             self.say("Press Run.")
+
+    def show_stored(self) -> bool:
+        """Show the stored run, which is one on the demo's images."""
+        return self.images == DEMO_IMAGES and super().show_stored()
 
     def changed(self, change: Any) -> None:
         """Options take effect at the next Run."""
