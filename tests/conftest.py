@@ -11,7 +11,6 @@ with install_import_hook([f"evolq_lite.{name}" for name in CHECKED], "beartype.b
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
