@@ -15,8 +15,6 @@
 # **Read alongside:** `evolq_lite/__init__.py`, which lists the other modules in reading order.
 
 # %%
-import evolq_lite as eq  # before torch
-
 import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
 
 import json

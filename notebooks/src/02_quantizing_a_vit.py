@@ -15,8 +15,6 @@
 # **Read alongside:** `evolq_lite/quantizer.py`, `layers.py`, `observers.py`, `convert.py`.
 
 # %%
-import evolq_lite as eq  # before torch
-
 import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
 
 import inspect

@@ -14,8 +14,6 @@
 # **Read alongside:** `evolq_lite/fitness.py`.
 
 # %%
-import evolq_lite as eq  # before torch
-
 import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
 
 import inspect

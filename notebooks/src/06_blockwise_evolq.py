@@ -14,8 +14,6 @@
 # **Read alongside:** `evolq_lite/evolve.py`, with `objective.py`, `genome.py`, `chain.py`.
 
 # %%
-import evolq_lite as eq  # before torch
-
 import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
 
 import inspect

@@ -14,8 +14,6 @@
 # **Read alongside:** `evolq_lite/evaluate.py`, and `evolq_lite/experiments/`.
 
 # %%
-import evolq_lite as eq  # before torch
-
 import evolq_lite  # noqa: F401  isort: skip  (before torch: keeps its threads from spinning)
 
 import inspect
