@@ -43,6 +43,24 @@ TOYS = {
 }
 
 
+def enliven(model: nn.Module) -> nn.Module:
+    """Give a new network nontrivial BatchNorm statistics, and weights that 8 bits can hold.
+
+    timm starts some parameters so small that they would vanish beside the others.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    for name, parameter in model.named_parameters():
+        if name in ("cls_token", "dist_token", "pos_embed"):
+            nn.init.normal_(parameter, std=0.5)
+        elif name.endswith("weight") and parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="linear")
+    return model
+
+
 def toy(name: str, seed: int = 0) -> nn.Module:
     """A small random network of a supported family, with nontrivial BatchNorm statistics."""
     torch.manual_seed(seed)
@@ -52,20 +70,7 @@ def toy(name: str, seed: int = 0) -> nn.Module:
     model = unfused(
         timm.create_model(architecture, pretrained=False, num_classes=10, **options)
     ).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-    for (
-        name,
-        parameter,
-    ) in model.named_parameters():  # timm starts some so small that 8 bits cannot hold them
-        if name in ("cls_token", "dist_token", "pos_embed"):
-            nn.init.normal_(parameter, std=0.5)
-        elif name.endswith("weight") and parameter.ndim > 1:
-            nn.init.kaiming_normal_(parameter, nonlinearity="linear")
-    return model
+    return enliven(model)
 
 
 def toy_images(name: str, n: int = 12) -> Tensor:
