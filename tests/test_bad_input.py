@@ -376,8 +376,8 @@ def test_resume_without_a_run(refused, demo_data, tmp_path, monkeypatch, kind):
         (("--weight-bits", 4, "--passes", 2), ["quantization.weight_bits", "search.passes"]),
         (("--calibration-images", 21), ["calibration_images"]),
         (("--model", "cnn"), ["model"]),
-        (("--ptf",), None),
-        (("--no-ptf", "--temperature", "2"), ["quantization.ptf", "search.temperature"]),
+        (("--sums", "ptf"), None),
+        (("--sums", "tensor", "--temperature", "2"), ["quantization.sums", "search.temperature"]),
     ],
 )
 def test_resume_with_other_options(refused, run_folder, capsys, more, names):
