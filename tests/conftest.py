@@ -10,14 +10,18 @@ with install_import_hook([f"evolq_lite.{name}" for name in CHECKED], "beartype.b
     import evolq_lite  # noqa: F401  isort: skip
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from commands import call, make_photos, sentence, small_network, tree
+from safetensors.torch import save_file
 from serving import NO_CHROMIUM, find_chromium
 from torch import Tensor, nn
 
-from evolq_lite.data import unfused
+from evolq_lite.networks import unfused
 from evolq_lite.panels import Panel
 
 TOYS = {
@@ -88,6 +92,43 @@ def family(request: pytest.FixtureRequest) -> str:
 def two_threads() -> None:
     """The same number of threads everywhere."""
     torch.set_num_threads(2)
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Call the command line, which must say why and how to go on, and change no file."""
+
+    def check(arguments: tuple[object, ...], *words: str) -> str:
+        before = tree(tmp_path)
+        capsys.readouterr()
+        status, said = call(*arguments), sentence(capsys.readouterr().err)
+        assert status == 2
+        assert tree(tmp_path) == before
+        for word in words:
+            assert re.search(word, said), (word, said)
+        return said
+
+    return check
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Options of a good `run`: 3 classes of 2 images, and a checkpoint of a small network."""
+    photos = make_photos(tmp_path / "photos")
+    real = timm.create_model
+
+    def create(name: str, **options: object) -> nn.Module:
+        return small_network(**options) if name == "resnet10t" else real(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    save_file(small_network().state_dict(), tmp_path / "net.safetensors")
+    return {
+        "--model": "resnet10t",
+        "--checkpoint": tmp_path / "net.safetensors",
+        "--calibration": photos,
+        "--test": photos,
+        "--out": tmp_path / "out",
+    }
 
 
 @pytest.fixture

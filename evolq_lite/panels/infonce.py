@@ -104,6 +104,11 @@ class InfoNCEPanel(Panel):
 
     live = True
     shipped = True
+    presets = {
+        "T = 0.05": {"temperature": 0.05},
+        "2 images": {"temperature": 3.0, "batch": 2},
+        "8 bits": {"temperature": 3.0, "batch": 32, "bits": 8},
+    }
 
     def make_controls(self) -> dict[str, Any]:
         """Three controls."""

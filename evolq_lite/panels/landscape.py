@@ -66,6 +66,11 @@ class LandscapePanel(Panel):
 
     slow = True
     shipped = True
+    presets = {
+        "8 bits": {"bits": 8, "radius": 0.01},
+        "Tiny radius": {"bits": 3, "radius": 1e-5},
+        "Test loss": {"bits": 3, "radius": 0.01, "images": PROBE},
+    }
 
     def make_controls(self) -> dict[str, Any]:
         """Eight controls; those for block and layer follow that for the network."""
@@ -266,7 +271,7 @@ def draw_map(values: np.ndarray, radii: np.ndarray, floor: float, label: str) ->
     plot.cells(values, (float(values.min()), float(values.max())), radii, radii)
     for j, i in np.ndindex(values.shape):
         words = f"{values[j, i]:+.3g} at {radii[j]:.3g} % and {radii[i]:.3g} %"
-        plot.hint(radii[i], radii[j], float(radii[1] - radii[0]), words)
+        plot.hint(float(radii[i]), float(radii[j]), float(radii[1] - radii[0]), words)
     lowest = np.unravel_index(int(values.argmin()), values.shape)
     plot.points([0], [0], "#fff", "plus", 6, label="first scales", edge="#000")
     plot.points(

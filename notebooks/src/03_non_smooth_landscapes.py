@@ -232,7 +232,7 @@ figure
 # %% [markdown]
 # Neither follows the slope. But at small radii the two diverge. The ViT's loss still moves where no
 # integer of the layer flips: the flips are in the activations. The CNN's loss calms down until it
-# disappears in its noise. At a radius of 10 %, the CNN changed more. So how rough a landscape is
+# is not far above its noise. At a radius of 10 %, the CNN changed more. So how rough a landscape is
 # depends on the radius at which you look, and any comparison must state it.
 #
 # ## Why not follow the gradient?

@@ -270,8 +270,9 @@ figure
 #
 # All of them help, and with 1,000 images most help equally: having a loss matters more than which
 # one. KL, which went its own way above, is then as good a guide as infoNCE; with fewer images its
-# gains are smaller. The lost shares in the table are about overfitting, our next topic: they are
-# largest for KL, Fisher and infoNCE at a low temperature.
+# gains are smaller. The last rows of the table are about overfitting, our next topic: how much more
+# of its gain a loss loses on fresh images than infoNCE does. It is most for KL and Fisher, yet
+# three seeds are too few to be sure.
 #
 # ## Overfitting
 #
