@@ -155,7 +155,9 @@ def tiles(images: Tensor, titles: Sequence[str], columns: int, alt: str) -> Pict
 def characters_figure(images: Tensor, classes: Tensor, columns: int = 10) -> Picture:
     """Characters (n, 1, 28, 28) under the names of classes (n,)."""
     names = [CHARACTERS[int(i)] for i in classes]
-    return tiles(images, names, columns, f"{len(names)} characters, taken for {' '.join(names)}.")
+    shown = " ".join(names[:20]) + (" …" if len(names) > 20 else "")  # at most 40 words
+    alt = f"{len(names)} characters, each under its class: {shown}."
+    return tiles(images, names, columns, alt)
 
 
 def changed_figure(

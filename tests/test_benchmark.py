@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from evolq_lite.integer import missing
 
 from evolq_lite import load_demo
+from evolq_lite.kernels import missing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import candidate_cost
@@ -60,7 +60,7 @@ def test_what_is_expected_of_workers():
 
 
 def test_what_all_cells_take_follows_from_some():
-    assert claims.expected([10.0, 20.0, 30.0], cells=100, workers=2) == pytest.approx(
+    assert claims.estimate([10.0, 20.0, 30.0], cells=100, workers=2) == pytest.approx(
         (1000, 100 * 10 / 3**0.5 / 2)
     )
 

@@ -342,9 +342,6 @@ for name, layer, low, median, high in rows:
 
 # %%
 figure, verdict = load_claim("C2")
-figure.set_size_inches(10.4, 2.5)
-for axes in figure.axes[1:]:
-    axes.set_ylabel("")
 display(verdict)
 figure
 
