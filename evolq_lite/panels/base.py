@@ -62,10 +62,10 @@ for (const plot of plots) {
 const file = `<svg xmlns='http://www.w3.org/2000/svg' width='${across}' height='${tall}'
   font-family='sans-serif'><rect width='100%' height='100%' fill='white'/>${parts}</svg>`;
 const link = document.createElement('a');
-link.href = URL.createObjectURL(new Blob([file], {type: 'image/svg+xml'}));
+link.href = window.URL.createObjectURL(new Blob([file], {type: 'image/svg+xml'}));
 link.download = 'panel.svg';
 link.click();
-URL.revokeObjectURL(link.href);">Save picture</a>"""
+window.URL.revokeObjectURL(link.href);">Save picture</a>"""
 LOST = '<div class="evolq-lost">Kernel restarted: run this cell again.</div>'
 UNRUN = "<p>The controls appear when you run this cell.</p>"
 Values = dict[str, Any]
