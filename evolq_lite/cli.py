@@ -7,12 +7,12 @@ gained. Bad input gets one sentence and exit status 2.
 
 import argparse
 import errno
+import signal
 import sys
 import types
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import fields
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -20,39 +20,17 @@ from typing import Any, NoReturn, get_args
 import torch
 from tqdm import tqdm
 
-from evolq_lite.chain import chain_of
+from evolq_lite._openmp import UNBOUND
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.convert import describe
-from evolq_lite.data import (
-    DATA,
-    DEMO_MODELS,
-    checked,
-    demo_file,
-    list_folder,
-    load_images,
-    load_timm,
-    read_class_map,
-    sha256,
-    subset,
-    transform_of,
-)
-from evolq_lite.evolve import Evaluation
-from evolq_lite.integer import missing
-from evolq_lite.parallel import PATIENCE, LostWorkers, Pool
-from evolq_lite.record import RunFolder, environment, fix_kernels
-from evolq_lite.runs import (
-    BATCH,
-    DEMO_IMAGES,
-    DEMO_QUANT,
-    Outcome,
-    Run,
-    Task,
-    calibration_paths,
-    embedded_ready,
-    embedded_task,
-    folder_parts,
-    folder_ready,
-)
+from evolq_lite.convert import describe, tell_float_products
+from evolq_lite.data import DATA, DEMO_MODELS, checked, demo_file
+from evolq_lite.evolve import Evaluated
+from evolq_lite.kernels import missing
+from evolq_lite.runs.environment import environment, fix_kernels
+from evolq_lite.runs.folder import RunFolder
+from evolq_lite.runs.run import Outcome, Run
+from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Folders, Source
+from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers
 
 # Seconds that a cell of an experiment may take on a worker before it counts as hanging.
 CELL_PATIENCE = 7200.0
@@ -117,8 +95,8 @@ def device_for(arguments: argparse.Namespace) -> torch.device:
         return device_of(arguments.device)
     if arguments.device not in ("auto", "cpu"):
         raise ValueError(
-            f"workers compute on processors, not on {arguments.device}; leave --workers and "
-            "--scheduler away, or give --device cpu"
+            f"workers compute on processors, not on {arguments.device}; omit --workers and "
+            "--scheduler, or give --device cpu"
         )
     return torch.device("cpu")
 
@@ -136,131 +114,90 @@ def device_of(name: str) -> torch.device:
         raise ValueError(f"--device {name} is not possible ({why}); give cpu, or auto") from None
 
 
-def demo_task(arguments: argparse.Namespace) -> Task:
-    """The embedded network on Typefaces-62."""
-    device = device_for(arguments)
-    return embedded_task(arguments.model, arguments.calibration_images, arguments.seed, device)
-
-
-def folder_task(arguments: argparse.Namespace) -> Task:
-    """Any supported timm network on folders of images."""
-    calibration, _ = list_folder(arguments.calibration)
-    test, labels = list_folder(arguments.test, arguments.class_map)
-    if len(calibration) < 2:
-        raise ValueError(
-            f"{arguments.calibration} holds 1 image; give at least 2: infoNCE compares images"
-        )
-    device = device_for(arguments)
-    model = load_timm(arguments.model, arguments.checkpoint).to(device)
-    chain_of(model)
-    transform = transform_of(model)
-    folders, classes = len(labels.unique()), int(model.num_classes)  # type: ignore[arg-type]
-    if (
-        arguments.class_map is not None
-        and (lines := len(read_class_map(arguments.class_map))) != classes
-    ):
-        raise ValueError(
-            f"{arguments.class_map} lists {lines} class folders, "
-            f"the network has {classes} classes; "
-            "list all of them in index order, those without images too"
-        )
-    if int(labels.max()) >= classes or (arguments.class_map is None and folders != classes):
-        raise ValueError(
-            f"{arguments.test} has {folders} class folders, the network {classes} classes; "
-            "give --class-map FILE with the class folders in index order"
-        )
-    chosen = calibration_paths(arguments.calibration, arguments.calibration_images, arguments.seed)
-    wanted = len(chosen)
-    if arguments.test_images is not None:
-        picked = subset(len(test), arguments.test_images, 0, "test images").sort().values
-        test, labels = [test[int(i)] for i in picked], labels[picked]
-    with tqdm(total=len(chosen), desc="calibration images", unit="image") as bar:
-        images = load_images(chosen, transform, bar.update).to(device)
-    with tqdm(total=len(chosen), desc="float network", unit="image") as bar, torch.no_grad():
-        parts = []
-        for x in images.split(BATCH):
-            parts.append(model(x))
-            bar.update(len(x))
-    names = ("model", "checkpoint", "calibration", "test", "class_map")
-    source = {
-        name: str(v) if (v := getattr(arguments, name)) is not None else None for name in names
-    }
-    return Task(
-        {**source, "calibration_images": wanted, "test_images": arguments.test_images},
-        {
-            **({"checkpoint": sha256(arguments.checkpoint)} if arguments.checkpoint else {}),
-            "calibration images": sha256(*chosen),
-        },
-        model,
-        images,
-        torch.cat(parts),
-        lambda batch: (
-            load_images(test[i : i + batch], transform).to(device)
-            for i in range(0, len(test), batch)
-        ),
-        lambda: labels,
-        f"{len(test):,}-image check on {arguments.test}",
-        folder_parts,
-        (
-            arguments.model,
-            *map(absolute, (arguments.checkpoint, arguments.calibration)),
-            wanted,
-            arguments.seed,
-        ),
+def source_of(arguments: argparse.Namespace) -> Source:
+    """What the options say is to be searched."""
+    if arguments.command == "demo":
+        return Embedded(arguments.model, arguments.calibration_images, arguments.seed)
+    return Folders.at(
+        arguments.model,
+        arguments.checkpoint,
+        arguments.calibration,
+        arguments.test,
+        arguments.class_map,
+        arguments.calibration_images,
+        arguments.test_images,
+        arguments.seed,
     )
 
 
-def absolute(path: Path | None) -> str | None:
-    """A path as workers must know it, who may have started elsewhere."""
-    return None if path is None else str(path.absolute())
-
-
-def run(task: Task, arguments: argparse.Namespace, pool: Pool | None) -> int:
-    """Quantize, calibrate, evolve, evaluate, report: the main job."""
-    quant, search = options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)
-    with Run(task, quant, search, arguments.out, arguments.resume, arguments.replace) as whole:
-        if arguments.describe:
-            print(describe(whole.qmodel))
-        searched(whole, pool)
-        with tqdm(total=len(task.labels()), desc="test, once", unit="image") as bar:
-            outcome = whole.test(bar.update)
-        report(task, outcome)
-        whole.write(outcome)
+def search(arguments: argparse.Namespace) -> int:
+    """Quantize, calibrate, evolve, evaluate, report: the main job, of `demo` and `run`."""
+    quant, config = options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)
+    if arguments.resume and arguments.replace:
+        raise ValueError("--resume keeps the run and --replace removes it; give one of them")
+    RunFolder.claim(arguments.out, arguments.resume, arguments.replace, arguments.lock)
+    source, device = source_of(arguments), device_for(arguments)
+    with workers_of(arguments, source) as workers:
+        total = source.identity()["calibration_images"]
+        with tqdm(total=total, desc="calibration images", unit="image") as bar:
+            parts = source.load(bar.update)
+        with Run(
+            source,
+            quant,
+            config,
+            arguments.out,
+            resume=arguments.resume,
+            replace=arguments.replace,
+            device=device,
+            parts=parts,
+            lock=arguments.lock,
+        ) as run:
+            if arguments.describe:
+                print(describe(run.qmodel))
+            refuse_float_products(run, arguments.strict)
+            with tqdm(total=run.total, initial=len(run.past), desc="search", unit="eval") as bar:
+                for event in run.evolve(workers):
+                    if isinstance(event, Evaluated):
+                        fitness = f"{event.fitness:.5f}"
+                        bar.set_postfix(block=event.block, fitness=fitness, refresh=False)
+                        bar.update()
+            with tqdm(total=len(source.labels()), desc="test, once", unit="image") as bar:
+                outcome = run.test(bar.update)
+            run.write(outcome)
+    report(source, outcome)
     print(f"Written to {arguments.out}: summary.json, fitness.png, top1.png, and the run itself.")
     return 0
 
 
-def searched(whole: Run, pool: Pool | None) -> None:
-    """Search to the end behind a progress bar."""
-    bar = tqdm(total=whole.total, initial=len(whole.past), desc="search", unit="evaluation")
-    with bar:
-
-        def on_evaluation(e: Evaluation) -> None:
-            bar.set_postfix(block=e.block, fitness=f"{e.fitness:.5f}", refresh=False)
-            bar.update()
-
-        whole.evolve(on_evaluation, pool)
-
-
-def pool_of(arguments: argparse.Namespace) -> AbstractContextManager[Pool | None]:
-    """The workers that the options ask for, None for this process alone."""
-    patience = CELL_PATIENCE if arguments.command == "reproduce" else PATIENCE
-    if arguments.scheduler is not None:
-        files = [absolute(getattr(arguments, name, None)) for name in ("checkpoint", "calibration")]
-        networks = [arguments.model] if arguments.command == "demo" else ["vit", "cnn"]
-        ready = (
-            partial(folder_ready, *files)
-            if arguments.command == "run"
-            else partial(embedded_ready, *networks)
+def refuse_float_products(run: Run, strict: bool) -> None:
+    """Say which matrix products stay float, if any; with `strict`, refuse them."""
+    if not run.qmodel.float_products:
+        return
+    told = tell_float_products(run.qmodel)
+    if strict:
+        raise ValueError(
+            f"matrix products stay float ({told}); omit --strict to search the others all the same"
         )
-        return Pool.cluster(arguments.scheduler, ready, patience)
-    return nullcontext() if arguments.workers is None else Pool.local(arguments.workers, patience)
+    print(f"evolq_lite: matrix products that stay float: {told}", file=sys.stderr)
 
 
-def report(task: Task, outcome: Outcome) -> None:
+def workers_of(
+    arguments: argparse.Namespace, source: Source | None = None
+) -> AbstractContextManager[Workers | None]:
+    """The workers that the options ask for, None for this process alone."""
+    patience = PATIENCE if source is not None else CELL_PATIENCE
+    if arguments.scheduler is not None:
+        lack = Embedded().lack if source is None else source.lack
+        return Workers.cluster(arguments.scheduler, lack, patience)
+    return (
+        nullcontext() if arguments.workers is None else Workers.local(arguments.workers, patience)
+    )
+
+
+def report(source: Source, outcome: Outcome) -> None:
     """Print the table."""
     gain, evaluations = outcome.gain, len(outcome.history)
-    print(f"\n{task.source['model']}, {outcome.setting}: {task.note}\n")
+    print(f"\n{source.identity()['model']}, {outcome.setting}: {source.note}\n")
     print(
         f"{'':16}{'top-1 [95 % interval]':28}{'gain over before':46}"
         f"{'evaluations':>12}{'seconds':>9}"
@@ -296,10 +233,11 @@ def check() -> int:
                 f"  note: {package} is {have}, the lock says {wanted}; "
                 "results may differ in the last digits"
             )
+    print(f"  threads: {UNBOUND or 'OK, their spin is bounded, so a busy machine is no trouble'}")
     for name in ("typefaces-train.npz", "typefaces-test.npz", *map(demo_file, DEMO_MODELS)):
         try:
             checked(name)
-            print(f"  data: {name} is as it should be")
+            print(f"  data: {name} is OK")
         except ValueError as error:
             ready = False
             print(f"  data: {error}")
@@ -368,7 +306,7 @@ def parser() -> argparse.ArgumentParser:
             "--out", type=Path, default=default, help=f"run folder (default: {default})"
         )
         command.add_argument(
-            "--resume", action="store_true", help="go on with the stopped run in --out"
+            "--resume", action="store_true", help="continue the stopped run in --out"
         )
         command.add_argument("--replace", action="store_true", help="remove the run in --out first")
         command.add_argument(
@@ -381,6 +319,17 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--describe", action="store_true", help="print every quantization point"
+        )
+        command.add_argument(
+            "--strict",
+            action="store_true",
+            help="refuse a network in which a matrix product stays float",
+        )
+        command.add_argument(
+            "--no-lock",
+            dest="lock",
+            action="store_false",
+            help="for a file system without locks, if no other run will use the folder",
         )
         add_options(command, DEMO_QUANT if command is demo else QuantConfig())
         add_options(command, SearchConfig())
@@ -423,62 +372,67 @@ def parser() -> argparse.ArgumentParser:
 
 
 def begun(arguments: argparse.Namespace) -> bool:
-    """Whether the command's run folder holds a run that --resume could go on with."""
+    """Whether the command's run folder holds a run that --resume could continue."""
     return arguments.command in ("demo", "run") and (arguments.out / "config.json").is_file()
 
 
-def way_on(arguments: argparse.Namespace) -> str:
-    """How to go on with what was stopped."""
+def how_to_resume(arguments: argparse.Namespace) -> str:
+    """How to continue what was stopped."""
     if arguments.command == "reproduce":
-        return "; the same command goes on with the next cell"
+        return "; the same command continues with the next cell"
     if begun(arguments):
         how = "--resume in place of --replace" if arguments.replace else "--resume"
-        return f"; the same command with {how} goes on from the last finished block"
+        return f"; the same command with {how} continues after the last evaluation"
     return " before the run began"
+
+
+def interrupt(*_: object) -> NoReturn:
+    """What SIGTERM does: the same as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def dispatch(arguments: argparse.Namespace) -> int:
+    """Run the command that was parsed."""
+    if arguments.command == "check":
+        return check()
+    fix_kernels()
+    if arguments.threads is not None:
+        if not 1 <= arguments.threads <= 1024:
+            raise ValueError(f"--threads must be from 1 to 1024, not {arguments.threads}")
+        torch.set_num_threads(arguments.threads)
+    if arguments.scheduler is not None and arguments.workers is not None:
+        raise ValueError("--scheduler has workers of its own; give it or --workers, not both")
+    if arguments.command != "reproduce":
+        return search(arguments)
+    with workers_of(arguments) as workers:
+        from evolq_lite.experiments import command
+
+        return command.reproduce(arguments, workers)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    with suppress(ValueError):  # in a thread that is not the main one
+        signal.signal(signal.SIGTERM, interrupt)
+    arguments = argparse.Namespace(command=None)
     try:
         arguments = parser().parse_args(argv)
-        if arguments.command == "check":
-            return check()
-        fix_kernels()
-        if arguments.threads is not None:
-            if not 1 <= arguments.threads <= 1024:
-                raise ValueError(f"--threads must be from 1 to 1024, not {arguments.threads}")
-            torch.set_num_threads(arguments.threads)
-        if arguments.scheduler is not None and arguments.workers is not None:
-            raise ValueError("--scheduler has workers of its own; give it or --workers, not both")
-        if arguments.command == "reproduce":
-            with pool_of(arguments) as pool:
-                from evolq_lite.experiments import command
-
-                return command.reproduce(arguments, pool)
-        options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)  # before any work
-        if arguments.resume and arguments.replace:
-            raise ValueError("--resume keeps the run and --replace removes it; give one of them")
-        RunFolder.claim(arguments.out, arguments.resume, arguments.replace)
-        with pool_of(arguments) as pool:
-            task = (demo_task if arguments.command == "demo" else folder_task)(arguments)
-            return run(task, arguments, pool)
+        return dispatch(arguments)
     except KeyboardInterrupt:
-        print(f"\nevolq_lite: stopped{way_on(arguments)}", file=sys.stderr)
+        print(f"\nevolq_lite: stopped{how_to_resume(arguments)}", file=sys.stderr)
         return 130
     except LostWorkers as error:
-        print(f"evolq_lite: {error}{way_on(arguments)}", file=sys.stderr)
-        return 2
+        print(f"evolq_lite: {error}{how_to_resume(arguments)}", file=sys.stderr)
     except OSError as error:
         hint = "; check the path, or give another --out" if error.errno is not None else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = f"; free some space{way_on(arguments)}"
+            hint = f"; free some space{how_to_resume(arguments)}"
         named = (
             f"{error.strerror}: {error.filename}"
             if error.strerror and error.filename
             else str(error)
         )
         print(f"evolq_lite: {named}{hint}", file=sys.stderr)
-        return 2
     except ValueError as error:
         print(f"evolq_lite: {error}", file=sys.stderr)
-        return 2
+    return 2

@@ -9,8 +9,9 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from evolq_lite.files import parse_json
 from evolq_lite.fitness import FITNESS
-from evolq_lite.integer import EXECUTIONS
+from evolq_lite.kernels import EXECUTIONS
 from evolq_lite.numerics import IntRange
 from evolq_lite.observers import OBSERVERS
 
@@ -20,14 +21,6 @@ TENSOR_OBSERVERS = tuple(name for name in OBSERVERS if name != "ptf")
 def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
     """Declare a field with the help text and the choices that the command line shows."""
     return field(default=default, metadata={"help": text, "choices": choices})
-
-
-def parsed(text: str | bytes) -> Any:
-    """JSON; ValueError for whatever is wrong with it, be it nested a million deep."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
 
 
 class _Checked:
@@ -51,27 +44,26 @@ class _Checked:
             raise ValueError(f"{name} must be at least {least}, not {value}")
 
     def to_json(self) -> str:
-        """All fields as a JSON object."""
         return json.dumps(asdict(self), indent=1)  # type: ignore[call-overload]
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The reverse of `to_json`; ValueError for no such object, or for unknown fields."""
+        """The reverse of `to_json`; ValueError for other texts, or for unknown fields."""
         try:
-            values = parsed(text)
+            values = parse_json(text)
         except ValueError as error:
-            raise ValueError(f"not a JSON text: {error}") from None
+            raise ValueError(f"not valid JSON: {error}") from None
         known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
         if not isinstance(values, dict) or not set(values) <= known:
             raise ValueError(
-                f"a {cls.__name__} is a JSON object with fields out of: {', '.join(sorted(known))}"
+                f"a {cls.__name__} is a JSON object with fields among: {', '.join(sorted(known))}"
             )
         return cls(**values)
 
 
 @dataclass(frozen=True)
 class QuantConfig(_Checked):
-    """How a network is quantized; the defaults are FQ-ViT's scheme, all scales by MinMax."""
+    """How a network is quantized; the defaults are those of the paper, all scales by MinMax."""
 
     weight_bits: int = option(4, "bits of weights, 2 to 8")
     act_bits: int = option(8, "bits of activations, 2 to 8")
@@ -93,7 +85,8 @@ class QuantConfig(_Checked):
     bias_correction: bool = option(False, "shift biases by the mean error of the quantized weights")
     execution: str = option(
         "auto",
-        "multiply integers, or simulate that in float; auto: integers where they are exact",
+        "multiply integers, simulate that in float, or run the plain layers that lessons print; "
+        "auto: integers where they are exact",
         EXECUTIONS,
     )
 
@@ -159,7 +152,7 @@ class SearchConfig(_Checked):
         for name in idle:
             if (own := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
                 other = "fitness info_nce" if name == "temperature" else "algorithm evolq"
-                raise ValueError(f"{name} {own} has no effect without {other}; leave it away")
+                raise ValueError(f"{name} {own} has no effect without {other}; omit it")
 
     def width(self, weight_bits: int) -> float:
         """The first mutation width: `step`, or the paper's for these weight bits."""

@@ -1,85 +1,62 @@
 """From a trained timm network to a calibrated quantized one: `quantize`, `calibrate`, `describe`.
 
+`quantize` swaps every layer that it knows **exactly** for its quantized form: a subclass may
+compute something else, so it is left alone. Two checks make sure that nothing is silently wrong.
+The new network, its points letting floats pass, must compute what the float network computes; and
+every matrix product that no point guards is found by watching the products, and listed.
+
 Read with lesson 2.
 """
 
 import copy
-import logging
+import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from timm.models import levit, resnet
+from timm.data import resolve_model_data_config
+from timm.layers import BatchNormAct2d
+from timm.models import levit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig
-from evolq_lite.integer import EXECUTIONS, missing
-from evolq_lite.layers import (
-    LAST_ACTIVATION,
-    QUANTIZED,
-    Log2Quantizer,
-    Quantizer,
-    QuantLinear,
-    QuantWeight,
-    act_quantizer,
-    sum_quantizer,
-)
+from evolq_lite.families import LAST_ACTIVATION, QUANTIZED
+from evolq_lite.fast import set_execution
+from evolq_lite.layers import QuantProducts, QuantWeight
+from evolq_lite.quantizer import Log2Quantizer, Quantizer, act_quantizer, sum_quantizer
+
+Point = Quantizer | Log2Quantizer
 
 
 def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
-    """A quantized copy of a timm model, still to be calibrated.
+    """A quantized copy of a timm model in evaluation mode, still to be calibrated.
 
     It shares the weights, and the model stays as it was; how it multiplies is said by
     `config.execution` (see `set_execution`). BatchNorm is folded into the convolution
-    before it. ValueError for networks that `chain_of` does not know.
+    before it. ValueError for networks that `chain_of` does not know, or that would compute
+    something else.
     """
     chain_of(model)
-    qmodel = _swapped(_folded(twin(model).eval()), config)
+    qmodel = swap_layers(fold_batch_norms(twin(model).eval()), config)
     if isinstance(qmodel, VisionTransformer):  # the tokens that enter the first block are a sum too
         qmodel.norm_pre = nn.Sequential(qmodel.norm_pre, sum_quantizer(config))
     if isinstance(qmodel, SwinTransformer):
-        qmodel.patch_embed.norm = nn.Sequential(
-            cast(nn.Module, qmodel.patch_embed.norm), sum_quantizer(config)
-        )
-    set_execution(qmodel, config.execution)
+        norm = cast(nn.Module, qmodel.patch_embed.norm)
+        qmodel.patch_embed.norm = nn.Sequential(norm, sum_quantizer(config))
     qmodel.quant_config = config  # type: ignore[assignment]  # what `calibrate` goes by
+    check_same(model, qmodel)
+    set_execution(qmodel, config.execution)
     return qmodel
-
-
-def _folded(module: nn.Module) -> nn.Module:
-    """Fold BatchNorms into neighbours: LeViT layers fuse themselves, in ResNets bn follows conv."""
-    if isinstance(module, levit.ConvNorm | levit.LinearNorm | levit.NormLinear):
-        weight = module.linear.weight
-        return module.fuse().to(weight.device).requires_grad_(weight.requires_grad)
-    names = list(module._modules)
-    for before, name in pairwise(names):
-        conv, bn = module._modules[before], module._modules[name]
-        follows = before.isdigit() or (
-            before.startswith("conv") and name == before.replace("conv", "bn")
-        )
-        if follows and isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
-            setattr(module, before, fuse_conv_bn_eval(conv, bn))
-            setattr(module, name, nn.Identity())
-    for name, child in list(module.named_children()):
-        setattr(module, name, _folded(child))
-    return module
-
-
-def _swapped(module: nn.Module, config: QuantConfig) -> nn.Module:
-    """Replace every layer that has a quantized form, children first."""
-    for name, child in list(module.named_children()):
-        setattr(module, name, _swapped(child, config))
-    if (slot := LAST_ACTIVATION.get(type(module))) is not None:
-        assert isinstance(module, resnet.BasicBlock | resnet.Bottleneck)
-        setattr(module, slot, nn.Sequential(getattr(module, slot), act_quantizer(config)))
-    form = QUANTIZED.get(type(module))
-    return module if form is None else form.from_float(module, config)  # type: ignore[return-value]
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -87,33 +64,144 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
-def set_execution(qmodel: nn.Module, execution: str = "auto") -> str:
-    """Let linear layers multiply in `integer` or `simulate` it in float; returns which it is.
+def fold_batch_norms(module: nn.Module) -> nn.Module:
+    """Fold each BatchNorm into its convolution; LeViT's layers know how to fuse themselves.
 
-    "auto" takes integer where it is exact and logs the reason where it is not; "integer" raises
-    ValueError there.
+    timm's BatchNorm with a built-in activation leaves that activation in its place.
     """
-    if execution not in EXECUTIONS:
-        raise ValueError(f"unknown execution {execution!r}; known: {', '.join(EXECUTIONS)}")
-    layers = [module for module in qmodel.modules() if isinstance(module, QuantLinear)]
-    reason = "the network has no quantized linear layer"
-    for layer in layers:
-        point = layer.weight_quant
-        reason = missing(point.integers.bits, layer.weight.device.type)
-        if not point.symmetric:
-            reason = "weights are asymmetric, its kernel takes zero point 0 only"
-        if reason:
-            break
-    if reason and execution == "integer":
-        raise ValueError(
-            f"integer execution is not possible: {reason}; give execution simulate, or auto"
+    if type(module) in (levit.ConvNorm, levit.LinearNorm, levit.NormLinear):
+        fused = cast(Any, module)
+        weight = fused.linear.weight
+        return fused.fuse().to(weight.device).requires_grad_(weight.requires_grad)
+    for before, name in pairwise(list(module._modules)):
+        conv, bn = module._modules[before], module._modules[name]
+        follows = before.isdigit() or (
+            before.startswith("conv") and name == before.replace("conv", "bn")
         )
-    if reason and execution == "auto":
-        logging.getLogger("evolq_lite").info("execution is simulated: %s", reason)
-    integer = execution != "simulate" and not reason
-    for layer in layers:
-        layer.integer = integer
-    return "integer" if integer else "simulate"
+        if not follows or type(conv) is not nn.Conv2d:
+            continue
+        if type(bn) is nn.BatchNorm2d or type(bn) is BatchNormAct2d:
+            setattr(module, before, fuse_conv_bn_eval(conv, bn))
+            activation = bn.act if isinstance(bn, BatchNormAct2d) else nn.Identity()
+            setattr(module, name, activation)
+    for name, child in list(module.named_children()):
+        setattr(module, name, fold_batch_norms(child))
+    return module
+
+
+def swap_layers(module: nn.Module, config: QuantConfig) -> nn.Module:
+    """Replace every layer that has a quantized form, children first."""
+    for name, child in list(module.named_children()):
+        setattr(module, name, swap_layers(child, config))
+    if (slot := LAST_ACTIVATION.get(type(module))) is not None:
+        setattr(module, slot, nn.Sequential(getattr(module, slot), act_quantizer(config)))
+    form = QUANTIZED.get(type(module))
+    return module if form is None else form.from_float(module, config)  # type: ignore[return-value]
+
+
+def example_images(model: nn.Module, images: int = 2) -> Tensor:
+    """Random images (images, channels, height, width) of the size that a timm model takes."""
+    _, height, width = resolve_model_data_config(model)["input_size"]
+    if (size := getattr(getattr(model, "patch_embed", None), "img_size", None)) is not None:
+        height, width = size
+    if isinstance(model, levit.Levit):  # it does not say, but its position biases are a table
+        tokens = len(cast(Any, model.stages[0].blocks[0]).attn.attention_bias_idxs)
+        height = width = math.isqrt(tokens) * model.stem.stride
+    first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    weight = first.weight
+    noise = torch.randn(
+        images, first.in_channels, height, width, generator=torch.Generator().manual_seed(0)
+    )
+    return noise.to(weight.device, weight.dtype)
+
+
+@torch.no_grad()
+def check_same(model: nn.Module, qmodel: nn.Module) -> None:
+    """Compare the networks segment by segment, floats passing; note the products that stay float.
+
+    ValueError names the first segment that differs by more than folding BatchNorm explains.
+    """
+    images = example_images(model)
+    training = model.training
+    model.eval()
+    try:
+        with pass_floats(qmodel), WatchProducts() as watch:
+            found, wanted = chain_of(qmodel), chain_of(model)
+            traces = found.trace(images), wanted.trace(images)
+            outputs = found(images), wanted(images)
+    finally:
+        model.train(training)
+    names = dict(qmodel.named_modules())
+    counts = Counter(watch.float_products)
+    qmodel.float_products = {  # type: ignore[assignment]
+        name: counts[module] // 2 or 1  # once by `trace`, once by the forward
+        for name, module in names.items()
+        if module in counts
+    }
+    tolerance = 1e-3 if images.dtype == torch.float32 else 0.1
+    ends = [*zip(traces[0][1:], traces[1][1:], strict=True), outputs]
+    for name, (a, b) in zip(wanted.names, ends, strict=True):
+        scale = float(b.abs().max())
+        difference = float((a - b).abs().max()) / max(scale, 1e-12)
+        if not difference <= tolerance:
+            raise ValueError(
+                f"the quantized {type(model).__name__} would compute something else than the float "
+                f"network: they differ from {name} on (relative difference {difference:.2g}); "
+                "it has a layer that is not supported"
+            )
+
+
+@contextmanager
+def pass_floats(qmodel: nn.Module) -> Iterator[None]:
+    """Let floats pass all points for a while."""
+    points = [module for module in qmodel.modules() if isinstance(module, Point)]
+    before = [point.passing for point in points]
+    for point in points:
+        point.passing = True
+    try:
+        yield
+    finally:
+        for point, passing in zip(points, before, strict=True):
+            point.passing = passing
+
+
+class WatchProducts(TorchDispatchMode):
+    """Notes in `float_products` the module of every matrix product that no point guards.
+
+    torch tells each operator that it runs; hooks tell which module is at work.
+    """
+
+    PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.float_products: list[nn.Module] = []
+        self.at_work: list[nn.Module] = []
+        self.hooks: list[Any] = []
+
+    def __enter__(self) -> "WatchProducts":
+        self.hooks = [
+            register_module_forward_pre_hook(lambda module, _: self.at_work.append(module)),
+            register_module_forward_hook(
+                lambda *_: (self.at_work.pop(), None)[1], always_call=True
+            ),
+        ]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = operator._schema.name.split("::")[-1].removeprefix("_")
+        product = name in self.PRODUCTS or "scaled_dot_product" in name
+        guarded = any(isinstance(m, QuantWeight | QuantProducts) for m in self.at_work)
+        if product and self.at_work and not guarded:
+            self.float_products.append(self.at_work[-1])
+        return operator(*args, **(kwargs or {}))
 
 
 def quantizers(qmodel: nn.Module) -> dict[str, Quantizer]:
@@ -137,40 +225,44 @@ def calibrate(
     if len(images) == 0:
         raise ValueError("no calibration images; give at least one")
     config = config or cast(QuantConfig, qmodel.quant_config)
-    for layer in qmodel.modules():
-        if isinstance(layer, QuantWeight):
-            layer.forget_correction()
+    layers = {
+        f"{name}.weight_quant": module
+        for name, module in qmodel.named_modules()
+        if isinstance(module, QuantWeight)
+    }
+    for layer in layers.values():
+        layer.forget_correction()
     points = quantizers(qmodel)
-    logs = [module for module in qmodel.modules() if isinstance(module, Log2Quantizer)]
-    for point in points.values():
-        point.observe()
-    for log in logs:
-        log.passing = True
     try:
-        for x in images.split(batch):
-            qmodel(x)
+        with pass_floats(qmodel):
+            for name, point in points.items():
+                if name not in layers:
+                    point.observe()
+            for x in images.split(batch):
+                qmodel(x)
         for name, point in points.items():
             try:
+                if name in layers:  # the same in every batch: looked at once
+                    point.observe()
+                    point(layers[name].weight)
                 point.freeze()
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
     finally:
         for point in points.values():
-            point.observer = None
-        for log in logs:
-            log.passing = False
+            point.observer, point.passing = None, False
     if config.bias_correction:
-        _correct_biases(qmodel, images, batch)
+        correct_biases(qmodel, images, batch)
 
 
-def _correct_biases(qmodel: nn.Module, images: Tensor, batch: int) -> None:
+def correct_biases(qmodel: nn.Module, images: Tensor, batch: int) -> None:
     """Add to each bias the mean of W x - W' x over the calibration images (W' is quantized)."""
     layers: list[Any] = [module for module in qmodel.modules() if isinstance(module, QuantWeight)]
     lost: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
 
     def record(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         missing = layer.product(
-            layer.input_quant(inputs[0]), layer.weight - layer.quantized_weight(), None
+            layer.input_quant(inputs[0]), layer.weight - layer.weight_quant(layer.weight), None
         )
         channels = 1 if isinstance(layer, nn.Conv2d) else -1
         lost[layer].append(missing.movedim(channels, 0).flatten(1).mean(1))
@@ -190,7 +282,7 @@ def _correct_biases(qmodel: nn.Module, images: Tensor, batch: int) -> None:
 
 
 @dataclass(frozen=True)
-class Point:
+class Row:
     """One row of `describe`: a quantization point."""
 
     name: str
@@ -201,20 +293,21 @@ class Point:
     values: int  # how many scales it has
 
 
-def points(qmodel: nn.Module) -> list[Point]:
+def points(qmodel: nn.Module) -> list[Row]:
     """Every quantization point of a model, weights and activations, log2 points with 0 scales."""
     rows = []
     for name, module in qmodel.named_modules():
         if isinstance(module, Log2Quantizer):
-            rows.append(Point(name, module.integers.bits, False, "powers of two", "none", 0))
+            rows.append(Row(name, module.integers.bits, False, "powers of two", "none", 0))
         elif isinstance(module, Quantizer):
             granularity = "per tensor" if module.axis is None else "per channel"
-            granularity = (
-                "per channel, powers of two" if module.observer_name == "ptf" else granularity
-            )
+            if module.observer_name == "ptf":
+                granularity = "per channel, powers of two"
             values = module.scale.numel() if module.frozen else 0
-            kind = module.integers.bits, module.integers.signed, granularity
-            rows.append(Point(name, *kind, module.observer_name, values))
+            integers = module.integers
+            rows.append(
+                Row(name, integers.bits, integers.signed, granularity, module.observer_name, values)
+            )
     return rows
 
 
@@ -239,4 +332,13 @@ def describe(qmodel: nn.Module) -> str:
     )
     kept = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
     lines.append(f"stays float: biases, softmax, additions before their quantizer; {kept}")
+    lines.append(f"matrix products that stay float: {tell_float_products(qmodel)}")
     return "\n".join(lines)
+
+
+def tell_float_products(qmodel: nn.Module) -> str:
+    """The matrix products of a quantized network that stay float, in words."""
+    found = cast(dict[str, int], getattr(qmodel, "float_products", {}))
+    if not found:
+        return "none"
+    return f"{sum(found.values())}, in " + ", ".join(found)

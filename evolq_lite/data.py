@@ -6,7 +6,6 @@ training, a small ViT and a small residual CNN trained on it here. Their files a
 part is other typefaces.
 """
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,8 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from timm.data.readers.reader_image_folder import find_images_and_targets
 from torch import Tensor, nn
+
+from evolq_lite.files import sha256
 
 DATA = Path(os.environ.get("EVOLQ_DATA", Path(__file__).resolve().parents[1] / "data"))
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
@@ -93,14 +94,6 @@ def checked(name: str) -> Path:
             "restore it: git checkout -- data"
         )
     return path
-
-
-def sha256(*paths: Path) -> str:
-    """The SHA-256 of one file, or of several one after another, in hexadecimal."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def demo_file(name: str) -> str:

@@ -12,12 +12,10 @@ three, as backward costs about two forwards; a search's candidate counts one.
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from evolq_lite.genome import Vector
-from evolq_lite.objective import BlockObjective, mean_gradient
+from evolq_lite.objective import BlockObjective
 
 COST_OF_GRADIENT = 3  # forwards
 
@@ -61,42 +59,3 @@ def descend(
             break
         rule.step()
     return best
-
-
-class BlockReconstruction:
-    """BRECQ's loss (Li et al., 2021): how far a block's output is from float, weighted by Fisher.
-
-    Local: mean over the block's outputs of g^2 (quantized - float)^2, g being the gradient of KL to
-    the float network's own prediction at that output, normalised to mean square 1. It takes the
-    place of `BlockObjective` in `descend`.
-    """
-
-    def __init__(self, objective: BlockObjective, teacher: nn.Module, images: list[Tensor]) -> None:
-        """`teacher` is the float network's chain, `images` the objective's batches of images."""
-        self.objective, self.first = objective, objective.first
-        self.wanted: list[Tensor] = []
-        self.weights: list[Tensor] = []
-        for x, target in zip(images, objective.targets, strict=True):
-            with torch.no_grad():
-                output = teacher(x, stop=self.first + 1)
-                labels = target.argmax(1)
-            seen = output.clone().requires_grad_()
-            loss = F.cross_entropy(teacher(seen, start=self.first + 1), labels, reduction="sum")
-            (slope,) = torch.autograd.grad(loss, seen)
-            self.wanted.append(output)
-            self.weights.append(slope.square() / slope.square().mean())
-
-    @property
-    def start(self) -> Vector:
-        """The present scales."""
-        return self.objective.start
-
-    def gradient(self, vector: Vector) -> tuple[Vector, float]:
-        """Gradient (d,) and value of the loss."""
-        return mean_gradient(self._loss, len(self.wanted), vector)
-
-    def _loss(self, i: int, vector: Vector) -> Tensor:
-        chain, x = self.objective.chain, self.objective.inputs[i]
-        scales = self.objective.named(vector)
-        output = functional_call(chain, scales, (x, self.first, self.first + 1), tie_weights=False)
-        return (self.weights[i] * (output - self.wanted[i]).square()).mean()

@@ -1,38 +1,50 @@
 """The paper's outer loop: passes over the blocks, last to first, a short search at each, a commit.
 
-One visit searches the scales of one block with the loss at the network's output; the best vector is
-written into the model before the next block is visited. Going last to first means that, within a
-pass, nothing before the visited block has changed yet: one forward pass at its start gives the
-inputs of all blocks.
+    for each pass
+        for each block, last to first
+            search the block's scales, a few candidates; the loss is that of the whole network
+            write the best vector into the model
 
-A visit's random numbers depend on the seed and the visit's number only, so a run that goes on from
-visit n ends exactly like one that was never stopped. Read with lesson 6.
+Going last to first means that, within a pass, nothing before the visited block has changed yet: one
+forward pass at its start gives the inputs of all blocks.
+
+`evolve` is a generator: it yields what has happened, and whoever iterates prints, draws, writes to
+disk, or stops with `break`.
+
+A visit's random numbers depend on the seed and the visit's number only, and an optimizer learns
+nothing but candidates and their values. So a run's history is the run: with the values of an
+earlier, stopped run as `past`, the same candidates are drawn and told the same values, without one
+forward pass, and the search goes on from there as if it had never been stopped. Read with lesson 6.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from evolq_lite.chain import Chain
-from evolq_lite.config import SearchConfig
+from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.fitness import fitness_of
 from evolq_lite.genome import Genome, Vector, genome_of
-from evolq_lite.objective import BlockObjective, Objective, batches
-from evolq_lite.search import EvolQ, RandomSearch, minimize
+from evolq_lite.objective import BlockObjective, Population, Values, batches
+from evolq_lite.search import EvolQ, RandomSearch
 
 # Bytes of block inputs to keep; above it they are computed anew at each visit.
 TRACE_LIMIT = 2 * 2**30
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One evaluation of a run: a line of history.jsonl.
+class Evaluated:
+    """An event: a vector of scales was evaluated; one line of history.jsonl.
 
-    `cycle` 0 is the start of the run, before any mutation. `seconds` counts from the evaluation
-    before, so that their sum is the time of the search.
+    `cycle` 0 is the start of the run, before any mutation. `seconds` counts from the event before,
+    so that their sum is the time of the search.
     """
 
     visit: int
@@ -46,6 +58,17 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """The fields, `pass_` under its plain name."""
         return {key.rstrip("_"): value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Committed:
+    """An event: the model holds the best vector of a visit; `visits` are done, `fitness` is its."""
+
+    visits: int
+    fitness: float
+
+
+Event = Evaluated | Committed
 
 
 @dataclass(frozen=True)
@@ -80,14 +103,6 @@ def evaluations_of(chain: Chain, config: SearchConfig) -> int:
     return config.passes * len(visits_of(chain, config)) * config.cycles + 1
 
 
-class Searchable(Objective, Protocol):
-    """An objective whose best vector can be written into the model."""
-
-    def commit(self, vector: Vector) -> None:
-        """Write a vector into the model."""
-        ...
-
-
 class Inputs:
     """The batches that enter a segment, kept for a pass where that is exact and memory allows."""
 
@@ -95,11 +110,14 @@ class Inputs:
         self.chain, self.images, self.batch, self.keep = chain, images, batch, keep
         self.traces: list[list[Tensor | None]] = []
 
-    def sweep(self) -> None:
-        """Start a pass: one forward of all images."""
+    def forget(self) -> None:
+        """A new pass begins: everything has changed."""
         self.traces = []
-        for x in batches(self.images, self.batch) if self.keep else ():
-            searched = [searchable for _, _, searchable in self.chain.segments]
+
+    def sweep(self) -> None:
+        """One forward of all images."""
+        searched = [searchable for _, _, searchable in self.chain.segments]
+        for x in batches(self.images, self.batch):
             trace = self.chain.trace(x)
             self.traces.append([t if s else None for t, s in zip(trace, searched)])
             size = sum(t.numel() * t.element_size() for t in self.traces[0] if t is not None)
@@ -109,31 +127,12 @@ class Inputs:
 
     def of(self, segment: int) -> list[Tensor] | None:
         """Inputs of a segment, None if they must be computed; those of later ones are let go."""
+        if self.keep and not self.traces:
+            self.sweep()
         for trace in self.traces:
             trace[segment + 1 :] = [None] * (len(trace) - segment - 1)
         found = [trace[segment] for trace in self.traces]
         return [x for x in found if x is not None] or None
-
-
-class Notes:
-    """Turns what `minimize` reports of one visit into lines of the history."""
-
-    def __init__(
-        self,
-        visit: tuple[int, int, str],
-        best: float | None,
-        began: float,
-        on_evaluation: Callable[[Evaluation], None],
-    ) -> None:
-        self.visit, self.best, self.began, self.on_evaluation = visit, best, began, on_evaluation
-        self.cycle = 0 if best is None else 1
-
-    def __call__(self, vector: Vector, value: float) -> None:
-        """Hear of one candidate, or of the start if its fitness was not known."""
-        now, accepted = perf_counter(), self.best is None or value < self.best
-        self.on_evaluation(Evaluation(*self.visit, self.cycle, value, accepted, now - self.began))
-        self.best, self.cycle = value if accepted else self.best, self.cycle + 1
-        self.began = perf_counter()  # what the listener took, a pause maybe, is not the search's
 
 
 def evolve(
@@ -141,57 +140,102 @@ def evolve(
     images: Tensor,
     targets: Tensor,
     config: SearchConfig,
-    step: float,
-    on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
-    on_visit: Callable[[int, float], None] = lambda visits, fitness: None,
-    done: int = 0,
-    fitness: float | None = None,
-    elsewhere: Callable[[Visit], Searchable] | None = None,
-) -> float:
-    """Search the scales of a calibrated chain, in place; returns the final fitness on `images`.
+    step: float | None = None,
+    past: Iterable[Evaluated] = (),
+    elsewhere: Callable[[Visit], Callable[[Population], Values]] | None = None,
+) -> Iterator[Event]:
+    """Search the scales of a calibrated chain, in place; yields each evaluation and each commit.
 
     `images` (n, channels, height, width) and `targets` (n, classes) are calibration data: the float
-    network's logits, no labels. `step` is the mutation width. `on_evaluation` hears of every
-    evaluation, and may raise to stop; `on_visit(visits done, fitness)` is called when the model
-    holds a finished visit, the moment to save. To go on from there, pass `done` and `fitness`, and
-    as `step` what `width_after` says. `elsewhere` makes the objective of a visit, if candidates are
-    not to be evaluated here (see `parallel`).
+    network's logits, no labels. `step` is the mutation width; None is the config's for the
+    network's weight bits. `past` holds the evaluations of a stopped run with the same arguments,
+    from its start: they are replayed, and yielded again as they were; ValueError if they belong to
+    another run. `elsewhere` makes what evaluates the candidates of a visit, if that is not to be
+    done here (see `runs.workers`).
     """
-    loss = fitness_of(config.fitness, config.temperature)
-    visits = visits_of(chain, config)
-    keep = config.order == "last_first" and elsewhere is None
-    inputs = Inputs(chain, images, config.batch, keep)
-    for number in range(done, config.passes * len(visits)):
-        visit, began = visits[number % len(visits)], perf_counter()
-        if number == done or number % len(visits) == 0:
-            inputs.sweep()
-        objective: Searchable = (
-            elsewhere(visit)
-            if elsewhere is not None
-            else BlockObjective(
-                chain,
-                visit.blocks,
-                images,
-                targets,
-                loss,
-                config.batch,
-                genome=visit.genome,
-                inputs=inputs.of(min(chain.index(block) for block in visit.blocks)),
-            )
+    if step is None:
+        step = config.width(cast(QuantConfig, chain.model.quant_config).weight_bits)
+    visits, known = visits_of(chain, config), deque(past)
+    inputs = Inputs(chain, images, config.batch, config.order == "last_first" and elsewhere is None)
+    make = elsewhere or partial(objective_of, chain, images, targets, config, inputs)
+    fitness: float | None = None  # of the scales that the model holds
+    for pass_ in range(config.passes):
+        inputs.forget()
+        for number, visit in enumerate(visits, pass_ * len(visits)):
+            began = perf_counter()
+            replayed = len(known) >= config.cycles + (fitness is None)
+            objective = None if replayed else make(visit)
+            start = visit.genome.read(chain.model)
+            if fitness is None:
+                fitness = float(evaluate(known, objective, start[None])[0])
+                seconds = perf_counter() - began
+                event = Evaluated(number, pass_, visit.label, 0, fitness, True, seconds)
+                yield recorded(known, event)
+                began = perf_counter()  # what the caller took, a pause maybe, is not the search's
+            optimizer = optimizer_of(config, start, fitness, step, number)
+            cycle = 0
+            while cycle < config.cycles:
+                population = optimizer.ask(min(config.parallel, config.cycles - cycle))
+                values = evaluate(known, objective, population)
+                optimizer.tell(population, values)
+                for value in values.tolist():
+                    cycle, accepted = cycle + 1, value < fitness
+                    fitness = value if accepted else fitness
+                    seconds = perf_counter() - began
+                    event = Evaluated(number, pass_, visit.label, cycle, value, accepted, seconds)
+                    yield recorded(known, event)
+                    began = perf_counter()
+            best, fitness = optimizer.best
+            step = optimizer.step  # an adaptive one goes on where the last visit left it
+            visit.genome.write(chain.model, best)
+            yield Committed(number + 1, fitness)
+
+
+def evaluate(
+    known: deque[Evaluated],
+    objective: Callable[[Population], Values] | None,
+    population: Population,
+) -> Values:
+    """Values (p,) of candidates (p, d): what a stopped run recorded first, then new ones."""
+    values = torch.tensor([event.fitness for event in islice(known, len(population))])
+    if len(values) == len(population):
+        return values
+    assert objective is not None
+    return torch.cat([values, objective(population[len(values) :])])
+
+
+def recorded(known: deque[Evaluated], event: Evaluated) -> Evaluated:
+    """The event as a stopped run recorded it, or the new one; ValueError if the two differ."""
+    if not known:
+        return event
+    old = known.popleft()
+    if replace(old, seconds=0.0) != replace(event, seconds=0.0) and event.fitness == event.fitness:
+        raise ValueError(
+            f"the history belongs to another run: it has {old.block}, cycle {old.cycle} where this "
+            f"run has {event.block}, cycle {event.cycle}"
         )
-        start = objective.start
-        label = (number, number // len(visits), visit.label)
-        note = Notes(label, fitness, began, on_evaluation)
-        if fitness is None:
-            fitness = float(objective(start[None])[0])
-            note(start, fitness)
-        search = optimizer_of(config, start, fitness, step, number)
-        vector, fitness = minimize(objective, search, config.cycles, note, config.parallel)
-        step = search.step  # an adaptive one goes on where the last visit left it
-        objective.commit(vector)
-        on_visit(number + 1, fitness)
-    assert fitness is not None
-    return fitness
+    return old
+
+
+def objective_of(
+    chain: Chain,
+    images: Tensor,
+    targets: Tensor,
+    config: SearchConfig,
+    inputs: Inputs,
+    visit: Visit,
+) -> BlockObjective:
+    """What a visit minimises, on kept inputs where there are any."""
+    return BlockObjective(
+        chain,
+        visit.blocks,
+        images,
+        targets,
+        fitness_of(config.fitness, config.temperature),
+        config.batch,
+        genome=visit.genome,
+        inputs=inputs.of(min(chain.index(block) for block in visit.blocks)),
+    )
 
 
 def optimizer_of(
@@ -203,10 +247,3 @@ def optimizer_of(
         return RandomSearch(start, value, step, seed, relative)
     adapt = config.mutation == "adaptive"
     return EvolQ(start, value, step, config.population, config.tournament, seed, relative, adapt)
-
-
-def width_after(config: SearchConfig, step: float, accepted: Iterable[bool]) -> float:
-    """The mutation width after candidates that were accepted or not, the start left out."""
-    for success in accepted if config.mutation == "adaptive" else ():
-        step = EvolQ.adapted(step, success)
-    return step

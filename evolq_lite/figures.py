@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.style  # makes the style library known
@@ -20,7 +19,8 @@ from torch import Tensor
 
 from evolq_lite.data import CHARACTERS
 from evolq_lite.evaluate import Accuracy, Comparison
-from evolq_lite.record import write_whole
+from evolq_lite.evolve import Evaluated
+from evolq_lite.files import write_whole
 
 PETROFF = mpl.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
 MARKERS = "osD^vP*X<>"
@@ -56,12 +56,12 @@ def save_figure(figure: Picture, path: Path) -> None:
     write_whole(path, figure.png())
 
 
-def history_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
+def history_figure(history: Sequence[Evaluated]) -> Picture:
     """Fitness over evaluations, a colour and marker per block; the line is the model's fitness."""
-    values = np.array([line["fitness"] for line in history])
-    accepted = np.array([line["accepted"] for line in history])
+    values = np.array([event.fitness for event in history])
+    accepted = np.array([event.accepted for event in history])
     best = np.fmin.accumulate(values)
-    blocks = sorted({line["block"] for line in history})
+    blocks = sorted({event.block for event in history})
     alt = (
         f"Fitness over {len(history)} evaluations: "
         f"it falls from {values[0]:.5f} to {best[-1]:.5f}; "
@@ -80,7 +80,7 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> Picture:
     )
     colors = mpl.colormaps["cividis"](np.linspace(0, 0.95, len(blocks)))
     for i, block in enumerate(blocks):
-        mine = np.array([line["block"] == block for line in history])
+        mine = np.array([event.block == block for event in history])
         style = {
             "color": colors[i],
             "marker": MARKERS[i % len(MARKERS)],

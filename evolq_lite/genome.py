@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from evolq_lite.layers import Quantizer
+from evolq_lite.quantizer import Quantizer
 
 Vector = Float[Tensor, "d"]
 

@@ -25,24 +25,12 @@ from torch import Tensor
 from evolq_lite.genome import Vector
 from evolq_lite.objective import Objective
 
-DIRECTIONS = ("gaussian", "sign")
 OnCell = Callable[[Tensor], None]
 
 
-def direction(
-    center: Vector, kind: str = "gaussian", seed: int = 0, relative: bool = True
-) -> Vector:
-    """A random direction (d,): every coordinate of mean square 1, times |center| if `relative`.
-
-    `kind` is "gaussian" or "sign" (+1 or -1: every scale moves equally far). ValueError for others.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    if kind == "gaussian":
-        noise = torch.randn(len(center), generator=generator)
-    elif kind == "sign":
-        noise = 2.0 * torch.randint(2, (len(center),), generator=generator) - 1
-    else:
-        raise ValueError(f"unknown direction {kind!r}; known: {', '.join(DIRECTIONS)}")
+def direction(center: Vector, seed: int = 0, relative: bool = True) -> Vector:
+    """A random direction (d,): Gaussian, of mean square 1, times |center| if `relative`."""
+    noise = torch.randn(len(center), generator=torch.Generator().manual_seed(seed))
     return noise * center.abs() if relative else noise
 
 
@@ -51,16 +39,14 @@ def line(
     center: Vector,
     along: Vector,
     radii: Float[Tensor, " n"],
-    values: Tensor | None = None,
     on_cell: OnCell = lambda values: None,
 ) -> Float[Tensor, " n"]:
     """The objective at center + r * along for each radius r, as values (n,).
 
-    `values` from an earlier, stopped call are kept where they are not NaN; `on_cell(values)` is
-    called after each new one, the moment to save. Towards another vector: along = other - center,
-    radii from 0 to 1.
+    `on_cell(values)` is called after each new one with all so far, NaN where there is none yet.
+    Towards another vector: along = other - center, radii from 0 to 1.
     """
-    return _filled(objective, [center + r * along for r in radii], values, on_cell)
+    return fill(objective, [center + r * along for r in radii], on_cell)
 
 
 def plane(
@@ -68,30 +54,22 @@ def plane(
     center: Vector,
     along: tuple[Vector, Vector],
     radii: Float[Tensor, " n"],
-    values: Tensor | None = None,
     on_cell: OnCell = lambda values: None,
 ) -> Float[Tensor, "n n"]:
-    """The objective at center + r * along[0] + s * along[1], values (n, n) with r down, s across.
-
-    Resumed as `line` is.
-    """
+    """The objective at center + r * along[0] + s * along[1]: (n, n) with r down, s across."""
     n = len(radii)
     points = [center + r * along[0] + s * along[1] for r in radii for s in radii]
-    flat = None if values is None else values.reshape(-1)
-    return _filled(objective, points, flat, lambda flat: on_cell(flat.view(n, n))).view(n, n)
+    return fill(objective, points, lambda flat: on_cell(flat.view(n, n))).view(n, n)
 
 
-def _filled(
-    objective: Objective, points: Sequence[Vector], values: Tensor | None, on_cell: OnCell
-) -> Tensor:
-    """Evaluate the points whose value is not known yet."""
-    known = torch.full((len(points),), torch.nan) if values is None else values.clone()
+def fill(objective: Objective, points: Sequence[Vector], on_cell: OnCell) -> Tensor:
+    """The objective at each point, one after another."""
+    values = torch.full((len(points),), torch.nan)
     for i, point in enumerate(points):
-        if torch.isnan(known[i]):
-            # A scale is positive: what would fall below zero is mirrored, as a mutation would be.
-            known[i] = objective(point.abs()[None])[0]
-            on_cell(known)
-    return known
+        # A scale is positive: what would fall below zero is mirrored, as a mutation would be.
+        values[i] = objective(point.abs()[None])[0]
+        on_cell(values)
+    return values
 
 
 @dataclass(frozen=True)
@@ -127,7 +105,7 @@ def roughness(
     radii = torch.linspace(-step, step, points)
     values = torch.stack(
         [
-            line(objective, center, direction(center, "gaussian", seed + i, relative), radii)
+            line(objective, center, direction(center, seed + i, relative), radii)
             for i in range(lines)
         ]
     )

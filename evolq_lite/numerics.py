@@ -16,7 +16,6 @@ gradient that lesson 5 races.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -41,12 +40,10 @@ class IntRange:
 
     @property
     def lo(self) -> int:
-        """The smallest integer."""
         return -(2 ** (self.bits - 1)) if self.signed else 0
 
     @property
     def hi(self) -> int:
-        """The largest integer."""
         return self.lo + 2**self.bits - 1
 
 
@@ -83,6 +80,23 @@ def along(parameter: Tensor, ndim: int, axis: int | None) -> Tensor:
     return parameter.view(shape)
 
 
+def to_integers(
+    x: Float[Tensor, "*shape"],
+    scale: Tensor,
+    zero_point: Tensor,
+    integers: IntRange,
+    axis: int | None = None,
+) -> Float[Tensor, "*shape"]:
+    """The integers that stand for x, counted from the zero point: q - zero_point, as floats.
+
+    `scale` and `zero_point` have shape () for one pair per tensor, or (channels,) along `axis`.
+    """
+    scale, zero_point = along(scale, x.ndim, axis), along(zero_point, x.ndim, axis)
+    # Times the reciprocal, as torch's own kernel does; x / scale rounds differently now and then.
+    q = round_ste(x * scale.reciprocal()) + zero_point
+    return q.clamp(integers.lo, integers.hi) - zero_point
+
+
 def fake_quantize(
     x: Float[Tensor, "*shape"],
     scale: Tensor,
@@ -92,43 +106,10 @@ def fake_quantize(
 ) -> Float[Tensor, "*shape"]:
     """Quantize and dequantize: the real numbers that the integers can tell apart.
 
-    `scale` and `zero_point` have shape () for one pair per tensor, or (channels,) along `axis`.
-    Equals `torch.fake_quantize_per_channel_affine` bit for bit, which is why it multiplies by 1 /
-    scale. Differentiable in x and in scale through `round_ste`; without gradients it works in one
-    fresh buffer, which is three times as fast.
+    Shapes as in `to_integers`. Equals `torch.fake_quantize_per_channel_affine` bit for bit, and is
+    differentiable in x and in scale through `round_ste`.
     """
-    scale = along(scale, x.ndim, axis)
-    integers_of = centred(x, scale, along(zero_point, x.ndim, axis), integers)
-    return integers_of * scale if integers_of.requires_grad else integers_of.mul_(scale)
-
-
-def scaled(x: Tensor, factor: Tensor | float) -> Tensor:
-    """x * factor, in one pass into a new buffer that is contiguous, whatever the strides of x."""
-    if torch.is_grad_enabled():
-        return x * factor
-    return torch.mul(x, factor, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
-
-
-def centred(
-    x: Tensor,
-    scale: Tensor | float,
-    zero_point: Tensor | int,
-    integers: IntRange,
-    spend: bool = False,
-) -> Tensor:
-    """The integers q - zero_point as floats: what `fake_quantize` multiplies by the scale.
-
-    `scale` and `zero_point` must broadcast against x; plain numbers are several times as fast as
-    tensors that hold one. `spend` says that nobody else needs x, so that its memory may be reused.
-    """
-    inverse = 1 / scale if isinstance(scale, float) else scale.reciprocal()
-    # round(x) + z in [lo, hi] <=> round(x) in [lo - z, hi - z]
-    lo: Any = integers.lo - zero_point
-    hi: Any = integers.hi - zero_point
-    steps = x.mul_(inverse) if spend and not torch.is_grad_enabled() else scaled(x, inverse)
-    if torch.is_grad_enabled() and steps.requires_grad:
-        return round_ste(steps).clamp(lo, hi)
-    return steps.round_().clamp_(lo, hi)
+    return to_integers(x, scale, zero_point, integers, axis) * along(scale, x.ndim, axis)
 
 
 def log2_fake_quantize(x: Float[Tensor, "*shape"], bits: int) -> Float[Tensor, "*shape"]:

@@ -1,14 +1,13 @@
 """What a search minimises: the fitness of a vector of scales, seen at the network's output.
 
-`Objective` is the one interface of the package: optimisers, landscapes, counters and remote workers
-all speak it. `BlockObjective` is its main form. The loss is global (the logits), but only the
+`Objective` is the one interface of the package: optimizers, landscapes and remote workers all
+speak it. `BlockObjective` is its main form. The loss is global (the logits), but only the
 scales of one block differ, so the inputs of that block are kept and every candidate runs just the
 blocks from there on. A candidate never writes to the model: `functional_call` evaluates the model
 *as if* the vector were in it, and can be differentiated.
 """
 
-from collections.abc import Callable, Sequence
-from time import perf_counter
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -83,9 +82,14 @@ class BlockObjective:
 
     def gradient(self, vector: Vector) -> tuple[Vector, float]:
         """Gradient (d,) and value of `loss`, batch by batch, so that one batch's graph is kept."""
-        return mean_gradient(
-            lambda i, v: self._batch_loss(i, self.named(v)), len(self.inputs), vector
-        )
+        vector = vector.detach().requires_grad_()
+        gradient, value = torch.zeros_like(vector), 0.0
+        for i in range(len(self.inputs)):
+            with torch.enable_grad():
+                loss = self._batch_loss(i, self.named(vector))
+            gradient += torch.autograd.grad(loss, vector)[0] / len(self.inputs)
+            value += float(loss.detach()) / len(self.inputs)
+        return gradient.detach(), value
 
     def named(self, vector: Vector) -> dict[str, Tensor]:
         """A vector as the buffers of the chain that `functional_call` exchanges."""
@@ -107,20 +111,6 @@ class BlockObjective:
         self.genome.write(self.chain.model, vector)
 
 
-def mean_gradient(
-    loss: Callable[[int, Vector], Tensor], batches: int, vector: Vector
-) -> tuple[Vector, float]:
-    """Gradient (d,) and value of the mean of loss(0, vector), loss(1, vector), ..."""
-    vector = vector.detach().requires_grad_()
-    gradient, value = torch.zeros_like(vector), 0.0
-    for i in range(batches):
-        with torch.enable_grad():
-            one = loss(i, vector)
-        gradient += torch.autograd.grad(one, vector)[0] / batches
-        value += float(one.detach()) / batches
-    return gradient.detach(), value
-
-
 def batches(x: Tensor, batch: int) -> tuple[Tensor, ...]:
     """Cut into batches of the given size; a last one of a single image joins its neighbour."""
     if len(x) < 2:
@@ -135,24 +125,3 @@ def batches(x: Tensor, batch: int) -> tuple[Tensor, ...]:
     if len(parts[-1]) == 1:
         parts = (*parts[:-2], torch.cat(parts[-2:]))
     return parts
-
-
-class Counted:
-    """An objective that counts its evaluations and their seconds."""
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
-        self.evaluations, self.seconds = 0, 0.0
-
-    @property
-    def start(self) -> Vector:
-        """The start of the objective inside."""
-        return self.objective.start
-
-    def __call__(self, population: Population) -> Values:
-        """Evaluate, and count."""
-        began = perf_counter()
-        values = self.objective(population)
-        self.evaluations += len(population)
-        self.seconds += perf_counter() - began
-        return values

@@ -14,8 +14,7 @@ that is ours.
 """
 
 from collections.abc import Callable
-from copy import deepcopy
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -42,16 +41,8 @@ class Optimizer(Protocol):
         """Learn what the candidates are worth; NaN counts as the worst."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on, random state included."""
-        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        ...
-
-
-def ranked(value: float) -> float:
+def rank(value: float) -> float:
     """A value to sort by: a failed evaluation (NaN) is infinitely bad."""
     return float("inf") if value != value else value
 
@@ -67,7 +58,7 @@ class RandomSearch:
         self, start: Vector, value: float, step: float, seed: int = 0, relative: bool = False
     ) -> None:
         self.start, self.step, self.relative = start, step, relative
-        self._best = (start, ranked(float(value)))
+        self._best = (start, rank(float(value)))
         self.generator = torch.Generator().manual_seed(seed)
 
     @property
@@ -75,7 +66,7 @@ class RandomSearch:
         """The best vector told so far, the start included, and its value."""
         return self._best
 
-    def mutated(self, parent: Vector) -> Vector:
+    def mutate(self, parent: Vector) -> Vector:
         """One child: | parent + U(-step, step) |, or parent * exp(U(-step, step))."""
         noise = (2 * torch.rand(len(parent), generator=self.generator) - 1) * self.step
         noise = noise.to(parent)
@@ -87,22 +78,13 @@ class RandomSearch:
 
     def ask(self, n: int = 1) -> Population:
         """Propose n children."""
-        return torch.stack([self.mutated(self.parent()) for _ in range(n)])
+        return torch.stack([self.mutate(self.parent()) for _ in range(n)])
 
     def tell(self, population: Population, values: Values) -> None:
         """Keep the best; the first of equals stays."""
         for vector, value in zip(population, values.tolist()):
-            if ranked(value) < self._best[1]:
+            if rank(value) < self._best[1]:
                 self._best = (vector, value)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best so far and the random state."""
-        return {"best": self._best, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        self._best = state["best"]
-        self.generator.set_state(state["generator"])
 
 
 class EvolQ(RandomSearch):
@@ -117,7 +99,7 @@ class EvolQ(RandomSearch):
     gain = 1.5  # of the step after a success
 
     @classmethod
-    def adapted(cls, step: float, success: bool) -> float:
+    def adapt_step(cls, step: float, success: bool) -> float:
         """The step after one more candidate, by the 1/5 rule."""
         return step * (cls.gain if success else cls.gain**-0.25)
 
@@ -134,7 +116,7 @@ class EvolQ(RandomSearch):
     ) -> None:
         super().__init__(start, value, step, seed, relative)
         self.tournament, self.adapt = tournament, adapt
-        self.members: list[tuple[float, Tensor]] = [(ranked(float(value)), start)] * population
+        self.members: list[tuple[float, Tensor]] = [(rank(float(value)), start)] * population
 
     def parent(self) -> Vector:
         """The best of `tournament` members drawn with replacement."""
@@ -149,20 +131,11 @@ class EvolQ(RandomSearch):
         super().tell(population, values)
         for vector, value in zip(population, values.tolist()):
             if self.adapt:
-                self.step = self.adapted(self.step, ranked(value) < best)
-                best = min(best, ranked(value))
+                self.step = self.adapt_step(self.step, rank(value) < best)
+                best = min(best, rank(value))
             self.members = sorted(
-                [*self.members, (ranked(value), vector)], key=lambda member: member[0]
+                [*self.members, (rank(value), vector)], key=lambda member: member[0]
             )[:-1]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The population, the best so far and the random state."""
-        return {**super().state_dict(), "members": list(self.members), "step": self.step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        super().load_state_dict(state)
-        self.members, self.step = list(state["members"]), state["step"]
 
 
 class SPSA:
@@ -174,7 +147,7 @@ class SPSA:
 
     def __init__(self, start: Vector, value: float, step: float, seed: int = 0) -> None:
         self.x, self.step, self.pairs, self.gain = start, step, 0, 0.0
-        self._best = (start, ranked(float(value)))
+        self._best = (start, rank(float(value)))
         self.signs: list[Tensor] = []  # of pairs that were asked for and not wholly told
         self.values: list[float] = []
         self.asked = 0
@@ -204,7 +177,7 @@ class SPSA:
     def tell(self, population: Population, values: Values) -> None:
         """Move after each whole pair; a failed half leaves x where it is."""
         for vector, value in zip(population, values.tolist()):
-            if ranked(value) < self._best[1]:
+            if rank(value) < self._best[1]:
                 self._best = (vector, value)
             self.values.append(value)
             if len(self.values) == 2:
@@ -214,17 +187,6 @@ class SPSA:
                     self.gain = self.gain or self.step / max(abs(slope), 1e-12)
                     self.x = self.x - self.gain / (self.pairs + 1) ** 0.602 * slope * signs
                 self.pairs += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it."""
-        return {**vars(self), "signs": [*self.signs], "values": [*self.values]} | {
-            "generator": self.generator.get_state()
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.generator.set_state(state["generator"])
-        vars(self).update({k: v for k, v in state.items() if k != "generator"})
 
 
 class CoordinateSearch(RandomSearch):
@@ -253,34 +215,22 @@ class CoordinateSearch(RandomSearch):
         if len(population) == 1 and self.best is not before and len(self.moves) % 2:
             self.moves.pop(0)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The best so far, the moves to come and the random state."""
-        return {**super().state_dict(), "moves": [*self.moves]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        super().load_state_dict(state)
-        self.moves = [*state["moves"]]
-
-
-class FromCmaes:
-    """Covariance matrix adaptation by the `cmaes` package; separable unless `full`.
+class SepCMA:
+    """Covariance matrix adaptation with a diagonal matrix, by the `cmaes` package.
 
     It learns from whole generations: the package tells how many. ValueError says how to install it.
     """
 
-    def __init__(
-        self, start: Vector, value: float, step: float, seed: int = 0, full: bool = False
-    ) -> None:
+    def __init__(self, start: Vector, value: float, step: float, seed: int = 0) -> None:
         try:
             import cmaes
         except ModuleNotFoundError:
             raise ValueError(
                 "this search needs the package cmaes: pip install evolq_lite[rivals]"
             ) from None
-        kind = cmaes.CMA if full else cmaes.SepCMA
-        self.cma = kind(mean=start.double().numpy(), sigma=step, seed=seed)
-        self._best = (start, ranked(float(value)))
+        self.cma = cmaes.SepCMA(mean=start.double().numpy(), sigma=step, seed=seed)
+        self._best = (start, rank(float(value)))
         self.generation: list[tuple[np.ndarray, float]] = []
         self.seed, self.asked = seed, 0
 
@@ -292,7 +242,7 @@ class FromCmaes:
     def ask(self, n: int = 1) -> Population:
         """Draw n candidates from the present distribution."""
         rows = []
-        for _ in range(n):  # copies of a CMA lose their random state: it follows from the count
+        for _ in range(n):  # the random state follows from the count, so copies go on alike
             self.cma.reseed_rng((self.seed * 1_000_003 + self.asked) % 2**32)
             rows.append(self.cma.ask())
             self.asked += 1
@@ -301,20 +251,12 @@ class FromCmaes:
     def tell(self, population: Population, values: Values) -> None:
         """Collect, and adapt at the end of each generation."""
         for vector, value in zip(population, values.tolist()):
-            if ranked(value) < self._best[1]:
+            if rank(value) < self._best[1]:
                 self._best = (vector, value)
-            self.generation.append((vector.double().numpy(), ranked(value)))
+            self.generation.append((vector.double().numpy(), rank(value)))
             if len(self.generation) == self.cma.population_size:
                 self.cma.tell(self.generation)
                 self.generation = []
-
-    def state_dict(self) -> dict[str, Any]:
-        """The distribution, the generation under way and the best so far."""
-        return deepcopy(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        vars(self).update(deepcopy(state))
 
 
 class LogSpace:
@@ -340,14 +282,6 @@ class LogSpace:
     def tell(self, population: Population, values: Values) -> None:
         """Learn what they are worth."""
         self.inner.tell(population.log(), values)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the optimizer inside."""
-        return self.inner.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.inner.load_state_dict(state)
 
 
 def minimize(

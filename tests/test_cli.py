@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from evolq_lite import cli
 from evolq_lite.cli import main
+from evolq_lite.runs import source
 
 SHORT = ["--calibration-images", "60", "--batch", "30", "--passes", "2"]
 
@@ -15,20 +16,8 @@ SHORT = ["--calibration-images", "60", "--batch", "30", "--passes", "2"]
 @pytest.fixture(autouse=True)
 def few_test_images(monkeypatch):
     """Read 620 test images: the numbers do not matter here."""
-    make = cli.demo_task
-
-    def small(arguments):
-        task = make(arguments)
-        images, labels = torch.cat(list(task.test(100)))[:620], task.labels()[:620]
-        return cli.Task(
-            **{
-                **vars(task),
-                "test": lambda batch: iter(images.split(batch)),
-                "labels": lambda: labels,
-            }
-        )
-
-    monkeypatch.setattr(cli, "demo_task", small)
+    images, labels = source.demo_test("cnn")
+    monkeypatch.setattr(source, "demo_test", lambda network: (images[:620], labels[:620]))
 
 
 def demo(out, *more):
@@ -44,7 +33,16 @@ def test_demo_writes_the_whole_run_folder(tmp_path, capsys):
         assert key in summary
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert summary["evaluations"] == len(history) == 2 * 4 * 3 + 1
-    assert set(history[0]) == {"visit", "pass", "block", "cycle", "fitness", "accepted", "seconds"}
+    assert set(history[0]) == {
+        "visit",
+        "pass",
+        "block",
+        "cycle",
+        "fitness",
+        "accepted",
+        "seconds",
+        "crc32",
+    }
     assert summary["images"] == 620
     assert summary["gain"] == pytest.approx(summary["after_top1"] - summary["before_top1"])
     assert summary["fitness_after"] <= summary["fitness_before"]
@@ -102,7 +100,7 @@ def test_a_stopped_run_resumes_to_the_same_end(tmp_path, monkeypatch, capsys):
 def test_check_says_ready(capsys):
     assert main(["check"]) == 0
     printed = capsys.readouterr().out
-    assert "Ready." in printed and "typefaces-vit.safetensors is as it should be" in printed
+    assert "Ready." in printed and "typefaces-vit.safetensors is OK" in printed
 
 
 def test_help_names_every_option(capsys):

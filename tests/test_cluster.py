@@ -12,14 +12,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import test_parallel
+import test_workers
 import torch
-from test_parallel import QUANT, SEARCH, dies_once, hangs_once, run
+from test_workers import QUANT, SEARCH, SOURCE, dies_once, hangs_once, run
 
-from evolq_lite import parallel
 from evolq_lite.cli import main
-from evolq_lite.parallel import LostWorkers, Pool, evaluate
-from evolq_lite.runs import Run, embedded_task, folder_ready
+from evolq_lite.evolve import Evaluated
+from evolq_lite.runs import workers as workers_module
+from evolq_lite.runs.run import Run
+from evolq_lite.runs.source import Folders
+from evolq_lite.runs.workers import LostWorkers, Workers, evaluate
 
 pytestmark = [
     pytest.mark.faults,
@@ -41,7 +43,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-alone = test_parallel.alone
+alone = test_workers.alone
 
 
 def dask(folder, *words):
@@ -103,8 +105,8 @@ def cluster(tmp_path_factory):
 
 
 def test_a_cluster_ends_like_no_cluster(alone, cluster, tmp_path):
-    with Pool.cluster(cluster) as pool:
-        assert run(tmp_path / "run", pool) == alone
+    with Workers.cluster(cluster) as workers:
+        assert run(tmp_path / "run", workers) == alone
 
 
 def test_the_command_line_with_a_scheduler(alone, cluster, tmp_path):
@@ -120,9 +122,9 @@ def test_the_command_line_with_a_scheduler(alone, cluster, tmp_path):
 def test_a_lost_worker_changes_nothing(alone, cluster, tmp_path, broken):
     flag = tmp_path / "first"
     flag.touch()
-    with Pool.cluster(cluster, patience=20) as pool:
-        pool.work = partial(broken, str(flag))
-        assert run(tmp_path / "run", pool) == alone
+    with Workers.cluster(cluster, patience=20) as workers:
+        workers.work = partial(broken, str(flag))
+        assert run(tmp_path / "run", workers) == alone
     assert not flag.exists(), "no worker was lost: this tested nothing"
 
 
@@ -130,24 +132,19 @@ def test_a_lost_scheduler_ends_the_run_resumable(alone, tmp_path):
     with scheduler(tmp_path) as (address, process):
         words = (address, "--nworkers", "1", "--nthreads", "1", "--no-dashboard")
         worker = dask(tmp_path, "worker", *words)
-        whole = Run(embedded_task("cnn", 60, 0), QUANT, SEARCH, tmp_path / "run")
-
-        def heard(evaluation):
-            if evaluation.visit == 2:
-                process.send_signal(signal.SIGKILL)
-
+        whole = Run(SOURCE, QUANT, SEARCH, tmp_path / "run")
         with whole, pytest.raises(LostWorkers, match=r"the scheduler is gone|lost 4 times"):
             from distributed import Client
 
             with Client(address, set_as_default=False) as client:
                 client.wait_for_workers(1, timeout=SECONDS)
-            with Pool.cluster(address, patience=30) as pool:
-                whole.evolve(heard, pool)
+            with Workers.cluster(address, patience=30) as workers:
+                for event in whole.evolve(workers):
+                    if isinstance(event, Evaluated) and event.visit == 2:
+                        process.send_signal(signal.SIGKILL)
         kill(worker)
-    with Run(embedded_task("cnn", 60, 0), QUANT, SEARCH, tmp_path / "run", resume=True) as rest:
-        assert rest.done == 2
-        rest.evolve(lambda _: None)
-    assert (tmp_path / "run" / "scales.safetensors").read_bytes() == alone[0]
+    assert len(whole.past) >= 7
+    assert run(tmp_path / "run", resume=True) == alone
 
 
 def refused(capsys, out, *more):
@@ -189,22 +186,22 @@ def test_a_scheduler_without_workers(tmp_path, capsys):
     assert "has no workers" in said and f"dask worker {address}" in said
 
 
-def old_torch(client, real=parallel.versions):
+def old_torch(client, real=workers_module.versions):
     """The versions of everybody, but for the process `client`, which has another torch."""
     return {**real(), "torch": "1.0"} if os.getpid() == client else real()
 
 
 def test_workers_with_other_versions(cluster, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(parallel, "versions", partial(old_torch, os.getpid()))
+    monkeypatch.setattr(workers_module, "versions", partial(old_torch, os.getpid()))
     said = refused(capsys, tmp_path / "run", "--scheduler", cluster)
     assert "here it is 1.0" in said and "same versions" in said and "worker tcp://" in said
 
 
 def test_workers_without_the_files(cluster):
-    lacking = partial(folder_ready, None, "/no/such/folder")
+    source = Folders("resnet18", None, "/no/such/folder", "/no", None, 2, None, 0)
     with (
         pytest.raises(ValueError, match=r"worker tcp://.*/no/such/folder is not there"),
-        Pool.cluster(cluster, lacking),
+        Workers.cluster(cluster, source.lack),
     ):
         pass
 
@@ -217,8 +214,23 @@ def other_numbers(task):
 
 def test_a_worker_that_computes_other_numbers_is_named(cluster, tmp_path):
     with (
-        Pool.cluster(cluster) as pool,
+        Workers.cluster(cluster) as workers,
         pytest.raises(ValueError, match=r"process .* computes other numbers than"),
     ):
-        pool.work = other_numbers
-        run(tmp_path / "run", pool)
+        workers.work = other_numbers
+        run(tmp_path / "run", workers)
+
+
+def test_workers_of_several_threads_are_refused_before_any_work(tmp_path, capsys):
+    """They would exchange the scales of the one network that they share."""
+    from distributed import Client
+
+    with scheduler(tmp_path) as (address, _):
+        worker = dask(tmp_path, "worker", address, "--nthreads", "4", "--no-dashboard")
+        try:
+            with Client(address, set_as_default=False) as client:
+                client.wait_for_workers(1, timeout=SECONDS)
+            said = refused(capsys, tmp_path / "run", "--scheduler", address)
+        finally:
+            kill(worker)
+    assert "has 4 threads" in said and "--nthreads 1" in said

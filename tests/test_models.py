@@ -11,7 +11,7 @@ from conftest import toy, toy_images
 from torch import nn
 
 from evolq_lite import QuantConfig, calibrate, chain_of, describe, load_demo, quantize, twin
-from evolq_lite.convert import points, quantizers
+from evolq_lite.convert import pass_floats, points
 from evolq_lite.layers import QuantBlock, QuantConv2d, QuantLinear
 
 
@@ -49,9 +49,7 @@ def test_observing_network_equals_the_float_one(family):
     """While quantizers look on, only folding and the order in attention differ from timm."""
     model, x = toy(family), toy_images(family, 3)
     qmodel = quantize(model, QuantConfig())
-    for point in quantizers(qmodel).values():
-        point.observe()
-    with torch.no_grad():
+    with torch.no_grad(), pass_floats(qmodel):
         torch.testing.assert_close(qmodel(x), model(x), rtol=1e-3, atol=1e-4)
 
 
@@ -113,22 +111,21 @@ def test_outputs_really_lie_on_the_grid():
     layer.register_forward_hook(lambda m, i, o: seen.update(x=m.input_quant(i[0])))
     with torch.no_grad():
         model(toy_images("vit", 2))
-        weight = layer.quantized_weight()
+        weight = layer.weight_quant(layer.weight)
     assert max(len(row.unique()) for row in weight) <= 8
     assert len(seen["x"].unique()) <= 16
 
 
-def test_cached_weight_follows_the_scale():
-    """The kept weight is dropped when the scale is written to, and when weights change."""
+def test_a_kept_weight_follows_its_scale_and_its_weight():
     layer = quantized("vit", weight_bits=3).blocks[0].attn.proj
     with torch.no_grad():
-        first = layer.quantized_weight()
-        assert layer.quantized_weight() is first
+        first = layer.keep_weight()
+        assert layer.keep_weight() is first
         layer.weight_quant.scale.mul_(1.1)
-        second = layer.quantized_weight()
+        second = layer.keep_weight()
         assert not torch.equal(first, second)
         layer.weight.mul_(2)
-        assert not torch.equal(layer.quantized_weight(), second)
+        assert not torch.equal(layer.keep_weight(), second)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Genome, objective, optimisers and the outer loop."""
+"""Genome, objective, optimizers and the outer loop."""
 
 import hashlib
 import json
@@ -13,7 +13,6 @@ from torch.func import grad
 
 from evolq_lite import (
     BlockObjective,
-    Counted,
     EvolQ,
     QuantConfig,
     RandomSearch,
@@ -26,7 +25,7 @@ from evolq_lite import (
     minimize,
     quantize,
 )
-from evolq_lite.evolve import evaluations_of, visits_of, width_after
+from evolq_lite.evolve import Committed, Evaluated, evaluations_of, visits_of
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +136,7 @@ def test_a_last_batch_of_one_image_joins_its_neighbour(problem):
     assert [len(x) for x in objective.inputs] == [4, 5]
 
 
-def test_counted(problem):
-    chain, images, targets = problem
-    counted = Counted(BlockObjective(chain, "blocks.1", images, targets))
-    counted(counted.start.repeat(3, 1))
-    assert counted.evaluations == 3 and counted.seconds > 0
-
-
-# optimisers
+# optimizers
 
 
 class Bowl:
@@ -211,30 +203,14 @@ def test_a_failed_start_is_left_behind():
     assert search.best[1] == 5.0
 
 
-def test_state_dict_goes_on_exactly():
-    one, other = (EvolQ(Bowl.start, 5.0, 0.3, seed=4) for _ in range(2))
-    minimize(Bowl(), one, 5)
-    other.load_state_dict(one.state_dict())
-    assert torch.equal(minimize(Bowl(), one, 9)[0], minimize(Bowl(), other, 9)[0])
-
-
 # the outer loop
 
 
 def run(config, step=0.02, **options):
     chain, images, targets = make_problem()
-    history, states = [], {}
-    fitness = evolve(
-        chain,
-        images,
-        targets,
-        config,
-        step,
-        history.append,
-        lambda visits, value: states.update({visits: (value, chain.model.state_dict())}),
-        **options,
-    )
-    return chain, history, fitness, states, (images, targets)
+    events = list(evolve(chain, images, targets, config, step, **options))
+    history = [event for event in events if isinstance(event, Evaluated)]
+    return chain, history, events[-1].fitness, events, (images, targets)
 
 
 SMALL = SearchConfig(passes=2, cycles=3, batch=3)
@@ -262,39 +238,60 @@ def test_only_attention_scales_change_by_default():
     assert changed and all(".attn." in n and n.endswith("weight_quant.scale") for n in changed)
 
 
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, mutation="adaptive")])
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_a_run_that_goes_on_ends_like_one_that_was_not_stopped(stop, config):
-    whole, history, fitness, _, _ = run(config)
+def test_commits_tell_what_the_model_holds():
+    chain, images, targets = make_problem()
+    seen = []
+    for event in evolve(chain, images, targets, SMALL, 0.02):
+        if isinstance(event, Committed):
+            assert event.fitness == whole_fitness(chain, images, targets, 3)
+            seen.append(event.visits)
+    assert seen == [1, 2, 3, 4]
+
+
+CONFIGS = [SMALL, replace(SMALL, mutation="adaptive"), replace(SMALL, parallel=2)]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("stop", range(14))
+def test_a_replayed_run_ends_like_one_that_was_not_stopped(stop, config):
+    """Stopped after any evaluation, in the middle of a visit or of a population too."""
+    whole, history, fitness, *_ = run(config)
     part, images, targets = make_problem()
-
-    class Stop(Exception):
-        pass
-
-    seen, saved = [], {}
-
-    def visited(visits, value):
-        saved.update(visits=visits, value=value)
-        if visits == stop:
-            raise Stop
-
-    with pytest.raises(Stop):
-        evolve(part, images, targets, config, 0.02, seen.append, visited)
-    end = evolve(
-        part,
-        images,
-        targets,
-        config,
-        width_after(config, 0.02, (e.accepted for e in seen[1:])),
-        seen.append,
-        done=saved["visits"],
-        fitness=saved["value"],
-    )
-    assert end == fitness
+    events = list(evolve(part, images, targets, config, 0.02, past=history[:stop]))
+    assert events[-1].fitness == fitness
     assert state_hash(part) == state_hash(whole)
-    assert [(e.visit, e.cycle, e.fitness) for e in seen] == [
-        (e.visit, e.cycle, e.fitness) for e in history
-    ]
+    again = [event for event in events if isinstance(event, Evaluated)]
+    assert again[:stop] == history[:stop]
+    assert [replace(e, seconds=0.0) for e in again] == [replace(e, seconds=0.0) for e in history]
+
+
+def test_a_replay_needs_no_forward_pass(monkeypatch):
+    config = replace(SMALL, mutation="adaptive")
+    whole, history, *_ = run(config)
+    chain, images, targets = make_problem()
+
+    def forward(*_):
+        raise AssertionError("a replay computes nothing")
+
+    monkeypatch.setattr(type(chain), "forward", forward)
+    monkeypatch.setattr(type(chain), "trace", forward)
+    list(evolve(chain, images, targets, config, 0.02, past=history))
+    assert state_hash(chain) == state_hash(whole)
+
+
+def test_a_break_leaves_the_last_commit_in_the_model():
+    chain, images, targets = make_problem()
+    for event in evolve(chain, images, targets, SMALL, 0.02):
+        if isinstance(event, Committed) and event.visits == 2:
+            break
+    assert event.fitness == whole_fitness(chain, images, targets, 3)
+
+
+def test_the_history_of_another_run_is_refused():
+    _, history, *_ = run(SMALL)
+    wrong = [replace(history[0], block="blocks.0"), *history[1:5]]
+    with pytest.raises(ValueError, match="belongs to another run"):
+        run(SMALL, past=wrong)
 
 
 @pytest.mark.parametrize(
@@ -333,10 +330,3 @@ def test_width_is_the_papers_unless_given():
     assert SearchConfig().width(8) == 1e-4
     assert SearchConfig(step=0.5).width(4) == 0.5
     assert SearchConfig(mutation="relative").width(4) == 1e-2
-
-
-def test_an_adaptive_width_grows_with_successes_and_shrinks_with_failures():
-    config = SearchConfig(mutation="adaptive")
-    assert width_after(config, 1.0, [True]) == pytest.approx(1.5)
-    assert width_after(config, 1.0, [True, *4 * [False]]) == pytest.approx(1.0)
-    assert width_after(SearchConfig(), 1.0, [True]) == 1.0

@@ -6,22 +6,24 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from multiprocessing import active_children
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 import evolq_lite
-from evolq_lite import BlockObjective, QuantConfig, SearchConfig, parallel
+from evolq_lite import BlockObjective, QuantConfig, SearchConfig
 from evolq_lite.cli import main
-from evolq_lite.evolve import visits_of
-from evolq_lite.parallel import Answer, LostWorkers, Pool, Task, evaluate
-from evolq_lite.runs import Run, embedded_task
+from evolq_lite.evolve import Committed, visits_of
+from evolq_lite.runs import workers as workers_module
+from evolq_lite.runs.run import Run
+from evolq_lite.runs.source import Embedded
+from evolq_lite.runs.workers import Answer, LostWorkers, Task, Workers, check_threads, evaluate
 
 QUANT = QuantConfig(weight_bits=3)
 SEARCH = SearchConfig(passes=1, batch=30)
@@ -36,11 +38,15 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def run(out, pool=None, search=SEARCH):
+SOURCE = Embedded("cnn", 60, 0)
+
+
+def run(out, workers=None, search=SEARCH, **options):
     """A short search of the embedded CNN: what it ended with, but for seconds."""
-    whole = Run(embedded_task("cnn", 60, 0), QUANT, search, out)
-    whole.evolve(lambda _: None, pool)
-    history = [{**line, "seconds": 0} for line in whole.folder.history()]
+    with Run(SOURCE, QUANT, search, out, **options) as whole:
+        for _ in whole.evolve(workers):
+            pass
+        history = [replace(event, seconds=0.0) for event in whole.folder.history()]
     return (out / "scales.safetensors").read_bytes(), history
 
 
@@ -54,10 +60,10 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_any_number_of_workers_ends_like_none(alone, tmp_path, workers):
-    with Pool.local(workers) as pool:
-        assert run(tmp_path / "run", pool) == alone
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_any_number_of_workers_ends_like_none(alone, tmp_path, count):
+    with Workers.local(count) as workers:
+        assert run(tmp_path / "run", workers) == alone
 
 
 @pytest.mark.slow
@@ -65,26 +71,21 @@ def test_several_candidates_at_a_time_are_another_search_but_the_same_with_worke
     search = replace(SEARCH, parallel=3)
     expected = run(tmp_path / "alone", search=search)
     assert expected != alone
-    with Pool.local(2) as pool:
-        assert run(tmp_path / "pooled", pool, search) == expected
+    with Workers.local(2) as workers:
+        assert run(tmp_path / "with", workers, search) == expected
 
 
-def test_a_pooled_objective_equals_the_serial_one_bit_for_bit(tmp_path):
-    whole = Run(embedded_task("cnn", 100, 0), QUANT, replace(SEARCH, batch=25), tmp_path / "run")
-    visit = visits_of(whole.chain, whole.search)[0]
-    serial = BlockObjective(
-        whole.chain,
-        visit.blocks,
-        whole.task.calibration,
-        whole.task.targets,
-        batch=25,
-        genome=visit.genome,
-    )
-    population = serial.start * torch.linspace(0.9, 1.1, 3)[:, None]
-    with Pool.local(2) as pool:
-        pooled = whole.pooled(pool, visit)
-        assert torch.equal(pooled(population), serial(population))
-        assert torch.equal(pooled.start, serial.start)
+def test_an_objective_on_workers_equals_the_serial_one_bit_for_bit(tmp_path):
+    source, search = Embedded("cnn", 100, 0), replace(SEARCH, batch=25)
+    with Run(source, QUANT, search, tmp_path / "run") as whole, Workers.local(2) as workers:
+        visit = visits_of(whole.chain, whole.search)[0]
+        _, images, targets = whole.parts
+        serial = BlockObjective(
+            whole.chain, visit.blocks, images, targets, batch=25, genome=visit.genome
+        )
+        population = serial.start * torch.linspace(0.9, 1.1, 3)[:, None]
+        remote = whole.objective_of(workers, visit)
+        assert torch.equal(remote(population), serial(population))
 
 
 def first_call(flag: str) -> bool:
@@ -122,18 +123,21 @@ def differs(task: Task) -> Answer:
 def test_a_lost_worker_changes_nothing(alone, tmp_path, broken):
     flag = tmp_path / "first"
     flag.touch()
-    with Pool.local(2, patience=15) as pool:
-        pool.work = partial(broken, str(flag))
-        assert run(tmp_path / "run", pool) == alone
+    with Workers.local(2, patience=15) as workers:
+        workers.work = partial(broken, str(flag))
+        assert run(tmp_path / "run", workers) == alone
     assert not flag.exists(), "no worker was lost: this tested nothing"
 
 
 @pytest.mark.faults
 @pytest.mark.slow
 def test_a_worker_that_computes_other_numbers_is_refused(tmp_path):
-    with Pool.local(1) as pool, pytest.raises(ValueError, match="computes other numbers than"):
-        pool.work = differs
-        run(tmp_path / "run", pool)
+    with (
+        Workers.local(1) as workers,
+        pytest.raises(ValueError, match="computes other numbers than"),
+    ):
+        workers.work = differs
+        run(tmp_path / "run", workers)
 
 
 def always_dies(task: Task) -> Answer:
@@ -143,36 +147,27 @@ def always_dies(task: Task) -> Answer:
 
 
 @pytest.mark.slow
-def test_workers_of_another_kind_do_not_go_on_with_a_run(tmp_path):
-    class Stop(Exception):
-        pass
-
-    def stop(evaluation):
-        if evaluation.visit == 1:
-            raise Stop
-
-    task, out = embedded_task("cnn", 60, 0), tmp_path / "run"
-    with Pool.local(1) as pool:
-        with Run(task, QUANT, SEARCH, out) as whole, pytest.raises(Stop):
-            whole.evolve(stop, pool)
+def test_workers_of_another_kind_do_not_resume_a_run(tmp_path):
+    out = tmp_path / "run"
+    with Workers.local(1) as workers:
+        with Run(SOURCE, QUANT, SEARCH, out) as whole:
+            for event in whole.evolve(workers):
+                if isinstance(event, Committed):
+                    break
         file = out / "environment.json"
         state = json.loads(file.read_text())
         state["workers"][0] += 1e-6
         file.write_text(json.dumps(state))
-        with (
-            Run(task, QUANT, SEARCH, out, resume=True) as whole,
-            pytest.raises(ValueError, match="began with workers"),
-        ):
-            whole.evolve(lambda _: None, pool)
+        with pytest.raises(ValueError, match="began with workers"):
+            run(out, workers, resume=True)
     assert json.loads(file.read_text()) == state
 
 
 STAMP = """
 from evolq_lite import QuantConfig, SearchConfig
-from evolq_lite.parallel import Bench, Recipe
-from evolq_lite.runs import embedded_parts
-recipe = Recipe(embedded_parts, ("cnn", 20, 0), QuantConfig(weight_bits=3), SearchConfig(batch=20))
-print(Bench(recipe).stamp)
+from evolq_lite.runs.source import Embedded
+from evolq_lite.runs.workers import Bench
+print(Bench(Embedded("cnn", 20, 0), QuantConfig(weight_bits=3), SearchConfig(batch=20)).stamp)
 """
 
 
@@ -188,45 +183,74 @@ def test_a_worker_s_stamp_tells_kernels_apart():
 
 
 def test_a_file_that_a_worker_lacks_is_named_and_no_lost_worker(monkeypatch):
-    def missing(recipe):
+    def missing(*_):
         raise FileNotFoundError("photograph.jpg is not there")
 
-    monkeypatch.setattr(parallel, "bench", missing)
-    task = Task(None, b"", (), None, b"", 0)
+    monkeypatch.setattr(workers_module, "bench", missing)
+    task = Task(None, None, None, b"", (), None, b"", 0)
     with pytest.raises(ValueError, match=r"process \d+: photograph\.jpg is not there"):
         evaluate(task)
 
 
 def test_versions_tell_sources_apart(monkeypatch, tmp_path):
     shutil.copytree(Path(evolq_lite.__file__).parent, tmp_path / "evolq_lite")
-    mine = parallel.versions()["evolq_lite"]
+    mine = workers_module.versions()["evolq_lite"]
     monkeypatch.setattr(evolq_lite, "__file__", str(tmp_path / "evolq_lite" / "__init__.py"))
-    assert parallel.versions()["evolq_lite"] == mine
+    assert workers_module.versions()["evolq_lite"] == mine
     (tmp_path / "evolq_lite" / "numerics.py").write_text("# another")
-    assert parallel.versions()["evolq_lite"] != mine
+    assert workers_module.versions()["evolq_lite"] != mine
 
 
 @pytest.mark.faults
 @pytest.mark.slow
 def test_workers_that_always_die_end_the_run_resumable(alone, tmp_path):
-    with Pool.local(1) as pool, pytest.raises(LostWorkers, match="lost 4 times in a row"):
-        pool.work = always_dies
-        run(tmp_path / "run", pool)
-    whole = Run(embedded_task("cnn", 60, 0), QUANT, SEARCH, tmp_path / "run", resume=True)
-    whole.evolve(lambda _: None)
-    assert (tmp_path / "run" / "scales.safetensors").read_bytes() == alone[0]
+    with Workers.local(1) as workers, pytest.raises(LostWorkers, match="lost 4 times in a row"):
+        workers.work = always_dies
+        run(tmp_path / "run", workers)
+    assert run(tmp_path / "run", resume=True) == alone
 
 
 @pytest.mark.slow
 def test_no_process_is_left(tmp_path):
-    before = set(active_children())
-    with Pool.local(2) as pool:
-        run(tmp_path / "run", pool)
-    deadline = time.monotonic() + 20
-    while set(active_children()) - before and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert set(active_children()) <= before
-    assert not [t for t in threading.enumerate() if "QueueManager" in t.name and t.is_alive()]
+    me = psutil.Process()
+    before = set(me.children(recursive=True))
+    with Workers.local(2) as workers:
+        run(tmp_path / "run", workers)
+        assert len(set(me.children(recursive=True)) - before) >= 2
+    left = set(me.children(recursive=True)) - before
+    helpers = {p for p in left if "resource_tracker" in " ".join(p.cmdline())}
+    assert not psutil.wait_procs(left - helpers, timeout=30)[1]
+
+
+class Threads:
+    """A client of workers with so many threads each."""
+
+    def __init__(self, *threads):
+        self.threads = threads
+
+    def scheduler_info(self, n_workers):
+        return {"workers": {f"tcp://{i}": {"nthreads": n} for i, n in enumerate(self.threads)}}
+
+
+def test_a_worker_of_several_threads_is_refused():
+    check_threads(Threads(1, 1))
+    with pytest.raises(ValueError, match=r"worker tcp://1 has 4 threads.*--nthreads 1"):
+        check_threads(Threads(1, 4))
+
+
+def test_threads_of_one_process_do_not_exchange_their_scales():
+    """What several threads a worker would do, if they were let."""
+    source, search = Embedded("cnn", 60, 0), SearchConfig(passes=1, batch=30)
+    mine = workers_module.bench(source, QUANT, search)
+    visit, state = visits_of(mine.chain, search)[0], workers_module.state_of(mine.qmodel)
+    start = visit.genome.read(mine.qmodel)
+    tasks = [
+        Task(source, QUANT, search, state, visit.blocks, visit.genome, vector.numpy().tobytes(), 0)
+        for vector in start * torch.linspace(0.8, 1.2, 8)[:, None]
+    ]
+    alone = [evaluate(task).loss for task in tasks]
+    with ThreadPoolExecutor(4) as threads:
+        assert [answer.loss for answer in threads.map(evaluate, tasks)] == alone
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
-"""An objective evaluated elsewhere: the batches of candidates are tasks for a pool of workers.
+"""A run on many processes: the batches of candidates are tasks for the workers of a Dask cluster.
 
-A task is plain data: a `Recipe` from which a worker makes the network and the calibration batches
-once, the scales that the model holds now, a candidate, and the number of a batch. Its answer is one
-loss. Losses are averaged here, in the order of batches, so the result does not depend on how many
-workers there are, which of them is quick, or which of them dies: a lost task is asked again.
+`Workers.local(n)` starts a cluster of processes on this machine, `Workers.cluster(address)` uses
+the scheduler that somebody has started; the rest is the same code. A task is plain data: the run's
+source and configs, from which a worker makes the network and the calibration batches once, the
+scales that the model holds now, a candidate, and the number of a batch. Its answer is one loss.
+Losses are averaged here, in the order of batches, so the result does not depend on how many workers
+there are, which of them is quick, or which of them dies: Dask asks a lost task again.
 
-Any `concurrent.futures` executor will do: `Pool.local` starts processes here, `Pool.cluster` uses a
-Dask scheduler. A worker computes with one thread. Two processors, or two kernels, may round
-differently, and a difference in the last digit would depend on who computed what; so every answer
-says what its worker makes of one shared candidate, and a worker that differs is refused.
+A worker computes with one thread, which is checked: two threads would exchange the scales of the
+one network that they share. Two processors, or two kernels, may round differently, and a difference
+in the last digit would depend on who computed what; so every answer says what its worker makes of
+one shared candidate, and a worker that differs is refused.
+
+A Dask scheduler and its workers execute whatever a client sends them: see docs/cluster.md.
 """
 
 import hashlib
@@ -16,14 +20,11 @@ import os
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, as_completed
-from concurrent.futures import TimeoutError as Late
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,41 +32,38 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from evolq_lite.chain import Chain, chain_of
+from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.convert import calibrate, quantize, set_execution
+from evolq_lite.convert import calibrate, quantize
+from evolq_lite.evolve import Visit
+from evolq_lite.fast import set_execution
 from evolq_lite.fitness import fitness_of
-from evolq_lite.genome import Genome, Vector
+from evolq_lite.genome import Genome
 from evolq_lite.objective import BlockObjective, Population, Values, batches
+from evolq_lite.runs.source import Source
 
 KEPT_BATCHES = 64  # whose block inputs a worker keeps
 TRIES = 4  # of a task, before its failures are the run's
 PATIENCE = 600.0  # seconds for an answer, before a worker counts as hanging
+# glibc gives large buffers back and pages them in again at each batch, and Dask's own setting is to
+# do so as early as possible; with these a worker keeps its memory.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
 
 T = TypeVar("T")
 R = TypeVar("R")
-Parts = tuple[nn.Module, Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to make a float network, calibration images and their targets, and how they are used.
-
-    `make(*arguments)` returns them; it must be a function at the top of a module, its arguments
-    plain values. Two recipes that are equal make the same thing.
-    """
-
-    make: Callable[..., Parts]
-    arguments: tuple[Any, ...]
-    quant: QuantConfig
-    search: SearchConfig
 
 
 @dataclass(frozen=True)
 class Task:
     """One loss: of `vector` in `genome`, on batch number `batch`, the model holding `state`."""
 
-    recipe: Recipe
+    source: Source
+    quant: QuantConfig
+    search: SearchConfig
     state: bytes  # safetensors: scales, zero points, corrected biases
     blocks: tuple[str, ...]
     genome: Genome
@@ -93,19 +91,19 @@ def state_of(model: nn.Module) -> bytes:
 
 
 class Bench:
-    """What a worker keeps of a recipe: the network, the batches, and the inputs of blocks."""
+    """What a worker keeps of a run: the network, the batches, and the inputs of blocks."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, source: Source, quant: QuantConfig, search: SearchConfig) -> None:
         torch.set_num_threads(1)
-        model, images, targets = recipe.make(*recipe.arguments)
-        self.qmodel = quantize(model, recipe.quant)
-        calibrate(self.qmodel, images[: recipe.search.batch], recipe.quant)
-        self.execution = set_execution(self.qmodel, recipe.quant.execution)
+        model, images, targets = source.load()
+        self.qmodel = quantize(model, quant)
+        calibrate(self.qmodel, images[: search.batch], quant)
+        self.execution = set_execution(self.qmodel, quant.execution)
         self.chain = chain_of(self.qmodel)
         self.chain.fit_chunk(images[:1])
-        self.images = batches(images, recipe.search.batch)
-        self.targets = batches(targets, recipe.search.batch)
-        self.fitness = fitness_of(recipe.search.fitness, recipe.search.temperature)
+        self.images = batches(images, search.batch)
+        self.targets = batches(targets, search.batch)
+        self.fitness = fitness_of(search.fitness, search.temperature)
         self.state = b""
         self.prefixes: list[bytes] = []
         self.traces: OrderedDict[int, list[tuple[bytes, Tensor]]] = OrderedDict()
@@ -125,9 +123,9 @@ class Bench:
             for name, value in tensors.items():
                 own[name].copy_(value)
         self.state = state
-        self.prefixes = self.digests(tensors)
+        self.prefixes = self.digest_prefixes(tensors)
 
-    def digests(self, tensors: dict[str, Tensor]) -> list[bytes]:
+    def digest_prefixes(self, tensors: dict[str, Tensor]) -> list[bytes]:
         """For each segment, a digest of all scales that its input depends on."""
         digest, out = hashlib.sha256(), []
         searched = [name for name, _, searchable in self.chain.segments if searchable]
@@ -171,99 +169,84 @@ class Bench:
 
 
 bench = lru_cache(maxsize=1)(Bench)
+ALONE = threading.Lock()  # one candidate at a time writes to a worker's network
 
 
 def evaluate(task: Task) -> Answer:
     """What a worker does; ValueError if it lacks a file, which another try would not bring."""
     worker = f"{socket.gethostname()} process {os.getpid()}"
     try:
-        mine = bench(task.recipe)
-        return Answer(mine.loss(task), worker, mine.stamp)
+        with ALONE:
+            mine = bench(task.source, task.quant, task.search)
+            return Answer(mine.loss(task), worker, mine.stamp)
     except OSError as error:
         raise ValueError(f"{worker}: {error}") from None
-
-
-def end_with_parent() -> None:
-    """In a worker process: end when the run that started it is gone, even if it was killed."""
-
-    def watch() -> None:
-        parent_process().join()  # type: ignore[union-attr]
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class LostWorkers(RuntimeError):
     """Workers, or their scheduler, were lost; the run can go on later."""
 
 
-class Pool:
-    """Workers for tasks. `make` starts an executor, `stop` ends one and the work it has in hand.
+class Workers:
+    """The workers of a Dask cluster, as a context made by `local` or `cluster`.
 
-    `patience` is how many seconds an answer may take before its worker counts as hanging, `lost`
-    the errors by which an executor tells that a worker is gone.
+    `patience` is how many seconds an answer may take before its worker counts as hanging.
     """
 
-    def __init__(
-        self,
-        make: Callable[[], Executor],
-        stop: Callable[[Executor], None],
-        patience: float = PATIENCE,
-        lost: tuple[type[Exception], ...] = (),
-    ) -> None:
-        self.make, self.stop, self.patience = make, stop, patience
-        always = BrokenProcessPool, CancelledError, Late, OSError
-        self.lost: tuple[type[Exception], ...] = (*always, *lost)
-        self.executor, self.work = make(), evaluate
+    def __init__(self, client: Any, patience: float = PATIENCE) -> None:
+        from distributed import KilledWorker
+        from distributed.client import ClosedClientError
+        from distributed.comm import CommClosedError
+
+        self.client, self.patience, self.work = client, patience, evaluate
+        self.lost = (
+            KilledWorker,
+            ClosedClientError,
+            CommClosedError,
+            CancelledError,
+            TimeoutError,
+            OSError,
+        )
         self.stamp: tuple[str, tuple[Any, ...]] | None = None
 
     @classmethod
     @contextmanager
-    def local(cls, workers: int, patience: float = PATIENCE) -> "Iterator[Pool]":
+    def local(cls, count: int, patience: float = PATIENCE) -> "Iterator[Workers]":
         """Processes on this machine, one thread each; ValueError for fewer than one."""
-        if workers < 1:
-            raise ValueError(f"--workers must be at least 1, not {workers}")
-        before = set(active_children())
+        if count < 1:
+            raise ValueError(f"--workers must be at least 1, not {count}")
+        from distributed import Client, LocalCluster
 
-        def stop(executor: Executor) -> None:
-            executor.shutdown(wait=False, cancel_futures=True)
-            for process in set(active_children()) - before:
-                process.kill()
-
-        def make() -> Executor:
-            return ProcessPoolExecutor(workers, get_context("forkserver"), end_with_parent)
-
-        pool = cls(make, stop, patience)
-        try:
-            yield pool
-        finally:
-            pool.stop(pool.executor)
+        with (
+            LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,
+                memory_limit=None,
+                silence_logs="ERROR",
+                env=KEEP_MEMORY,
+            ) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            check_threads(client)
+            yield cls(client, patience)
 
     @classmethod
     @contextmanager
     def cluster(
-        cls, address: str, ready: Callable[[], str] = str, patience: float = PATIENCE
-    ) -> "Iterator[Pool]":
+        cls, address: str, lack: Callable[[], str] = str, patience: float = PATIENCE
+    ) -> "Iterator[Workers]":
         """The workers of a Dask scheduler; ValueError if there are none, or none that fit.
 
-        `ready` is called on every worker first, and says in a sentence what that one lacks.
+        `lack` is called on every worker first, and says in a sentence what that one lacks.
         """
-        client, lost = connect(address)
+        with connect(address) as client:
+            check_cluster(client, address, lack)
+            yield cls(client, patience)
 
-        def stop(executor: Executor) -> None:
-            mine, busy = set(client.futures), client.processing()
-            executor.shutdown(wait=False)  # cancels: Dask's has no `cancel_futures`
-            if hanging := sorted(worker for worker, keys in busy.items() if mine & {*keys}):
-                client.restart_workers(hanging, timeout=60, raise_for_error=False)
-
-        with client:
-            check_cluster(client, address, ready)
-            pool = cls(lambda: client.get_executor(pure=False), stop, patience, lost)
-            yield pool
-            if client.status == "running":
-                pool.stop(pool.executor)
-
-    def answers(self, tasks: Sequence[Task]) -> list[Answer]:
+    def answer(self, tasks: Sequence[Task]) -> list[Answer]:
         """The answers, in the order of tasks.
 
         LostWorkers as in `each`; ValueError for a worker whose arithmetic differs from the first's.
@@ -279,43 +262,49 @@ class Pool:
 
         LostWorkers when workers were lost `TRIES` times, with nothing done in between.
         """
-        left, tries = set(range(len(tasks))), 0
+        from distributed import wait
+
+        left, tries = dict(enumerate(tasks)), 0
         while left:
+            futures = {self.client.submit(work, task, pure=False): i for i, task in left.items()}
+            waiting = set(futures)
             try:
-                futures = {self.executor.submit(work, tasks[i]): i for i in sorted(left)}
-                # Twice as long each time: workers that start anew load their data first.
-                for future in self.finished(futures, 2**tries * self.patience):
-                    result = future.result()
-                    left.remove(futures[future])
-                    tries = 0
-                    yield futures[future], result
+                while waiting:
+                    # Twice as long each time: workers that start again load their data first.
+                    patience = 2**tries * self.patience
+                    done, waiting = wait(waiting, patience, "FIRST_COMPLETED")
+                    for future in done:
+                        result = future.result()
+                        del left[futures[future]]
+                        tries = 0
+                        yield futures[future], result
             except self.lost as error:
                 tries += 1
-                self.renew(error)
+                self.recover(list(futures), error)
                 if tries == TRIES:
                     raise LostWorkers(
                         f"workers were lost {TRIES} times in a row "
                         f"({type(error).__name__}: {error}), see their logs"
                     ) from None
+            finally:
+                if self.client.status == "running":
+                    self.client.cancel(list(waiting), force=True)
 
-    def renew(self, error: Exception) -> None:
-        """Another executor in place of one that lost workers; LostWorkers if there is none."""
+    def recover(self, futures: list[Any], error: Exception) -> None:
+        """Restart the workers that hang on these futures; LostWorkers if the scheduler is gone."""
+        mine = {future.key for future in futures}
         try:
-            self.stop(self.executor)
-            self.executor = self.make()
+            if self.client.status != "running":
+                raise error
+            busy = self.client.processing()
+            hanging = sorted(worker for worker, keys in busy.items() if mine & {*keys})
+            self.client.cancel(futures, force=True)
+            if hanging:
+                self.client.restart_workers(hanging, timeout=60, raise_for_error=False)
         except Exception as gone:
             raise LostWorkers(
-                f"the scheduler is gone ({type(gone).__name__} after {type(error).__name__}), "
-                "start it again"
+                f"the scheduler is gone ({type(gone).__name__}), start it again"
             ) from error
-
-    def finished(self, futures: Iterable[Future[R]], patience: float) -> Iterator[Future[R]]:
-        """Futures as they are done; TimeoutError when none is for so many seconds."""
-        waiting = set(futures)
-        while waiting:
-            done = next(as_completed(waiting, timeout=patience))
-            waiting.remove(done)
-            yield done
 
     def check(self, answer: Answer) -> None:
         """Refuse a worker that would compute other numbers than the first one."""
@@ -327,6 +316,20 @@ class Pool:
                 f"{answer.worker} computes other numbers than {first} ({answer.stamp} against "
                 f"{stamp}); use workers of one kind of processor and the same versions"
             )
+
+
+def connect(address: str) -> Any:
+    """A client of a Dask scheduler; ValueError if none answers."""
+    from distributed import Client
+
+    check_certificates(address)  # first: a client that fails for them takes 20 s to close
+    try:
+        return Client(address, timeout=10, set_as_default=False)
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"no Dask scheduler answers at {address} ({why}); start one with: dask scheduler"
+        ) from None
 
 
 def check_certificates(address: str) -> None:
@@ -346,32 +349,14 @@ def check_certificates(address: str) -> None:
         )
 
 
-def connect(address: str) -> tuple[Any, tuple[type[Exception], ...]]:
-    """A client of a Dask scheduler, and the errors by which it tells of losses; else ValueError."""
-    try:
-        from distributed import Client, KilledWorker
-        from distributed.client import ClosedClientError
-    except ModuleNotFoundError:
-        raise ValueError(
-            "--scheduler needs the package distributed: pip install distributed"
-        ) from None
-    check_certificates(address)  # first: a client that fails for them takes 20 s to close
-    try:
-        client = Client(address, timeout=10, set_as_default=False)
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(
-            f"no Dask scheduler answers at {address} ({why}); start one with: dask scheduler"
-        ) from None
-    return client, (KilledWorker, ClosedClientError)
-
-
-def check_cluster(client: Any, address: str, ready: Callable[[], str]) -> None:
+def check_cluster(client: Any, address: str, lack: Callable[[], str]) -> None:
     """ValueError if a cluster has no workers, or workers with other versions or without files."""
     if not client.scheduler_info(n_workers=-1)["workers"]:
         raise ValueError(
-            f"the scheduler at {address} has no workers; start some with: dask worker {address}"
+            f"the scheduler at {address} has no workers; start some with: dask worker {address} "
+            "--nthreads 1"
         )
+    check_threads(client)
     mine = versions()
     try:
         all_of_them = client.run(versions)
@@ -386,9 +371,19 @@ def check_cluster(client: Any, address: str, ready: Callable[[], str]) -> None:
                     f"worker {worker} has {package} {theirs.get(package)}, here it is {version}; "
                     "install the same versions everywhere (requirements.lock)"
                 )
-    for worker, lack in client.run(ready).items():
-        if lack:
-            raise ValueError(f"worker {worker}: {lack}")
+    for worker, reason in client.run(lack).items():
+        if reason:
+            raise ValueError(f"worker {worker}: {reason}")
+
+
+def check_threads(client: Any) -> None:
+    """ValueError for a worker of several threads: they would write into one another's network."""
+    for worker, about in client.scheduler_info(n_workers=-1)["workers"].items():
+        if about["nthreads"] != 1:
+            raise ValueError(
+                f"worker {worker} has {about['nthreads']} threads; start workers with --nthreads 1 "
+                "(and --nworkers for more of them): threads would share one network"
+            )
 
 
 def versions() -> dict[str, str]:
@@ -407,41 +402,41 @@ def versions() -> dict[str, str]:
     }
 
 
-class Pooled:
-    """`BlockObjective` on a pool: the mean over `batches` batches, each computed by some worker.
+class WorkersObjective:
+    """`BlockObjective` on workers: the mean over batches, each computed by one of them.
 
-    The scales are those that `chain` holds when this is built, as a visit does.
+    `state` is the network as it is when the visit begins.
     """
 
     def __init__(
         self,
-        pool: Pool,
-        recipe: Recipe,
-        batches: int,
-        chain: Chain,
-        blocks: Sequence[str],
-        genome: Genome,
+        workers: Workers,
+        source: Source,
+        quant: QuantConfig,
+        search: SearchConfig,
+        state: bytes,
+        visit: Visit,
+        count: int,
     ) -> None:
-        self.pool, self.recipe, self.batches, self.chain = pool, recipe, batches, chain
-        self.blocks, self.genome = tuple(blocks), genome
-        self.state = state_of(chain.model)
-
-    @property
-    def start(self) -> Vector:
-        """The scales that are in the model now."""
-        return self.genome.read(self.chain.model)
+        self.workers, self.source, self.quant, self.search = workers, source, quant, search
+        self.state, self.visit, self.count = state, visit, count
 
     def __call__(self, population: Population) -> Values:
-        """Evaluate all batches of all candidates at the same time."""
+        """Evaluate all batches of all candidates (p, d) at the same time."""
         vectors = [vector.detach().cpu().float().numpy().tobytes() for vector in population]
         tasks = [
-            Task(self.recipe, self.state, self.blocks, self.genome, vector, i)
+            Task(
+                self.source,
+                self.quant,
+                self.search,
+                self.state,
+                self.visit.blocks,
+                self.visit.genome,
+                vector,
+                i,
+            )
             for vector in vectors
-            for i in range(self.batches)
+            for i in range(self.count)
         ]
-        losses = torch.tensor([answer.loss for answer in self.pool.answers(tasks)])
-        return torch.stack([row.mean() for row in losses.split(self.batches)])
-
-    def commit(self, vector: Vector) -> None:
-        """Write a vector into the model."""
-        self.genome.write(self.chain.model, vector)
+        losses = torch.tensor([answer.loss for answer in self.workers.answer(tasks)])
+        return torch.stack([row.mean() for row in losses.split(self.count)])

@@ -23,7 +23,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-EXECUTIONS = ("auto", "integer", "simulate")
+EXECUTIONS = ("auto", "integer", "simulate", "plain")
 
 
 @cache

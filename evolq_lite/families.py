@@ -1,0 +1,104 @@
+"""The layers of the paper's other networks in the same words: Swin, LeViT, ResNet.
+
+Each differs from ViT in where its products and sums are; `layers` explains the idea.
+"""
+
+from timm.models import levit, resnet, swin_transformer
+from torch import Tensor, nn
+
+from evolq_lite import layers
+from evolq_lite.config import QuantConfig
+from evolq_lite.layers import FromFloat, QuantProducts
+from evolq_lite.quantizer import act_quantizer, sum_quantizer
+
+
+class QuantWindowAttention(FromFloat, swin_transformer.WindowAttention):
+    """timm's Swin attention within windows, with relative position bias."""
+
+    def add_points(self, config: QuantConfig) -> None:
+        self.products = QuantProducts(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(windows, tokens, channels) to the same; mask (windows per image, tokens, tokens)."""
+        windows, tokens, _ = x.shape
+        q, k, v = self.qkv(x).view(windows, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        # One mask for every window of an image, the same for all images and heads.
+        if mask is not None:
+            mask = mask.repeat(windows // len(mask), 1, 1).unsqueeze(1)
+        x = self.products(q, k, v, self.scale, bias=self._get_rel_pos_bias(), mask=mask)
+        return self.proj_drop(self.proj(x))
+
+
+class QuantSwinBlock(FromFloat, swin_transformer.SwinTransformerBlock):
+    """timm's Swin block, with its two residual sums quantized."""
+
+    def add_points(self, config: QuantConfig) -> None:
+        self.sum1, self.sum2 = sum_quantizer(config), sum_quantizer(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(images, height, width, channels) to the same."""
+        x = self.sum1(x + self.drop_path1(self._attn(self.norm1(x))))
+        return self.sum2(x + self.drop_path2(self.mlp(self.norm2(x))))
+
+
+def refuse_convolutions(attention: levit.Attention | levit.AttentionDownsample) -> None:
+    """ValueError for LeViT's convolutional form, whose tokens lie on a grid."""
+    if attention.use_conv:
+        raise ValueError("LeViT with convolutions (levit_conv_*) is not supported; use levit_*")
+
+
+class QuantLevitAttention(FromFloat, levit.Attention):
+    """timm's LeViT attention, in its linear form."""
+
+    def add_points(self, config: QuantConfig) -> None:
+        refuse_convolutions(self)
+        self.products = QuantProducts(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(images, tokens, channels) to the same."""
+        images, tokens, _ = x.shape
+        qkv = self.qkv(x).view(images, tokens, self.num_heads, -1).transpose(1, 2)
+        q, k, v = qkv.split([self.key_dim, self.key_dim, self.val_dim], dim=3)
+        x = self.products(q, k, v, self.scale, bias=self.get_attention_biases(x.device))
+        return self.proj(x)
+
+
+class QuantLevitDownsample(FromFloat, levit.AttentionDownsample):
+    """timm's LeViT attention with fewer queries than keys, between stages."""
+
+    def add_points(self, config: QuantConfig) -> None:
+        refuse_convolutions(self)
+        self.products = QuantProducts(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(images, tokens, channels) to (images, fewer tokens, more channels)."""
+        images, tokens, _ = x.shape
+        kv = self.kv(x).view(images, tokens, self.num_heads, -1).transpose(1, 2)
+        k, v = kv.split([self.key_dim, self.val_dim], dim=3)
+        q = self.q(x).view(images, -1, self.num_heads, self.key_dim).transpose(1, 2)
+        x = self.products(q, k, v, self.scale, bias=self.get_attention_biases(x.device))
+        return self.proj(x)
+
+
+class QuantLevitBlock(FromFloat, levit.LevitBlock):
+    """timm's LeViT block, both residual sums quantized (per tensor: no LayerNorm follows)."""
+
+    def add_points(self, config: QuantConfig) -> None:
+        self.sum1, self.sum2 = act_quantizer(config), act_quantizer(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(images, tokens, channels) to the same."""
+        x = self.sum1(x + self.drop_path1(self.attn(x)))
+        return self.sum2(x + self.drop_path2(self.mlp(x)))
+
+
+QUANTIZED: dict[type[nn.Module], type[FromFloat]] = {
+    **layers.QUANTIZED,
+    swin_transformer.WindowAttention: QuantWindowAttention,
+    swin_transformer.SwinTransformerBlock: QuantSwinBlock,
+    levit.Attention: QuantLevitAttention,
+    levit.AttentionDownsample: QuantLevitDownsample,
+    levit.LevitBlock: QuantLevitBlock,
+}
+# A ResNet block has a slot after its sum already: the activation that follows. A point goes there.
+LAST_ACTIVATION: dict[type[nn.Module], str] = {resnet.BasicBlock: "act2", resnet.Bottleneck: "act3"}

@@ -1,0 +1,1 @@
+"""A run from beginning to end. Read with lesson 6, in this order: source, folder, run, workers."""

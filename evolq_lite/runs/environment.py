@@ -1,0 +1,78 @@
+"""What the last digits of a result depend on: versions, processor, threads, kernels."""
+
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("evolq-lite", "torch", "torchvision", "timm", "numpy", "scipy", "safetensors")
+
+
+def environment(**more: Any) -> dict[str, Any]:
+    """What a result depends on besides its config; `more` is added as it is."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": versions,
+        "processor": processor(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "attention": "unfused",
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        **more,
+    }
+
+
+def processor() -> str:
+    """The processor's name, as well as the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process ever had, in MiB; None where the system does not tell."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+
+
+def fix_kernels() -> None:
+    """Full float32 products on every device: TF32 would move the fitness more than a mutation."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+
+
+def kernels_of(state: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides how candidates were rounded, of an environment that is compared with another.
+
+    Workers have one thread each, and a processor of their own; who computes is compared only where
+    both say it.
+    """
+    found = {key: state.get(key) for key in ("execution", "device", "chunk")}
+    found |= dict(state.get("versions", {}))
+    if "workers" in state and "workers" in other:
+        workers = state["workers"]
+        alone = state.get("threads"), state.get("vector_instructions")
+        found["threads"], found["vector_instructions"] = (1, workers[2]) if workers else alone
+        if workers and other["workers"]:
+            found["workers"] = workers
+    return found

@@ -1,0 +1,204 @@
+"""One run from beginning to end: quantize, calibrate, evolve into a run folder, test once.
+
+The command line and the SearchPanel both do exactly this, so a run begun in one resumes in the
+other. Nothing is printed: `evolve` yields events, and whoever iterates over them may stop at any
+time; what was finished by then is in the folder.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from evolq_lite.chain import chain_of
+from evolq_lite.config import QuantConfig, SearchConfig
+from evolq_lite.convert import calibrate, quantize, twin
+from evolq_lite.evaluate import Accuracy, Comparison, packed, predict
+from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluations_of, evolve
+from evolq_lite.fast import set_execution
+from evolq_lite.figures import history_figure, save_figure, top1_figure
+from evolq_lite.objective import batches
+from evolq_lite.runs.environment import environment, peak_memory
+from evolq_lite.runs.folder import RunFolder
+from evolq_lite.runs.scales import digest_of, save_scales, scales_of
+from evolq_lite.runs.source import BATCH, Parts, Progress, Source, quiet
+from evolq_lite.runs.workers import Workers, WorkersObjective, state_of
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the test images say of the float, the first and the evolved network."""
+
+    setting: str
+    right: dict[str, Tensor]  # "float", "before", "evolved": which images (n,) are right
+    history: list[Evaluated]
+
+    @property
+    def accuracies(self) -> dict[str, Accuracy]:
+        """Top-1 of each network."""
+        return {name: Accuracy(int(it.sum()), len(it)) for name, it in self.right.items()}
+
+    @property
+    def gain(self) -> Comparison:
+        """The evolved network against the first."""
+        return Comparison.of(self.right["before"], self.right["evolved"])
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """The three networks' names for a reader."""
+        return {
+            "float": "float",
+            "before": f"{self.setting} before",
+            "evolved": f"{self.setting} evolved",
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Time of the search."""
+        return sum(event.seconds for event in self.history)
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds."""
+        return {
+            "setting": self.setting,
+            "float_top1": self.accuracies["float"].top1,
+            "before_top1": self.accuracies["before"].top1,
+            "after_top1": self.accuracies["evolved"].top1,
+            "intervals": {name: value.interval for name, value in self.accuracies.items()},
+            "gain": self.gain.gain,
+            "gain_interval": self.gain.interval,
+            "p_value": self.gain.p_value,
+            "significant": self.gain.significant,
+            "fitness_before": self.history[0].fitness,
+            "fitness_after": min(event.fitness for event in self.history),
+            "evaluations": len(self.history),
+            "search_seconds": self.seconds,
+            "peak_memory_mib": peak_memory(),
+            "images": self.gain.images,
+            "correct": {name: packed(it.cpu()) for name, it in self.right.items()},
+        }
+
+
+class Run:
+    """A calibrated network with its folder, ready to search from where the folder has come to.
+
+    `resume` opens the run in `out` (ValueError unless it was begun with the same options),
+    `replace` removes it first; FileExistsError if there is one and neither is given. `parts` are
+    what the source loads, if they are at hand already. A context: at its end the folder's lock is
+    released.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        quant: QuantConfig,
+        search: SearchConfig,
+        out: Path,
+        resume: bool = False,
+        replace: bool = False,
+        device: torch.device | str = "cpu",
+        parts: Parts | None = None,
+        lock: bool = True,
+    ) -> None:
+        self.source, self.quant, self.search = source, quant, search
+        config = {
+            **source.identity(),
+            "quantization": asdict(quant),
+            "search": asdict(search),
+            "paths": source.paths(),
+        }
+        # Refuses other options, or a folder in use, before anything is loaded.
+        folder = RunFolder.resume(out, config, lock) if resume else None
+        try:
+            model, images, targets = parts or source.load()
+            self.parts = Parts(model.to(device), images.to(device), targets.to(device))
+            self.qmodel = quantize(self.parts.model, quant)
+            calibrate(self.qmodel, self.parts.images, quant, search.batch)
+            self.folder = folder = folder or RunFolder.create(out, config, replace, lock)
+            self.before, self.chain = twin(self.qmodel), chain_of(self.qmodel)
+            self.chain.fit_chunk(self.parts.images[:1])
+            self.state = environment(
+                execution=set_execution(self.qmodel, quant.execution),
+                device=str(self.parts.images.device),
+                chunk=self.chain.chunk,
+                seed=search.seed,
+                sha256=source.hashes(),
+                calibrated=digest_of(scales_of(self.qmodel), {}),
+            )
+            self.folder.enter(self.state)
+            self.past = self.folder.restore()
+        except BaseException:
+            if folder is not None:
+                folder.close()
+            raise
+        self.total = evaluations_of(self.chain, search)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let others into the folder."""
+        self.folder.close()
+
+    def evolve(self, workers: Workers | None = None) -> Iterator[Event]:
+        """Search to the end; each evaluation is in the folder before it is yielded.
+
+        What the folder holds already is replayed and not yielded. With workers, they evaluate the
+        candidates.
+        """
+        if workers is None:
+            self.folder.enter({**self.state, "workers": None})
+        replayed, asked = len(self.past), workers is None
+        _, images, targets = self.parts
+        elsewhere = None if workers is None else partial(self.objective_of, workers)
+        step = self.search.width(self.quant.weight_bits)
+        for event in evolve(
+            self.chain, images, targets, self.search, step, list(self.past), elsewhere
+        ):
+            if replayed:
+                replayed -= isinstance(event, Evaluated)
+                continue
+            if isinstance(event, Evaluated):
+                if workers is not None and workers.stamp is not None and not asked:
+                    self.folder.enter({**self.state, "workers": list(workers.stamp[1])})
+                    asked = True
+                self.folder.append(event)
+                self.past.append(event)
+            else:
+                self.export(event)
+            yield event
+
+    def export(self, event: Committed) -> None:
+        """Write the scales after a visit."""
+        path = self.folder.path / "scales.safetensors"
+        save_scales(path, self.qmodel, visits=event.visits, fitness=event.fitness)
+
+    def objective_of(self, workers: Workers, visit: Visit) -> WorkersObjective:
+        """What evaluates the candidates of a visit on workers."""
+        count = len(batches(self.parts.targets, self.search.batch))
+        state = state_of(self.qmodel)
+        return WorkersObjective(workers, self.source, self.quant, self.search, state, visit, count)
+
+    def test(self, progress: Progress = quiet) -> Outcome:
+        """Read the test images, once, with all three networks."""
+        model, images, _ = self.parts
+        models = {"float": model, "before": self.before, "evolved": self.qmodel}
+        tests = (x.to(images.device) for x in self.source.test(self.chain.chunk or BATCH))
+        found = predict(models, tests, progress)
+        labels = self.source.labels()
+        return Outcome(
+            f"W{self.quant.weight_bits}A{self.quant.act_bits}",
+            {name: p.cpu() == labels for name, p in found.items()},
+            self.folder.history(),
+        )
+
+    def write(self, outcome: Outcome) -> None:
+        """Add summary.json and two figures to the folder, the numbers first."""
+        self.folder.write("summary.json", outcome.summary())
+        accuracies = {outcome.titles[k]: v for k, v in outcome.accuracies.items()}
+        save_figure(history_figure(outcome.history), self.folder.path / "fitness.png")
+        save_figure(top1_figure(accuracies, outcome.gain), self.folder.path / "top1.png")
