@@ -542,7 +542,8 @@ axes.plot(observer.share, chosen, "X", color=PETROFF[1], markersize=11)
 axes.set(xlabel="share of the range", ylabel="mean squared error", ylim=(0, None))
 figure
 
-# % nbgrader={"grade": true, "grade_id": "A1-4-hidden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+
+# %% nbgrader={"grade": true, "grade_id": "A1-4-hidden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded: what the observer remembers.
 ### BEGIN HIDDEN TESTS
 def batches_of(generator):
@@ -584,7 +585,7 @@ check_memory()
 ### END HIDDEN TESTS
 
 
-# % nbgrader={"grade": true, "grade_id": "A1-4-hidden-2", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A1-4-hidden-2", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests: the least error.
 ### BEGIN HIDDEN TESTS
 def check_least(cases=25, seed=15):
@@ -613,7 +614,7 @@ check_least()
 ### END HIDDEN TESTS
 
 
-# % nbgrader={"grade": true, "grade_id": "A1-4-hidden-3", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A1-4-hidden-3", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests: equal errors, and the last share.
 ### BEGIN HIDDEN TESTS
 observer = ClippingObserver(eq.IntRange(3, True))

@@ -307,7 +307,9 @@ found = wins([float(15 - i) for i in range(15)], 10)
 same(found[14], 1 - (14 / 15) ** 10, "share of the best of 15 in tournaments of 10", 0.03)
 same(wins([math.nan, 0.5], 4), [1 / 16, 15 / 16], "shares of a failed member and another", 0.03)
 same(wins([0.5, math.nan], 4), [15 / 16, 1 / 16], "shares of a member and a failed one", 0.03)
-same(wins([math.nan, 3e38], 4), [1 / 16, 15 / 16], "shares of a failed member and one of 3e38", 0.03)
+same(
+    wins([math.nan, 3e38], 4), [1 / 16, 15 / 16], "shares of a failed member and one of 3e38", 0.03
+)
 print("Exercise 2: the public checks pass.")
 
 # %% nbgrader={"grade": false, "grade_id": "A4-2-picture", "locked": true, "schema_version": 3, "solution": false, "task": false}
@@ -495,7 +497,8 @@ axes.set(xlabel="candidate", ylabel="value")
 axes.legend()
 figure
 
-# % nbgrader={"grade": true, "grade_id": "A4-3-hidden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+
+# %% nbgrader={"grade": true, "grade_id": "A4-3-hidden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded: which members stay, in which order.
 ### BEGIN HIDDEN TESTS
 def check_members(cases=60, seed=43):
@@ -510,7 +513,9 @@ def check_members(cases=60, seed=43):
         for number, value in enumerate(told, 1):
             with trying(said):
                 search.tell(torch.tensor([float(number)]), float(value))
-            expected = sorted([*expected, (float(value), float(number))], key=lambda pair: pair[0])[:-1]
+            expected = sorted([*expected, (float(value), float(number))], key=lambda pair: pair[0])[
+                :-1
+            ]
             found = [(float(v), float(vector[0])) for v, vector in search.members]
             assert found == expected, (
                 f"{said}: (value, child) {found} after child {number}, not {expected}"
@@ -521,7 +526,7 @@ check_members()
 ### END HIDDEN TESTS
 
 
-# % nbgrader={"grade": true, "grade_id": "A4-3-hidden-2", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A4-3-hidden-2", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests: what ask does.
 ### BEGIN HIDDEN TESTS
 def reference_mutate(parent, step, generator):
@@ -559,7 +564,7 @@ check_asking()
 ### END HIDDEN TESTS
 
 
-# % nbgrader={"grade": true, "grade_id": "A4-3-hidden-3", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A4-3-hidden-3", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests: failures, and the best.
 ### BEGIN HIDDEN TESTS
 def check_best(cases=60, seed=45):
@@ -938,7 +943,8 @@ axes.set_xlabel("top-1 on 1,000 held-out images of the training part, %")
 axes.set_title(f"yours against the paper's: {gain}", fontsize="medium", loc="left")
 figure
 
-# % nbgrader={"grade": true, "grade_id": "A4-5-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false} seconds=600
+
+# %% nbgrader={"grade": true, "grade_id": "A4-5-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false} seconds=600
 # Your search is compared with the paper's here when the assignment is graded.
 ### BEGIN HIDDEN TESTS
 def clip_alone(chain, images, targets, budget, seed):
