@@ -18,8 +18,8 @@ import torch
 from tqdm import tqdm
 
 from evolq_lite.experiments import CLAIMS
-from evolq_lite.experiments.cells import computed_elsewhere
-from evolq_lite.parallel import Pool
+from evolq_lite.experiments.cells import compute_with_one_thread
+from evolq_lite.runs.workers import Workers
 
 
 def expected(seconds: list[float], cells: int, workers: int) -> tuple[float, float]:
@@ -44,8 +44,11 @@ def main() -> int:
         for cell in draw.sample(claim.cells(False), min(options.cells, len(claim.cells(False))))
     ]
     took: dict[str, list[float]] = defaultdict(list)
-    with Pool.local(options.workers, patience=7200) as pool, tqdm(total=len(tasks)) as bar:
-        for _, content in pool.each(computed_elsewhere, tasks):
+    with (
+        Workers.local(options.workers, patience=7200) as workers,
+        tqdm(total=len(tasks)) as bar,
+    ):
+        for _, content in workers.each(compute_with_one_thread, tasks):
             took[content["claim"]].append(content["seconds"])
             bar.update()
     print(f"{torch.backends.cpu.get_cpu_capability()}, {options.workers} workers of one thread")

@@ -24,12 +24,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from evolq_lite.convert import set_execution
 from evolq_lite.evolve import visits_of
 from evolq_lite.objective import BlockObjective
-from evolq_lite.parallel import Pool, state_of
-from evolq_lite.record import environment
-from evolq_lite.runs import Run, embedded_task
+from evolq_lite.runs.environment import environment
+from evolq_lite.runs.run import Run
+from evolq_lite.runs.source import Embedded
+from evolq_lite.runs.workers import Workers, state_of
 
 BATCHES = 10  # of 100 images: the paper's 1,000
 LINK = 125e6  # bytes a second between machines: 1 Gb/s
@@ -53,11 +53,11 @@ def measure(images: int, batch: int, repeats: int) -> dict[str, float]:
     quant, search = eq.QuantConfig(weight_bits=3), eq.SearchConfig(batch=batch)
     with (
         tempfile.TemporaryDirectory() as folder,
-        Run(embedded_task("vit", images, 0), quant, search, Path(folder) / "run") as run,
+        Run(Embedded("vit", images, 0), quant, search, Path(folder) / "run") as run,
     ):
         visit = visits_of(run.chain, run.search)[len(run.chain.searchable) // 2]
         objective = BlockObjective(
-            run.chain, visit.blocks, run.task.calibration, run.task.targets, batch=batch,
+            run.chain, visit.blocks, run.parts.images, run.parts.targets, batch=batch,
             genome=visit.genome,
         )  # fmt: skip
         candidate: Tensor = objective.start[None] * 1.001
@@ -66,13 +66,13 @@ def measure(images: int, batch: int, repeats: int) -> dict[str, float]:
             "task_bytes": len(state_of(run.qmodel)) + 4 * candidate.numel(),
             "alone": median_seconds(lambda: objective(candidate), repeats),
         }
-        for workers in (1, 2):
-            with Pool.local(workers) as pool:
-                pooled = run.pooled(pool, visit)
+        for count in (1, 2):
+            with Workers.local(count) as workers:
+                remote = run.objective_of(workers, visit)
                 for _ in range(3):  # every worker loads its data, and keeps the inputs of blocks
-                    pooled(candidate.repeat(4, 1))
-                found[f"workers_{workers}"] = median_seconds(
-                    lambda pooled=pooled: pooled(candidate), repeats
+                    remote(candidate.repeat(4, 1))
+                found[f"workers_{count}"] = median_seconds(
+                    lambda remote=remote: remote(candidate), repeats
                 )
     return found
 
@@ -86,7 +86,7 @@ def vit_b(images: int) -> tuple[float, int]:
     config = eq.QuantConfig()
     qmodel, x = eq.quantize(model, config), torch.randn(images, 3, 224, 224)
     eq.calibrate(qmodel, x[:2], config)
-    set_execution(qmodel, "auto")
+    eq.set_execution(qmodel, "auto")
     chain = eq.chain_of(qmodel)
     chain.fit_chunk(x[:1])
     with torch.no_grad():

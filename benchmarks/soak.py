@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from time import monotonic
 
@@ -21,20 +22,20 @@ import numpy as np
 import psutil
 import torch
 
-from evolq_lite.parallel import Pool
-from evolq_lite.runs import Run, embedded_task
+from evolq_lite.runs.run import Run
+from evolq_lite.runs.source import Embedded
+from evolq_lite.runs.workers import Workers
 
 
-def search(out: Path, workers: int) -> None:
+def search(out: Path, count: int) -> None:
     """One short run, as the command line does it, without the test images."""
-    task = embedded_task("cnn", 60, 0)
     config = eq.SearchConfig(passes=1, batch=30)
-    with Run(task, eq.QuantConfig(weight_bits=3), config, out) as run:
-        if workers:
-            with Pool.local(workers) as pool:
-                run.evolve(lambda _: None, pool)
-        else:
-            run.evolve(lambda _: None)
+    with (
+        Workers.local(count) if count else nullcontext() as workers,
+        Run(Embedded("cnn", 60, 0), eq.QuantConfig(weight_bits=3), config, out) as run,
+    ):
+        for _ in run.evolve(workers):
+            pass
 
 
 def state(process: psutil.Process) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The command line: `python -m evolq_lite demo | run | reproduce | check`.
+"""The command line: `python -m evolq_lite demo | run | reproduce | convert | check`.
 
 Flags are made from the dataclasses of `config`. Every command that searches does the same:
 quantize, calibrate, evolve on calibration images, then read the test images once and say what was
@@ -8,7 +8,6 @@ gained. Bad input gets one sentence and exit status 2.
 import argparse
 import errno
 import signal
-import sys
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import torch
-from tqdm import tqdm
 
 from evolq_lite._openmp import UNBOUND
+from evolq_lite._torchvision import torchvision_advice
+from evolq_lite.checkpoints import convert_checkpoint
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import describe, tell_float_products
 from evolq_lite.data import DATA, DEMO_MODELS, checked, demo_file
@@ -31,6 +31,7 @@ from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Outcome, Run
 from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Folders, Source
 from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers
+from evolq_lite.terminal import progress, say
 
 # Seconds that a cell of an experiment may take on a worker before it counts as hanging.
 CELL_PATIENCE = 7200.0
@@ -127,6 +128,7 @@ def source_of(arguments: argparse.Namespace) -> Source:
         arguments.calibration_images,
         arguments.test_images,
         arguments.seed,
+        arguments.image_size,
     )
 
 
@@ -138,8 +140,12 @@ def search(arguments: argparse.Namespace) -> int:
     RunFolder.claim(arguments.out, arguments.resume, arguments.replace, arguments.lock)
     source, device = source_of(arguments), device_for(arguments)
     with workers_of(arguments, source) as workers:
+        with progress(None, "images, opened", "image") as bar:
+            hashes = source.check(bar.update)
+        for note in source.notes():
+            say(note)
         total = source.identity()["calibration_images"]
-        with tqdm(total=total, desc="calibration images", unit="image") as bar:
+        with progress(total, "calibration images", "image") as bar:
             parts = source.load(bar.update)
         with Run(
             source,
@@ -150,22 +156,23 @@ def search(arguments: argparse.Namespace) -> int:
             replace=arguments.replace,
             device=device,
             parts=parts,
+            hashes=hashes,
             lock=arguments.lock,
         ) as run:
             if arguments.describe:
-                print(describe(run.qmodel))
+                say(describe(run.qmodel))
             refuse_float_products(run, arguments.strict)
-            with tqdm(total=run.total, initial=len(run.past), desc="search", unit="eval") as bar:
+            with progress(run.total, "search", "eval", initial=len(run.past)) as bar:
                 for event in run.evolve(workers):
                     if isinstance(event, Evaluated):
                         fitness = f"{event.fitness:.5f}"
                         bar.set_postfix(block=event.block, fitness=fitness, refresh=False)
                         bar.update()
-            with tqdm(total=len(source.labels()), desc="test, once", unit="image") as bar:
+            with progress(len(source.labels()), "test, once", "image") as bar:
                 outcome = run.test(bar.update)
             run.write(outcome)
     report(source, outcome)
-    print(f"Written to {arguments.out}: summary.json, fitness.png, top1.png, and the run itself.")
+    say(f"Written to {arguments.out}: summary.json, fitness.png, top1.png, and the run itself.")
     return 0
 
 
@@ -178,7 +185,7 @@ def refuse_float_products(run: Run, strict: bool) -> None:
         raise ValueError(
             f"matrix products stay float ({told}); omit --strict to search the others all the same"
         )
-    print(f"evolq_lite: matrix products that stay float: {told}", file=sys.stderr)
+    say(f"evolq_lite: matrix products that stay float: {told}", error=True)
 
 
 def workers_of(
@@ -197,18 +204,69 @@ def workers_of(
 def report(source: Source, outcome: Outcome) -> None:
     """Print the table."""
     gain, evaluations = outcome.gain, len(outcome.history)
-    print(f"\n{source.identity()['model']}, {outcome.setting}: {source.note}\n")
-    print(
+    say(f"\n{source.identity()['model']}, {outcome.setting}: {source.note}\n")
+    say(
         f"{'':16}{'top-1 [95 % interval]':28}{'gain over before':46}"
         f"{'evaluations':>12}{'seconds':>9}"
     )
     for name, title in outcome.titles.items():
         evolved = name == "evolved"
         more = f"{gain!s:46}{evaluations:>12}{outcome.seconds:>9.1f}" if evolved else ""
-        print(f"{title:16}{outcome.accuracies[name]!s:28}{more}")
-    print(
-        f"\nEvolved against before: {gain.verdict}; {gain.gained} images gained, {gain.lost} lost."
+        say(f"{title:16}{outcome.accuracies[name]!s:28}{more}")
+    say(f"\nEvolved against before: {gain.verdict}; {gain.gained} images gained, {gain.lost} lost.")
+
+
+def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
+    """Compute the cells of claims whose results are not there, then write figures and tables."""
+    from evolq_lite.experiments import CLAIMS, KNOWN, real, report  # pandas takes half a second
+
+    wanted = [name.upper() for name in arguments.claims]
+    if unknown := [name for name in wanted if name not in (*KNOWN, "ALL")]:
+        raise ValueError(f"unknown experiment {unknown[0]!r}; known: {', '.join(KNOWN)}, all")
+    if arguments.report and arguments.claims != ["all"]:
+        raise ValueError("--report is about all results that are there; omit the experiments")
+    if arguments.quick and "REAL" in wanted:
+        raise ValueError("nothing of REAL is quick; omit --quick")
+    if workers is not None and "REAL" in wanted:
+        raise ValueError(
+            "REAL consists of runs that share out their own work: omit --workers and --scheduler, "
+            "or give them to python -m evolq_lite run"
+        )
+    names = {*wanted, *(CLAIMS if "ALL" in wanted else ())} if not arguments.report else {}
+    claims = [claim for name, claim in KNOWN.items() if name in names]
+
+    def watch(event: Evaluated) -> None:
+        bar.set_postfix_str(f"{event.block}, fitness {event.fitness:.5f}")
+
+    if "REAL" in names:
+        claims[-1] = real.use_folders(arguments.weights, arguments.photographs, watch)
+    folder = arguments.out or (Path("runs/quick") if arguments.quick else report.RESULTS)
+    with report.lock(folder):
+        tasks = report.missing(claims, folder, arguments.quick)
+        cells = report.count(claims, arguments.quick)
+        with progress(cells, "cells", "cell", initial=cells - len(tasks)) as bar:
+            for cell in report.reproduce(tasks, folder, workers):
+                bar.set_description(cell[:40], refresh=False)
+                bar.update()
+        told = report.write_report(folder, arguments.quick)
+    for row in told:
+        say(f"{row['claim']} {row['question']} {row['verdict'].capitalize()}. {row['sentence']}")
+    say(f"Written to {folder}: README.md, claims.json, figures, and the results, line by line.")
+    return 0
+
+
+def convert_file(arguments: argparse.Namespace) -> int:
+    """Write a checkpoint as safetensors, and say what was taken and what was left."""
+    say(
+        convert_checkpoint(
+            arguments.source,
+            arguments.target,
+            ema=arguments.ema,
+            key=arguments.key,
+            replace=arguments.replace,
+        )
     )
+    return 0
 
 
 def check() -> int:
@@ -216,7 +274,7 @@ def check() -> int:
     ready = True
     state = environment()
     versions = ", ".join(f"{k} {v}" for k, v in state["versions"].items())
-    print(f"python {state['python']}, {versions}")
+    say(f"python {state['python']}, {versions}")
     lock = Path(__file__).resolve().parents[1] / "requirements.lock"
     pins = (
         dict(line.split("==") for line in lock.read_text().split() if "==" in line)
@@ -229,28 +287,30 @@ def check() -> int:
         except ModuleNotFoundError:
             have = "missing"
         if have != wanted:
-            print(
+            say(
                 f"  note: {package} is {have}, the lock says {wanted}; "
                 "results may differ in the last digits"
             )
-    print(f"  threads: {UNBOUND or 'OK, their spin is bounded, so a busy machine is no trouble'}")
+    if advice := torchvision_advice():
+        say(f"  note: {advice}")
+    say(f"  threads: {UNBOUND or 'OK, their spin is bounded, so a busy machine is no trouble'}")
     for name in ("typefaces-train.npz", "typefaces-test.npz", *map(demo_file, DEMO_MODELS)):
         try:
             checked(name)
-            print(f"  data: {name} is OK")
+            say(f"  data: {name} is OK")
         except ValueError as error:
             ready = False
-            print(f"  data: {error}")
-    print(
+            say(f"  data: {error}")
+    say(
         f"  processor: {state['processor']}, {state['vector_instructions']}, "
         f"{state['threads']} threads"
     )
     reasons = {bits: missing(bits) for bits in range(2, 9)}
     exact = [str(bits) for bits, reason in reasons.items() if not reason]
-    print(f"  integer execution: for weights of {', '.join(exact) or 'no'} bits")
+    say(f"  integer execution: for weights of {', '.join(exact) or 'no'} bits")
     for reason in sorted({reason for reason in reasons.values() if reason}):
-        print(f"    otherwise simulated: {reason}")
-    print("Ready." if ready else "Not ready: see above.")
+        say(f"    otherwise simulated: {reason}")
+    say("Ready." if ready else "Not ready: see above.")
     return 0 if ready else 2
 
 
@@ -258,7 +318,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(prog="python -m evolq_lite", description=__doc__)
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="{demo,run,reproduce,check}"
+        dest="command", required=True, metavar="{demo,run,reproduce,convert,check}"
     )
     demo = commands.add_parser(
         "demo", help="the embedded network: search, then one table and two figures, offline"
@@ -297,6 +357,11 @@ def parser() -> argparse.ArgumentParser:
         "--calibration-images",
         type=number(int, "2 or more"),
         help="drawn by seed (default: 1000, or all if fewer)",
+    )
+    own.add_argument(
+        "--image-size",
+        type=number(int, "8 to 4096"),
+        help="pixels, where the checkpoint does not tell (default: what it tells, or timm's)",
     )
     own.add_argument(
         "--test-images", type=number(int, "2 or more"), help="a fixed random subset (default: all)"
@@ -367,6 +432,14 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--scheduler", help="compute on the workers of a Dask scheduler, tcp://host:port"
         )
+    turn = commands.add_parser(
+        "convert", help="a checkpoint of any kind as safetensors, running nothing that is in it"
+    )
+    turn.add_argument("source", type=Path, metavar="FILE.pth", help="what torch.save has written")
+    turn.add_argument("target", type=Path, metavar="FILE.safetensors", help="what to write")
+    turn.add_argument("--ema", action="store_true", help="take the averaged weights")
+    turn.add_argument("--key", help="take the weights under this name in the file")
+    turn.add_argument("--replace", action="store_true", help="write over FILE.safetensors")
     commands.add_parser("check", help="is this machine ready?")
     return top
 
@@ -395,6 +468,8 @@ def dispatch(arguments: argparse.Namespace) -> int:
     """Run the command that was parsed."""
     if arguments.command == "check":
         return check()
+    if arguments.command == "convert":
+        return convert_file(arguments)
     fix_kernels()
     if arguments.threads is not None:
         if not 1 <= arguments.threads <= 1024:
@@ -405,9 +480,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if arguments.command != "reproduce":
         return search(arguments)
     with workers_of(arguments) as workers:
-        from evolq_lite.experiments import command
-
-        return command.reproduce(arguments, workers)
+        return reproduce(arguments, workers)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -419,10 +492,10 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parser().parse_args(argv)
         return dispatch(arguments)
     except KeyboardInterrupt:
-        print(f"\nevolq_lite: stopped{how_to_resume(arguments)}", file=sys.stderr)
+        say(f"\nevolq_lite: stopped{how_to_resume(arguments)}", error=True)
         return 130
     except LostWorkers as error:
-        print(f"evolq_lite: {error}{how_to_resume(arguments)}", file=sys.stderr)
+        say(f"evolq_lite: {error}{how_to_resume(arguments)}", error=True)
     except OSError as error:
         hint = "; check the path, or give another --out" if error.errno is not None else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -432,7 +505,7 @@ def main(argv: list[str] | None = None) -> int:
             if error.strerror and error.filename
             else str(error)
         )
-        print(f"evolq_lite: {named}{hint}", file=sys.stderr)
+        say(f"evolq_lite: {named}{hint}", error=True)
     except ValueError as error:
-        print(f"evolq_lite: {error}", file=sys.stderr)
+        say(f"evolq_lite: {error}", error=True)
     return 2

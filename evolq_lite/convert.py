@@ -105,8 +105,9 @@ def example_images(model: nn.Module, images: int = 2) -> Tensor:
     if (size := getattr(getattr(model, "patch_embed", None), "img_size", None)) is not None:
         height, width = size
     if isinstance(model, levit.Levit):  # it does not say, but its position biases are a table
-        tokens = len(cast(Any, model.stages[0].blocks[0]).attn.attention_bias_idxs)
-        height = width = math.isqrt(tokens) * model.stem.stride
+        net = cast(Any, model)
+        tokens = len(net.stages[0].blocks[0].attn.attention_bias_idxs)
+        height = width = math.isqrt(tokens) * net.stem.stride
     first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
     weight = first.weight
     noise = torch.randn(

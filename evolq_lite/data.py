@@ -1,16 +1,21 @@
-"""Images and networks: the embedded ones, which work offline, and any timm one on image folders.
+"""The embedded images and networks, which work offline, and images from files.
 
 The embedded task is Typefaces-62 (data/README.md): 62 characters in typefaces never seen in
 training, a small ViT and a small residual CNN trained on it here. Their files are checked against
 `data/SHA256SUMS` when read. Calibration images are drawn from the training part by seed; the test
 part is other typefaces.
+
+Image files are read as timm's readers do (RGB, not turned by EXIF), and those that would come out
+wrong without a word (numbers without a known range, truncated files) are refused by name.
 """
 
+import hashlib
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -20,15 +25,16 @@ from evolq_lite import _torchvision  # noqa: F401  isort: skip  (before timm)
 import numpy as np
 import timm
 import torch
-from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform, resolve_model_data_config
-from timm.data.readers.reader_image_folder import find_images_and_targets
 from torch import Tensor, nn
 
-from evolq_lite.files import sha256
+from evolq_lite.checkpoints import load_weights
+from evolq_lite.files import mistake, sha256
+from evolq_lite.networks import unfused
 
+# Of the longer side to the shorter: a thin strip is huge once its width is what a network wants.
+MAX_RATIO = 500
 DATA = Path(os.environ.get("EVOLQ_DATA", Path(__file__).resolve().parents[1] / "data"))
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 DEMO_MODELS: dict[str, dict[str, Any]] = {
@@ -160,146 +166,93 @@ def load_demo(name: str = "vit", calibration: int = 1000, seed: int = 0) -> Demo
     return Demo(name, model, images, targets)
 
 
-def unfused(model: nn.Module) -> nn.Module:
-    """Use plain attention everywhere: fused kernels alter last digits and would skip quantizers."""
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # type: ignore[assignment]
-    return model
-
-
-def load_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Load a safetensors checkpoint.
-
-    ValueError for other files, and for missing, foreign or differently shaped tensors.
-    """
-    if checkpoint.is_file() and checkpoint.suffix != ".safetensors":
-        raise ValueError(
-            f"{checkpoint} is no .safetensors file; others are pickles, which could run code, and "
-            "are refused: the README shows how to convert them"
-        )
-    try:
-        state = load_file(checkpoint)
-    except (SafetensorError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        why = str(error).splitlines()[0]
-        raise ValueError(
-            f"{checkpoint} cannot be read as a checkpoint ({why}); give a .safetensors file"
-        ) from None
-    own = model.state_dict()
-    for what, keys in (
-        ("lacks", own.keys() - state.keys()),
-        ("has the foreign key", state.keys() - own.keys()),
-    ):
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ValueError(
-                f"{checkpoint} {what} {min(keys, key=str)}{more}; "
-                "it must have timm's key names for this network"
-            )
-    for key, value in state.items():
-        if value.shape != own[key].shape:
-            shapes = f"{tuple(value.shape)} instead of {tuple(own[key].shape)}"
-            raise ValueError(
-                f"{checkpoint}: {key} has shape {shapes}; is --model the right network?"
-            )
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(f"{checkpoint}: {key} holds NaN or infinite values")
-    model.load_state_dict(state)
-
-
-def load_timm(name: str, checkpoint: Path | None = None) -> nn.Module:
-    """A timm network in evaluation mode, from a checkpoint or timm's own weights (online)."""
-    if not timm.is_model(name.partition(".")[0]):
-        near = get_close_matches(name, timm.list_models(), 3)
-        hint = f"; near are {', '.join(near)}" if near else "; timm.list_models() names them all"
-        raise ValueError(f"timm has no network {name!r}{hint}")
-    try:
-        model = timm.create_model(name, pretrained=checkpoint is None)
-    except Exception as error:
-        raise ValueError(
-            f"timm could not build {name} ({str(error).splitlines()[0][:200]}); "
-            "offline, give --checkpoint FILE"
-        ) from None
-    if checkpoint is not None:
-        load_weights(model, checkpoint)
-    return unfused(model).eval()
-
-
 def transform_of(model: nn.Module) -> Callable[[Image.Image], Tensor]:
     """timm's own preprocessing for a network: size, crop, interpolation, mean and deviation."""
-    return create_transform(**resolve_model_data_config(model), is_training=False)
+    config = resolve_model_data_config(model)
+    transform: Callable[[Image.Image], Tensor] = create_transform(**config, is_training=False)
+    channels = config["input_size"][0]
+    if channels == 1:
+        return lambda image: transform(image.convert("L"))
+    if channels != 3:
+        raise ValueError(f"the network takes images of {channels} channels; files have 3, or 1")
+    return transform
 
 
-def list_folder(folder: Path, class_map: Path | None = None) -> tuple[list[Path], Tensor]:
-    """Image files below a folder and their class indices (n,), by timm's rule: one folder a class.
-
-    `class_map` lists the class folders in index order; needed where some of the network's classes
-    have no folder.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give one that holds a folder of images per class")
-    if class_map is not None and not class_map.is_file():
-        raise ValueError(
-            f"{class_map} is no file; "
-            "--class-map lists the class folders, one a line, in index order"
-        )
-    found, index = find_images_and_targets(str(folder))
-    if not found:
-        raise ValueError(f"{folder} holds no images (.png, .jpg, .jpeg); give a folder of images")
-    labels = torch.tensor([label for _, label in found])
-    if class_map is not None:
-        mapped = read_class_map(class_map)
-        if missing := index.keys() - mapped.keys():
-            raise ValueError(
-                f"{class_map} does not list the class folder {min(missing)!r} of {folder}; "
-                "add or remove it"
-            )
-        # `index` is in the order of its values.
-        labels = torch.tensor([mapped[name] for name in index])[labels]
-    return [Path(path) for path, _ in found], labels
-
-
-def read_class_map(file: Path) -> dict[str, int]:
-    """The class folders that a text file lists, one a line, and their indices."""
+def read_image(path: Path, content: bytes) -> Image.Image:
+    """The RGB image that a file's content is; ValueError names a file that is not an image."""
     try:
-        names = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError:
+        with warnings.catch_warnings():  # Pillow warns of large images, which are no fault
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(content)) as image:
+                if max(image.size) > MAX_RATIO * min(image.size):
+                    raise ValueError(f"{image.width} x {image.height} pixels are too thin a strip")
+                return rgb(image)
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = mistake(content) or ("Pillow knows no such format" if unknown else str(error))
         raise ValueError(
-            f"{file} is no text; --class-map lists the class folders, one a line"
+            f"{path} cannot be read as an image ({why}); remove or replace it"
         ) from None
-    if len(set(names)) < len(names):
-        raise ValueError(f"{file} lists a class folder twice; list each once, in index order")
-    return {name: i for i, name in enumerate(names)}
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; Pillow alone would clip 16-bit greys to white, and warn of some palettes."""
-    if image.mode.startswith("I;16"):
+    """Any mode as RGB; Pillow alone would clip 16-bit greys to white, and warn of some palettes.
+
+    Numbers of 32 bits have no known white, so they are refused.
+    """
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    if sixteen:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers without a known range; save it with 8 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
+def check_images(
+    paths: Sequence[Path], progress: Callable[[int], None] = lambda images: None
+) -> list[str]:
+    """Decode all images that a run will need, without looking at them; their SHA-256, each.
+
+    Each file is read once. ValueError names the first damaged one: before a search, not after it.
+    """
+    digests = []
+    for path in paths:
+        content = _content(path)
+        read_image(path, content)
+        digests.append(hashlib.sha256(content).hexdigest())
+        progress(1)
+    return digests
+
+
+def hash_images(digests: Sequence[str], labels: Tensor | None = None) -> str:
+    """What identifies images (`check_images`) in their order, with their labels if these matter."""
+    numbers = [""] * len(digests) if labels is None else [str(x) for x in labels.tolist()]
+    lines = [f"{digest} {n}\n" for digest, n in zip(digests, numbers, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def load_images(
-    paths: list[Path],
+    paths: Sequence[Path],
     transform: Callable[[Image.Image], Tensor],
     progress: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
     """Transformed images (n, channels, height, width); ValueError names a file that is no image."""
     out = []
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                out.append(transform(rgb(image)))
-        except Exception as error:  # Pillow raises many kinds for damaged files
-            raise ValueError(
-                f"{path} cannot be read as an image ({error}); remove or replace it"
-            ) from None
+        out.append(transform(read_image(path, _content(path))))
         progress(1)
     images = torch.stack(out)
     if not torch.isfinite(images).all():
         raise ValueError("the images hold NaN or infinite values")
     return images
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes; ValueError names it, be it a dead link or unreadable."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"{path} cannot be read ({why}); remove or replace it") from None

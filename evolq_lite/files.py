@@ -36,3 +36,14 @@ def sha256(*paths: Path) -> str:
             while block := file.read(2**20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def mistake(start: bytes) -> str:
+    """What a file is instead of what its name says, by its first bytes; "" if that is not seen."""
+    if not start:
+        return "it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull"
+    if start[:64].lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "it is a web page, so the download went wrong"
+    return ""

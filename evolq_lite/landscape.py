@@ -10,8 +10,11 @@ directions move all scales by the same amount, as the paper's mutation does.
 
 A quantized network is a chain of roundings: a change in the last bit of one kernel's sum can flip a
 rounding, which flips others. So the same network computed with another kernel, or in batches of
-another size, has another loss. `noise_floor` measures by how much, and no bump smaller than that
-says anything about the landscape.
+another size, has another loss. `other_ways` computes one objective in several such ways,
+`noise_floor` measures how far they differ, and no bump smaller than that says anything about the
+landscape.
+
+`JaggedBowl` is a landscape of two scales that was made up for teaching: small enough to draw.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +23,14 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from scipy.signal import find_peaks
-from torch import Tensor
+from torch import Tensor, nn
 
-from evolq_lite.genome import Vector
-from evolq_lite.objective import Objective
+from evolq_lite.chain import chain_of
+from evolq_lite.convert import twin
+from evolq_lite.fast import set_execution
+from evolq_lite.fitness import Fitness, info_nce
+from evolq_lite.genome import Vector, genome_of
+from evolq_lite.objective import BlockObjective, Objective, Population, Values
 
 OnCell = Callable[[Tensor], None]
 
@@ -128,6 +135,58 @@ def total_variation(values: Float[Tensor, " n"]) -> float:
     return float(values.diff().abs().sum()) / span if span > 0 else 0.0
 
 
+def layer_objective(
+    qmodel: nn.Module,
+    block: str,
+    layer: str,
+    images: Tensor,
+    targets: Tensor,
+    fitness: Fitness = info_nce,
+    chunk: int | None = None,
+    inputs: list[Tensor] | None = None,
+) -> BlockObjective:
+    """A fitness as a function of the weight scales of one layer, such as "attn.qkv" of "blocks.2".
+
+    `chunk` images are computed at a time, None for as many as fit the processor's cache; `inputs`
+    are those of the block, where known. ValueError if there is no such block or layer.
+    """
+    chain = chain_of(qmodel)
+    if chunk is None:
+        chain.fit_chunk(images[:1])
+    else:
+        chain.chunk = chunk
+    genome = genome_of(qmodel, [f"{block}.{layer}"], "weights")
+    return BlockObjective(chain, block, images, targets, fitness, genome=genome, inputs=inputs)
+
+
+def other_ways(
+    objective: BlockObjective,
+    make: Callable[..., BlockObjective],
+    chunks: Sequence[int],
+    last_bits: bool = True,
+) -> list[BlockObjective]:
+    """An objective computed in other ways: the same on paper, but not in its last digits.
+
+    Once in each size of `chunks` (for single images, convolutions have another kernel); once with
+    products simulated in float, where they were of integers; and, if `last_bits`, once with every
+    input of the block one last bit up or down, as if another kernel had made it. The same objective
+    is `make(qmodel)`, `make(qmodel, chunk=n)` and `make(qmodel, inputs=tensors)`.
+    """
+    qmodel = objective.chain.model
+    simulated = twin(qmodel)
+    set_execution(simulated, "simulate")
+    ways = [*(make(qmodel, chunk=chunk) for chunk in chunks), make(simulated)]
+    if last_bits:
+        generator = torch.Generator().manual_seed(0)
+        bits = [2 * torch.randint(2, x.shape, generator=generator) - 1 for x in objective.inputs]
+        inputs = [
+            x * (1 + torch.finfo(x.dtype).eps * bit)
+            for x, bit in zip(objective.inputs, bits, strict=True)
+        ]
+        ways.append(make(qmodel, inputs=inputs))
+    return ways
+
+
 def noise_floor(
     kernels: Sequence[Callable[[Tensor], Tensor]], points: Float[Tensor, "p d"]
 ) -> tuple[float, Float[Tensor, "k p"]]:
@@ -138,3 +197,28 @@ def noise_floor(
     """
     values = torch.stack([kernel(points) for kernel in kernels])
     return float((values.amax(0) - values.amin(0)).max()), values
+
+
+class JaggedBowl:
+    """A toy objective of two scales: a bowl, made jagged by roundings, as quantization would.
+
+    f(x) = |x - centre|^2 / reach^2 + depth * mean of (t - round(t) + 1/2) over the four numbers
+    t = waves @ (x - centre). Each t is a sum in which both scales take part; t - round(t) is a
+    slope that jumps back where the rounding flips. Population (p, 2) to values (p,).
+    """
+
+    centre = torch.tensor([0.080, 0.060])
+    reach, depth = 0.006, 0.7
+    waves = torch.tensor([[1250.0, 220.0], [-250.0, 580.0], [-100.0, -830.0], [500.0, -700.0]])
+
+    @property
+    def start(self) -> Vector:
+        """Where a search begins (2,): in a pit, well up the wall of the bowl."""
+        return torch.tensor([0.0761, 0.0633])
+
+    def __call__(self, population: Population) -> Values:
+        """Evaluate candidates, one per row."""
+        away = population - self.centre
+        sums = away @ self.waves.T
+        jagged = (sums - sums.round() + 0.5).mean(1)
+        return (away / self.reach).square().sum(1) + self.depth * jagged

@@ -1,6 +1,7 @@
 """Shared fixtures; shapes and types of the package's signatures are checked while the tests run."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from jaxtyping import install_import_hook
 
@@ -16,7 +17,8 @@ import torch
 from serving import NO_CHROMIUM, find_chromium
 from torch import Tensor, nn
 
-from evolq_lite.data import unfused
+from evolq_lite.networks import unfused
+from evolq_lite.panels import Panel
 
 TOYS = {
     "vit": (
@@ -68,6 +70,14 @@ def toy_images(name: str, n: int = 12) -> Tensor:
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait until something is true that another thread does; long, for a busy machine."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not true after {seconds} s"
+        time.sleep(0.002)
+
+
 @pytest.fixture(params=list(TOYS))
 def family(request: pytest.FixtureRequest) -> str:
     """The name of each supported family in turn."""
@@ -86,6 +96,15 @@ def no_silent_callbacks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     heard = [r for r in caplog.get_records("call") if "Exception in callback" in r.getMessage()]
     assert not heard, heard[0].getMessage()
+
+
+@pytest.fixture
+def panels_are_closed() -> Iterator[None]:
+    """No panel that a test opened stays open, and none of their threads."""
+    yield
+    for panel in list(Panel.alive):
+        panel.close()
+        panel.worker.pool.shutdown(wait=True)
 
 
 LEFT_OUT = pytest.StashKey[int]()

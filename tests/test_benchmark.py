@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evolq_lite import load_demo
-from evolq_lite.integer import missing
+from evolq_lite.kernels import missing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import candidate_cost

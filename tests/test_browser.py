@@ -11,7 +11,7 @@ import nbformat
 import psutil  # needed by ipykernel
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
-from serving import APP, OPTIONS, chromium, jupyterlab, voila
+from serving import APP, OPTIONS, chromium, jupyterlab, notebook_of, voila
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 sys.path.insert(0, str(NOTEBOOKS))
@@ -104,14 +104,15 @@ class Shown:
 
     def __init__(self, page: Page, kind: str) -> None:
         self.page, self.root = page, page.locator(f".evolq-{kind}")
-        self.image = self.root.locator(".evolq-view img").first
+        self.image = self.root.locator(".evolq-view .evolq-drawing").first
         self.status = self.root.locator(".evolq-status").get_by_role("status")
 
     def picture(self) -> tuple[str, str]:
-        """Source and alt text."""
-        source, alt = (self.image.get_attribute(name) for name in ("src", "alt"))
-        assert source and source.startswith("data:image/png;base64,") and alt and len(alt) > 20
-        return source, alt
+        """Drawing and alt text."""
+        drawing, alt = self.image.inner_html(), self.image.get_attribute("aria-label")
+        assert "<svg" in drawing and alt and 5 < len(alt.split()) <= 40
+        assert self.image.get_attribute("role") == "img"
+        return drawing, alt
 
     def control(self, name: str) -> Locator:
         """A control by name."""
@@ -206,10 +207,132 @@ def test_lesson_6_in_lab(page: Page, lab: str):
     resume.press("Enter")
     expect(panel.status).not_to_contain_text("Paused.", timeout=2 * SECOND)
     cancel.click()
-    panel.expect_words("Cancelled. Resume goes on", seconds=5)
+    panel.expect_words("Cancelled. Resume continues", seconds=5)
     expect(run).to_be_enabled()
     expect(cancel).to_be_disabled()
     assert "Fitness over" in panel.picture()[1]
+
+
+PANELS = [
+    "from evolq_lite.panels import InfoNCEPanel, QuantizerPanel\n\nQuantizerPanel()",
+    "QuantizerPanel(bits=3)",
+    "InfoNCEPanel(batch=8)",
+    f'print("{END}")',
+]
+
+# The ratio of the lightest to the darkest of each text's, or line's, color and its background.
+CONTRASTS = """([root, marks]) => {
+  const light = color => {
+    const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+      .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const color = getComputedStyle(e).backgroundColor;
+      if (!/rgba\\(.*, 0\\)|transparent/.test(color)) return color;
+    }
+    return 'rgb(255, 255, 255)';
+  };
+  return [...document.querySelectorAll(`${root} .evolq-drawing ${marks}`)].map(mark => {
+    const style = getComputedStyle(mark);
+    const color = style.stroke !== 'none' && mark.tagName !== 'text' ? style.stroke : style.fill;
+    const [a, b] = [light(color), light(behind(mark))].sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05);
+  });
+}"""
+
+# Milliseconds from a key on a slider's handle until the picture has changed and the page is drawn.
+DELAYS = """async ([root, name]) => {
+  const view = document.querySelector(`${root} .evolq-view`);
+  const handle = document.querySelector(`${root} .evolq-${name} .noUi-handle`);
+  const took = [];
+  for (let i = 0; i < 20; i++) {
+    const before = view.innerHTML, began = performance.now();
+    const changed = new Promise(done => {
+      const watch = new MutationObserver(() => {
+        if (view.innerHTML !== before) { watch.disconnect(); requestAnimationFrame(done); }
+      });
+      watch.observe(view, {childList: true, subtree: true});
+    });
+    const key = i % 10 < 5 ? 'ArrowLeft' : 'ArrowRight';
+    handle.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));
+    await changed;
+    took.push(performance.now() - began);
+    await new Promise(done => setTimeout(done, 50));
+  }
+  return took;
+}"""
+
+
+@pytest.fixture(scope="module")
+def panels(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """JupyterLab on a notebook of panels only."""
+    root = tmp_path_factory.mktemp("panels")
+    notebook_of(root / "panels.ipynb", *PANELS)
+    with jupyterlab(root) as address:
+        yield address
+
+
+def use_theme(page: Page, theme: str) -> None:
+    """Change JupyterLab's theme."""
+    change = "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})"
+    page.evaluate(change, theme)
+    light = str("Light" in theme).lower()
+    page.locator(f'body[data-jp-theme-light="{light}"]').wait_for()
+
+
+def test_panels_in_lab(page: Page, panels: str):
+    """Two of a kind, names for handles, quick answers, dark theme, a narrow page, a restart."""
+    run_lesson(page, panels, "panels", 300)
+    both = page.locator(".evolq-quantizerpanel")
+    expect(both).to_have_count(2)
+    for i, bits in enumerate((4, 3)):
+        expect(both.nth(i).get_by_role("status")).to_contain_text(f"{bits} bits")
+        assert both.nth(i).get_by_role("slider", name="Bits").get_attribute("aria-valuenow")
+    assert both.nth(0).get_by_role("slider", name="Range kept").count() == 1
+
+    took = page.evaluate(DELAYS, [".evolq-quantizerpanel", "clip"])
+    assert min(took) < 100, took  # a busy machine is not the panel's fault
+    took = page.evaluate(DELAYS, [".evolq-infoncepanel", "temperature"])
+    assert min(took) < 150, took
+
+    info = Shown(page, "infoncepanel")
+    info.press("temperature", "Home")
+    info.expect_words("T = 0.03")
+    for _ in range(40):
+        info.press("temperature", "ArrowRight")
+    info.expect_words("T = 3:")
+    info.control("reset").click()
+    info.expect_words("8 images, T = 3:")
+
+    for theme in ("JupyterLab Light", "JupyterLab Dark"):
+        use_theme(page, theme)
+        for panel in (".evolq-quantizerpanel", ".evolq-infoncepanel"):
+            assert min(page.evaluate(CONTRASTS, [panel, "text"])) >= 4.5, (theme, panel)
+            assert min(page.evaluate(CONTRASTS, [panel, "polyline"])) >= 3, (theme, panel)
+
+    page.set_viewport_size({"width": 800, "height": 900})
+    for plot in both.nth(0).locator(".evolq-drawing > svg").all():
+        plot.scroll_into_view_if_needed()
+        box, frame = plot.bounding_box(), both.nth(0).bounding_box()
+        assert box and frame and box["x"] + box["width"] <= frame["x"] + frame["width"] + 1
+
+    lost = both.nth(0).get_by_text("Kernel restarted: run this cell again.")
+    expect(lost).to_be_hidden()
+    page.evaluate("void jupyterapp.commands.execute('kernelmenu:restart')")
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    expect(lost).to_be_visible()
+
+
+def test_a_panel_that_was_not_run_says_so(page: Page, browser: Browser, tmp_path: Path):
+    """A lesson as it lies on the disk: no kernel has run it, and Lab does not trust it."""
+    notebook = nbformat.read(NOTEBOOKS / f"{LESSONS[0]}.ipynb", 4)
+    nbformat.write(notebook, tmp_path / "stored.ipynb")
+    with jupyterlab(tmp_path) as address:
+        page.goto(address.format(path="tree/stored.ipynb") + "&reset")
+        page.locator("#jupyterlab-splash").wait_for(state="detached")
+        expect(page.get_by_text("The controls appear when you run this cell.")).to_be_visible()
 
 
 def test_lesson_6_in_voila(page: Page, tmp_path: Path):

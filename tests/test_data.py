@@ -12,13 +12,13 @@ from evolq_lite import accuracy, load_demo, predict
 from evolq_lite.data import (
     CHARACTERS,
     DATA,
-    list_folder,
     load_images,
-    load_timm,
     read_typefaces,
     subset,
     transform_of,
 )
+from evolq_lite.folders import label_images, list_folder
+from evolq_lite.networks import load_network
 
 FLOAT_TOP1 = {"vit": 0.84, "cnn": 0.86}
 
@@ -91,9 +91,10 @@ def test_image_folders_use_timms_transform_and_class_map(tmp_path):
         (tmp_path / name).mkdir()
         Image.new("RGB", (300, 260), (255, 0, 0)).save(tmp_path / name / "a.png")
     (tmp_path / "map.txt").write_text("n01\nn02\nn05\nn07\n")
-    paths, labels = list_folder(tmp_path, tmp_path / "map.txt")
-    assert [p.parent.name for p in paths] == ["n02", "n07"] and labels.tolist() == [1, 3]
-    images = load_images(paths, transform_of(load_timm_offline()))
+    listing = label_images(list_folder(tmp_path), 4, tmp_path / "map.txt")
+    assert [p.parent.name for p in listing.paths] == ["n02", "n07"]
+    assert listing.labels.tolist() == [1, 3]
+    images = load_images(listing.paths, transform_of(load_timm_offline()))
     assert images.shape == (2, 3, 224, 224)
     assert images[0, :, 0, 0].tolist() == pytest.approx([1.0, -1.0, -1.0], abs=1e-2)
 
@@ -107,4 +108,4 @@ def load_timm_offline():
 
 def test_unknown_timm_network_gets_a_hint():
     with pytest.raises(ValueError, match="vit_tiny_patch16_224"):
-        load_timm("vit_tiny_patch16_225")
+        load_network("vit_tiny_patch16_225")

@@ -16,10 +16,11 @@ from safetensors.torch import save
 
 from evolq_lite import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize, quantizers
-from evolq_lite.data import read_class_map
-from evolq_lite.evolve import Evaluation
-from evolq_lite.experiments.cells import digest_of, path_of, read
-from evolq_lite.record import RunFolder, load_scales, save_scales
+from evolq_lite.evolve import Evaluated
+from evolq_lite.experiments.results import VERSION, ResultFile, seal
+from evolq_lite.folders import read_class_map
+from evolq_lite.runs.folder import FORMAT, RunFolder
+from evolq_lite.runs.scales import load_scales, save_scales
 
 EACH = int(os.environ.get("EVOLQ_FUZZ", "2000"))
 many = settings(
@@ -102,7 +103,12 @@ def test_configs(data):
         assert type(config).from_json(found.to_json()) == found
 
 
-CONFIG = {"model": "m", "quantization": asdict(QuantConfig()), "search": asdict(SearchConfig())}
+CONFIG = {
+    "format": FORMAT,
+    "model": "m",
+    "quantization": asdict(QuantConfig()),
+    "search": asdict(SearchConfig()),
+}
 STATE = {
     "versions": {"torch": "2"}, "threads": 2, "vector_instructions": "AVX2", "workers": None,
     "execution": "integer", "device": "cpu", "chunk": 13, "sha256": {"a": "b"},
@@ -136,28 +142,47 @@ def test_run_folders(folder, data):
         assert (out / "environment.json").read_bytes() == states
 
 
-LINE = Evaluation(0, 0, "b", 0, 1.5, True, 0.1).as_dict()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A place for files."""
     return tmp_path_factory.mktemp("fuzz")
 
 
+EVENTS = [Evaluated(i // 3, 0, "b", i % 3 + 1, 1.5 - i, True, 0.1) for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory):
+    """A folder whose run has made a few evaluations, and its history as bytes."""
+    out = tmp_path_factory.mktemp("fuzz") / "run"
+    run = RunFolder.create(out, CONFIG)
+    for event in EVENTS:
+        run.append(event)
+    run.close()
+    return out, (out / "history.jsonl").read_bytes()
+
+
 @many
 @given(st.data())
-def test_histories(folder, data):
-    whole = b"".join(dumped({**LINE, "visit": i}) + b"\n" for i in range(3))
-    line = data.draw(altered(LINE).map(lambda text: whole + text + b"\n") | damaged(whole))
-    (folder / "history.jsonl").write_bytes(line)
-    try:
-        found = RunFolder(folder).history()
-    except ValueError as error:
-        assert one_sentence(error) and "history.jsonl" in str(error)
-    else:
-        assert all(entry.keys() == LINE.keys() for entry in found)
-        assert all(type(entry["visit"]) is int for entry in found)
+def test_histories(history, data):
+    """Whatever befalls the file, what is read is how the history began, and nothing else."""
+    out, whole = history
+    line = json.loads(whole.splitlines()[2])
+    lines = whole.splitlines(keepends=True)
+    content = data.draw(
+        damaged(whole)
+        | altered(line).map(lambda text: b"".join([*lines[:2], text, b"\n", *lines[3:]]))
+        | st.permutations(lines).map(b"".join)
+    )
+    (out / "history.jsonl").write_bytes(content)
+    folder = RunFolder(out)
+    found = folder.restore()
+    assert found == EVENTS[: len(found)]
+    left = (out / "history.jsonl").read_bytes()
+    assert left == b"".join(lines[: len(found)]) and content.startswith(left)
+    for event in EVENTS[len(found) :]:
+        folder.append(event)
+    assert (out / "history.jsonl").read_bytes() == whole
 
 
 @pytest.fixture(scope="module")
@@ -226,23 +251,26 @@ def test_class_maps(folder, data):
 
 
 CELL = {"network": "vit", "weight_bits": 3, "seed": 0}
-RESULT = {"claim": "C1", "version": 1, "cell": CELL, "result": {"top1": 0.5}, "seconds": 1.0}
-RESULT["sha256"] = digest_of(RESULT)
-
-
-def test_a_whole_result_is_read(folder):
-    path = path_of(folder, "C1", CELL)
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(dumped(RESULT))
-    assert read(path, "C1", CELL)["top1"] == 0.5
+RESULT = {
+    "claim": "C1", "cell": CELL, "result": {"top1": 0.5}, "seconds": 1.0, "environment": 0,
+    "version": VERSION,
+}  # fmt: skip
+RESULTS = [RESULT, {"environment": 0, "machine": {"threads": 1}}]
 
 
 @many
 @given(st.data())
 def test_results(folder, data):
-    path = path_of(folder, "C1", CELL)
-    path.parent.mkdir(exist_ok=True)
-    content = data.draw(altered(RESULT) | damaged(dumped(RESULT)))
-    path.write_bytes(content)
-    found = read(path, "C1", CELL)
-    assert found is None or found == {**CELL, "top1": 0.5, "cell": CELL, "seconds": 1.0}
+    """A line from a stranger is the result that was written, or it is not there."""
+    whole = b"".join(map(seal, RESULTS))
+    line = data.draw(st.sampled_from(RESULTS))
+    strange = altered(line) | altered(line).map(lambda text: seal(json.loads(text)))
+    file = ResultFile(folder, "C1")
+    file.path.write_bytes(data.draw(damaged(whole) | strange.map(lambda text: text + b"\n")))
+    (found,) = file.find([CELL])
+    assert found is None or (found["cell"], found["version"]) == (CELL, VERSION)
+    assert found is None or isinstance(found["result"], dict)
+    file.repair()
+    assert file.find([CELL]) == [found]
+    file.append({**RESULT, "environment": {"threads": 1}})
+    assert file.find([CELL])[0]["result"] == {"top1": 0.5}

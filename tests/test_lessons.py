@@ -95,11 +95,11 @@ def header_problems(header: str, number: int) -> list[str]:
     if not re.match(rf"# {number}\. \w", header):
         problems.append(f"the title does not begin with '# {number}. '")
     fields = {
-        "objectives": r"\*\*Afterwards you can\*\* (.+?)\.\n\n",
-        "prerequisites": r"\*\*You need\*\* .+",
+        "objectives": r"\*\*After this lesson you can\*\* (.+?)\.\n\n",
+        "prerequisites": r"\*\*Prerequisites:\*\* .+",
         "time": r"\*\*Time:\*\* \d+ minutes? to read, (\d+) minutes? to run",
         "offline": r"\*\*Works offline:\*\* yes",
-        "module": r"\*\*Modules? to read beside it:\*\* (.+)",
+        "module": r"\*\*Read alongside:\*\* (.+)",
     }
     found = {name: re.search(pattern, header, re.DOTALL) for name, pattern in fields.items()}
     problems += [f"the header has no {name}" for name, match in found.items() if not match]
@@ -173,9 +173,9 @@ GOOD = SOURCES[[path.stem for path in SOURCES].index("01_uniform_quantization")]
     ("old", "new", "problem"),
     [
         ("# 1. Uniform", "# Uniform", "the title does not begin with '# 1. '"),
-        ("**Afterwards you can**", "You can", "no objectives"),
+        ("**After this lesson you can**", "You can", "no objectives"),
         ("; predict what one more bit buys", "; a; b; c", "6 objectives instead of 3 to 5"),
-        ("**You need**", "Needed:", "no prerequisites"),
+        ("**Prerequisites:**", "Needed:", "no prerequisites"),
         ("1 minute to run", "some minutes to run", "no time"),
         ("1 minute to run", "4 minutes to run", "4 minutes to run, at most 3"),
         ("**Works offline:** yes", "**Works offline:** no", "no offline"),

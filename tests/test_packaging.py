@@ -7,6 +7,8 @@ also hand it damaged text and see the problem reported.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
@@ -18,6 +20,9 @@ from packaging.requirements import Requirement  # needed by pytest
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from pathspec import GitIgnoreSpec  # needed by mypy
+
+import evolq_lite
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -162,6 +167,35 @@ def test_installed_packages_have_the_locked_versions() -> None:
     assert installed_problems(LOCK) == []
 
 
+def test_no_source_file_is_ignored_by_git_or_ruff() -> None:
+    """`runs/` in .gitignore also means evolq_lite/runs, and ruff leaves out what git ignores."""
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "evolq_lite").rglob("*.py")}
+    ignored = GitIgnoreSpec.from_lines((ROOT / ".gitignore").read_text().splitlines())
+    assert sources and not set(ignored.match_files(sources))
+    command = [sys.executable, "-m", "ruff", "check", "--show-files", "evolq_lite"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert sources == {Path(line).relative_to(ROOT).as_posix() for line in shown.splitlines()}
+
+
+def test_one_version_everywhere() -> None:
+    version = tomllib.loads(PYPROJECT)["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert evolq_lite.__version__ == version
+    assert citation["version"] == version
+    assert f"\n## [{version}]" in changelog
+
+
+def test_what_every_run_needs_is_no_extra() -> None:
+    """`--workers` runs on Dask, so a plain install must bring it."""
+    project = tomllib.loads(PYPROJECT)["project"]
+    plain = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    assert "distributed" in plain
+    for name, extra in project["optional-dependencies"].items():
+        repeated = {canonicalize_name(Requirement(line).name) for line in extra} & plain
+        assert not repeated, f"the extra {name} repeats {repeated}"
+
+
 def changed(text: str, pattern: str, replacement: str) -> str:
     """Replace the one match of `pattern`, so that a test of damage cannot miss its target."""
     result, count = re.subn(pattern, replacement, text, flags=re.MULTILINE)
@@ -175,7 +209,7 @@ def changed(text: str, pattern: str, replacement: str) -> str:
         (r"^  - timm.*\n", "", "timm is not in"),
         (r"timm>=1.0.26,<1.1$", "timm>=1.0.26", "timm: "),
         (r"pytorch>=2.9,", "pytorch>=2.8,", "torch: "),
-        (r"^  - pip$", "  - pip\n  - pandas", "pandas is in environment.yml only"),
+        (r"^  - pip$", "  - pip\n  - sympy", "sympy is in environment.yml only"),
         (r"python=3.11", "python=3.10", "python 3.10"),
         (r"^  - conda-forge$", "  - pytorch\n  - conda-forge", "another channel"),
     ],

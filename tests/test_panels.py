@@ -4,34 +4,27 @@ import asyncio
 import math
 import threading
 import time
-from html import unescape
+from html import escape, unescape
 from types import SimpleNamespace
 
 import ipywidgets as W
 import pytest
+from conftest import until
 from traitlets import TraitError
 
 from evolq_lite import data
-from evolq_lite.figures import new_figure
 from evolq_lite.panels import Panel, QuantizerPanel, base, quantizer
 from evolq_lite.panels.base import FloatSlider, IntSlider, LogSlider, control, view_path
+from evolq_lite.panels.drawing import Drawing
 from evolq_lite.panels.worker import Cancelled, Worker
 
-pytestmark = pytest.mark.usefixtures("no_silent_callbacks")
+pytestmark = pytest.mark.usefixtures("no_silent_callbacks", "panels_are_closed")
 SECONDS = 30  # a wait that ends earlier where all is well
 
 
-@pytest.fixture(autouse=True)
-def panels_are_closed():
-    """Nothing that a test opened stays open."""
-    yield
-    for panel in list(Panel.alive.values()):
-        panel.close()
-
-
-def picture(words: str = "A picture."):
+def picture(words: str = "A picture.") -> Drawing:
     """The smallest picture."""
-    return new_figure(1, 1, words)
+    return Drawing(words)
 
 
 class Toy(Panel):
@@ -97,12 +90,9 @@ async def settled(panel: Panel) -> str:
     return panel.words
 
 
-def until(condition) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
+def alt_of(panel: Panel) -> str:
+    """The alt text of a panel's picture."""
+    return unescape(panel.view.value.split('aria-label="')[1].split('"')[0])
 
 
 def widgets() -> set[str]:
@@ -127,15 +117,15 @@ def test_every_control_changes_picture_alt_text_and_words():
         ("channels", True, "per channel"),
         ("clip", 0.05, "5% of the range kept"),
         ("clip", 0.5, "50% of the range kept"),
-        *(("tensor", name, name) for name in list(quantizer.TENSORS)[1:]),
+        *(("tensor", name, name[1:]) for name in list(quantizer.TENSORS)[1:]),
     ]
     for name, value, expected in moves:
         view, words = panel.view.value, panel.words
         panel.controls[name].value = value
         done(panel)
-        alt = unescape(panel.view.value)
         assert panel.words != words and panel.view.value != view, name
-        assert panel.words in alt and expected in alt, name
+        assert expected in (alt_of(panel) if name == "tensor" else panel.words), name
+        assert len(alt_of(panel).split()) <= 40
 
 
 def test_the_same_values_give_the_same_picture_and_words():
@@ -161,7 +151,7 @@ def test_every_control_has_a_name_a_tooltip_and_a_class():
     for name, widget in panel.controls.items():
         assert widget.description and widget.tooltip
         assert f"evolq-{name}" in widget._dom_classes
-        assert getattr(widget, "continuous_update", False) is False
+        assert getattr(widget, "continuous_update", True) is True  # it follows the handle
 
 
 # Values out of range
@@ -189,9 +179,9 @@ def test_values_are_clamped_with_a_word(name, asked, taken, browser, at_the_end)
     said = done(panel)
     assert panel.values[name] == taken
     description = panel.controls[name].description.lower()
-    assert said.startswith(f"{description} {asked:g} is not within")
+    assert said.startswith(f"{description} {asked:g} is outside")
     words = f"{panel.values['bits']} bits, {panel.values['clip']:.0%}"
-    assert said.endswith(f", {taken:g} is taken. {words}") and said.count("is taken") == 1
+    assert said.endswith(f"; using {taken:g}. {words}") and said.count("; using") == 1
     panel.controls["symmetric"].value = False
     assert done(panel) == words  # said once
 
@@ -206,9 +196,7 @@ def test_nan_leaves_a_value_as_it_is(browser):
     else:
         slider.value = math.nan
     assert slider.value == 0.5
-    assert (
-        done(panel).endswith(words) and "nan is not within 0.05 to 1, 0.5 is taken" in panel.words
-    )
+    assert done(panel).endswith(words) and "nan is outside 0.05 to 1; using 0.5" in panel.words
 
 
 @pytest.mark.parametrize(
@@ -235,17 +223,17 @@ def test_what_is_no_value_is_refused_and_changes_nothing(name, state):
 def test_values_of_the_constructor_are_clamped_with_a_word():
     panel = Sketch(bits=99, clip=-3)
     assert panel.values["bits"] == 8 and panel.values["clip"] == 0.05
-    assert "bits 99 is not within 2 to 8, 8 is taken. " in panel.words
-    assert "range kept -3 is not within 0.05 to 1, 0.05 is taken. 8 bits" in panel.words
+    assert "bits 99 is outside 2 to 8; using 8. " in panel.words
+    assert "range kept -3 is outside 0.05 to 1; using 0.05. 8 bits" in panel.words
     panel = Sketch(clip=2)  # the default is the end of the range
-    assert panel.words.startswith("range kept 2 is not within 0.05 to 1, 1 is taken. 4 bits")
+    assert panel.words.startswith("range kept 2 is outside 0.05 to 1; using 1. 4 bits")
 
 
 def test_a_logarithmic_slider_is_clamped_at_its_real_ends():
     toy = Toy(rate=5.0)
-    assert toy.values["rate"] == 1.0 and "rate 5 is not within 0.01 to 1" in toy.words
+    assert toy.values["rate"] == 1.0 and "rate 5 is outside 0.01 to 1" in toy.words
     toy.controls["rate"].set_state({"value": -1})
-    assert "rate -1 is not within 0.01 to 1, 0.01 is taken" in done(toy)
+    assert "rate -1 is outside 0.01 to 1; using 0.01" in done(toy)
     assert math.isclose(toy.values["rate"], 0.01)
     toy.controls["rate"].value = math.nan
     assert math.isclose(toy.values["rate"], 0.01)
@@ -309,7 +297,7 @@ def test_the_latest_change_stops_the_job_under_way_and_nobody_says_cancelled():
         return await settled(toy), toy, said
 
     words, toy, said = asyncio.run(change_twice())
-    assert words == "size 6, plain" and 'alt="Size 6."' in toy.view.value
+    assert words == "size 6, plain" and 'aria-label="Size 6."' in toy.view.value
     assert [values["size"] for values in toy.asked] == [5, 6]
     assert not any("Cancelled" in line or "size 5" in line for line in said)
     assert toy.cancel_button.disabled and toy.bar.layout.visibility == "hidden"
@@ -354,7 +342,7 @@ def cancelled_soon(toy: SlowToy) -> None:
     toy.cancel_button.click()
     until(lambda: "Cancelled" in toy.words)
     assert time.monotonic() - clicked < 0.5
-    assert toy.words == "Cancelled; the picture is the last one that was finished."
+    assert toy.words == "Cancelled. The picture is the last one that was finished."
     assert toy.view.value == view
     until(lambda: toy.cancel_button.disabled and toy.bar.layout.visibility == "hidden")
 
@@ -467,7 +455,7 @@ def test_an_interrupted_cell_leaves_a_panel_that_can_be_made_again(monkeypatch):
         patch.setattr(Worker, "wait_until_done", interrupted)
         with pytest.raises(KeyboardInterrupt):
             Toy()
-    before = Panel.alive["Toy"]
+    (before,) = Panel.alive
     assert Toy().words == "size 4, plain"
     assert before.closed
 
@@ -478,9 +466,8 @@ def test_an_interrupted_cell_leaves_a_panel_that_can_be_made_again(monkeypatch):
 def test_words_are_escaped_and_announced():
     toy = Toy(kind="<b>bold</b>")
     assert toy.words == "size 4, <b>bold</b>"
-    assert toy.status.value == (
-        '<div role="status" aria-live="polite">size 4, &lt;b&gt;bold&lt;/b&gt;</div>'
-    )
+    said = '<div role="status" aria-live="polite">size 4, &lt;b&gt;bold&lt;/b&gt;</div>'
+    assert toy.status.value == said + base.LOST
     toy.say("<script>alert('&')</script>")
     assert "<script" not in toy.status.value and "&amp;" in toy.status.value
 
@@ -520,8 +507,52 @@ def test_running_a_cell_again_leaks_nothing():
     panels = [Sketch(bits=bits) for bits in (3, 4, 5)]
     assert len(widgets() - before) == once
     assert [panel.closed for panel in panels] == [True, True, False]
-    assert list(Panel.alive.values()) == [panels[-1]]
+    assert Panel.alive == [panels[-1]]
     until(lambda: len(threads()) == 1)
+
+
+def test_only_a_cell_that_is_run_again_closes_its_panels(monkeypatch):
+    parent = {"metadata": {"cellId": "a"}, "content": {"code": ""}, "header": {"msg_id": "1"}}
+    kernel = SimpleNamespace(get_parent=lambda channel: parent)
+    monkeypatch.setattr(base, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    first, beside = Toy(), Toy()  # one cell may show two
+    parent = {**parent, "metadata": {"cellId": "b"}, "header": {"msg_id": "2"}}
+    elsewhere = Toy()
+    assert Panel.alive == [first, beside, elsewhere]
+    parent = {**parent, "metadata": {"cellId": "a"}, "header": {"msg_id": "3"}}
+    again = Toy()
+    assert first.closed and beside.closed and Panel.alive == [elsewhere, again]
+    parent = {"content": {"code": "Toy()"}, "header": {"msg_id": "4"}}  # no JupyterLab
+    last = Toy()
+    assert Panel.alive == [elsewhere, again, last]
+
+
+def test_reset_brings_back_what_the_panel_opened_with_in_one_answer():
+    toy = Toy(size=6)
+    view = toy.view.value
+    toy.controls["size"].value = 3
+    toy.controls["rate"].value = 0.5
+    done(toy)
+    toy.asked.clear()
+    toy.reset_button.click()
+    assert done(toy) == "size 6, plain" and toy.view.value == view and len(toy.asked) == 1
+    assert toy.values == toy.first
+
+
+def test_a_picture_of_other_settings_is_dimmed():
+    toy = SlowToy()
+    assert "evolq-stale" not in toy.view._dom_classes
+    toy.hold = True
+    toy.controls["size"].value = 7
+    until(lambda: not toy.cancel_button.disabled)
+    assert "evolq-stale" in toy.view._dom_classes
+    toy.cancel_button.click()
+    done(toy)
+    assert "evolq-stale" in toy.view._dom_classes
+    toy.hold = False
+    toy.controls["size"].value = 5
+    done(toy)
+    assert "evolq-stale" not in toy.view._dom_classes
 
 
 def test_panels_of_other_names_and_kinds_live_side_by_side():
@@ -529,7 +560,7 @@ def test_panels_of_other_names_and_kinds_live_side_by_side():
     assert not any(panel.closed for panel in panels)
     panels[2].close()
     assert [panel.closed for panel in panels] == [False, False, True, False]
-    assert set(Panel.alive) == {"Toy", "SlowToy", "right"}
+    assert Panel.alive == [panels[0], panels[1], panels[3]]
 
 
 # Stored first views
@@ -541,7 +572,7 @@ def stored(monkeypatch, tmp_path):
     monkeypatch.setattr(base, "DATA", tmp_path)
     path = view_path("Shipped")
     path.parent.mkdir()
-    path.write_text(f"{picture('Stored.')._repr_html_()}\nsize 4 · kept\n", encoding="utf-8")
+    path.write_text(f"{picture('Stored.').html()}\nsize 4 · kept\n", encoding="utf-8")
     return SimpleNamespace(path=path)
 
 
@@ -554,7 +585,7 @@ class Shipped(Toy):
 def test_a_stored_view_opens_without_computing(stored):
     before = widgets()
     panel = Shipped()
-    assert not panel.asked and 'alt="Stored."' in panel.view.value
+    assert not panel.asked and 'aria-label="Stored."' in panel.view.value
     assert panel.words == "size 4 · kept (Stored result of these settings.)"
     panel.controls["size"].value = 5
     assert done(panel) == "size 5, plain"
@@ -568,7 +599,7 @@ def test_a_stored_view_is_for_the_default_values_only(stored):
     assert Shipped(size=5).words == "size 5, plain"
     assert Shipped(size=4).words.startswith("size 4 · kept")
     words = Shipped(rate=5.0, size=4).words
-    assert words.startswith("rate 5 is not within") and words.endswith("size 4, plain")
+    assert words.startswith("rate 5 is outside") and words.endswith("size 4, plain")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"no picture\nwords"])
@@ -577,13 +608,13 @@ def test_a_missing_or_damaged_stored_view_is_computed(stored, content):
     if content is not None:
         stored.path.write_bytes(content)
     panel = Shipped()
-    assert panel.words == "size 4, plain" and 'alt="Size 4."' in panel.view.value
+    assert panel.words == "size 4, plain" and 'aria-label="Size 4."' in panel.view.value
 
 
 def test_a_clamped_value_that_is_the_default_is_told_beside_the_stored_view(stored, monkeypatch):
     monkeypatch.setattr(Shipped, "defaults", lambda self: self.values)
     words = Shipped(size=99).words
-    assert words.startswith("size 99 is not within 2 to 8, 8 is taken. size 4 · kept")
+    assert words.startswith("size 99 is outside 2 to 8; using 8. size 4 · kept")
 
 
 # What a page without widgets shows
@@ -594,11 +625,34 @@ def test_the_mimebundle_has_the_widget_and_a_picture_with_alt_text():
     bundle = panel._repr_mimebundle_()
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.ui.model_id
     html = bundle["text/html"]
-    assert '<figure><img alt="Quantization of weights' in html and "data:image/png;base64" in html
-    assert 'role="status"' in html and html.endswith(panel.status.value)
+    assert f'<figure><img alt="{escape(alt_of(panel))}" src="data:image/svg+xml;base64,' in html
+    assert panel.words in unescape(html) and "Kernel restarted" not in html
+    assert html.endswith("The controls appear when you run this cell.</p>")
 
 
 # The worker by itself
+
+
+def test_a_job_that_follows_lets_the_one_under_way_end_and_drops_those_between():
+    gate, seen = threading.Event(), []
+    worker = Worker(0.0, lambda fraction: None, lambda error: None)
+
+    def job(number):
+        def run(tick):
+            gate.wait(SECONDS)
+            tick(1.0)
+            seen.append(number)
+
+        return run
+
+    worker.follow(job(0))
+    until(worker.future.running)
+    for number in (1, 2, 3):
+        worker.follow(job(number))
+    gate.set()
+    worker.wait_until_done(SECONDS)
+    assert seen == [0, 3]
+    worker.close()
 
 
 def test_the_worker_tells_progress_and_how_a_job_ended():

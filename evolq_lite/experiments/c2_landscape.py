@@ -8,24 +8,29 @@ error) are for looking only; nothing is chosen by them.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from statistics import fmean as mean
 from statistics import stdev
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.stats import t, ttest_ind
-from torch import Tensor
+from torch import Tensor, nn
 
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig
-from evolq_lite.convert import set_execution
-from evolq_lite.experiments.cells import UNDECIDED, Cell, Claim, Result, verdict_of
-from evolq_lite.experiments.setup import Setting, setting, test_part
+from evolq_lite.experiments.cells import Claim, Tables
+from evolq_lite.experiments.plots import NAMES
+from evolq_lite.experiments.results import Cell, Result, where
+from evolq_lite.experiments.setup import Setting, load_test, prepare
+from evolq_lite.experiments.verdicts import UNDECIDED, Row, Verdict, decide
 from evolq_lite.figures import PETROFF, Picture, new_figure
 from evolq_lite.fitness import Fitness, info_nce
 from evolq_lite.genome import genome_of
-from evolq_lite.landscape import direction, local_minima, noise_floor, roughness
+from evolq_lite.landscape import direction, local_minima, noise_floor, other_ways, roughness
 from evolq_lite.objective import BlockObjective
 
 LAYERS = {
@@ -75,43 +80,44 @@ def cells(quick: bool) -> list[Cell]:
     ]
 
 
-def objective_of(made: Setting, cell: Cell, chunk: int | None) -> BlockObjective:
-    """The probe as a function of one layer's weight scales."""
-    images, targets = made.demo.calibration[: cell["images"]], made.demo.targets[: cell["images"]]
+def objective_of(
+    qmodel: nn.Module, setting: Setting, cell: Cell, chunk: int | None = None
+) -> BlockObjective:
+    """The probe as a function of one layer's weight scales; by default all images at a time."""
+    images, targets = (
+        setting.demo.calibration[: cell["images"]],
+        setting.demo.targets[: cell["images"]],
+    )
     if cell["probe"] != "fitness":
-        every, wanted = len(test_part()[1]) // cell["images"], cell["images"]
-        images, labels = (part[::every][:wanted] for part in test_part())
+        every, wanted = len(load_test()[1]) // cell["images"], cell["images"]
+        images, labels = (part[::every][:wanted] for part in load_test())
         targets = F.one_hot(labels, 62).float()
     block = BLOCK[cell["network"]]
-    chain = chain_of(made.qmodel)
+    chain = chain_of(qmodel)
     chain.chunk = chunk
-    genome = genome_of(made.qmodel, [f"{block}.{cell['layer']}"], "weights")
+    genome = genome_of(qmodel, [f"{block}.{cell['layer']}"], "weights")
     return BlockObjective(chain, block, images, targets, PROBES[cell["probe"]], genome=genome)
 
 
 def run(cell: Cell) -> Result:
     """Roughness and noise floor of one layer."""
     config = QuantConfig(weight_bits=cell["weight_bits"])
-    made = setting(cell["network"], max(500, cell["images"]), cell["seed"], config)
+    setting = prepare(cell["network"], max(500, cell["images"]), cell["seed"], config)
     relative = cell["kind"] == "relative"
-    objectives = [objective_of(made, cell, chunk) for chunk in (made.chain.chunk, 10, 27, 1)]
-    start = objectives[0].start
+    make = partial(objective_of, setting=setting, cell=cell)
+    objective = make(setting.qmodel, chunk=setting.chain.chunk)
+    start = objective.start
     points = torch.stack(
         [
             start,
-            *(start + cell["step"] * direction(start, "gaussian", s, relative) for s in (90, 91)),
+            *(start + cell["step"] * direction(start, s, relative) for s in (90, 91)),
         ]
     )
 
-    def simulated(population: Tensor) -> Tensor:
-        set_execution(made.qmodel, "simulate")
-        values = objective_of(made, cell, None)(population)
-        set_execution(made.qmodel, "auto")
-        return values
-
-    floor, values = noise_floor([*objectives, simulated], points.abs())
+    ways = [objective, *other_ways(objective, make, chunks=(10, 27, 1), last_bits=False)]
+    floor, values = noise_floor(ways, points.abs())
     rough, lines = roughness(
-        objectives[0], start, cell["step"], floor, relative, cell["lines"], cell["points"]
+        objective, start, cell["step"], floor, relative, cell["lines"], cell["points"]
     )
     return {
         "change": rough.change,
@@ -124,83 +130,82 @@ def run(cell: Cell) -> Result:
     }
 
 
-def figure(results: list[Result]) -> Picture:
+def figure(results: pd.DataFrame) -> Picture:
     """Lines through the fitness of every layer at one relative step, the noise floor as a band."""
-    shown = [r for r in results if r["probe"] == "fitness" and r["kind"] == "relative"]
-    step = 1e-2 if any(r["step"] == 1e-2 for r in shown) else shown[0]["step"]
-    shown = [r for r in shown if r["step"] == step]
-    shown = [r for r in shown if r["images"] == max(r["images"] for r in shown)]
-    minima = minima_of(shown)
-    said = "; ".join(
-        f"{name}: mean change {r['change']:.2g}, noise {r['noise_floor']:.2g}, "
-        f"{mean(minima[name]):.1f} minima a line"
-        for r in shown
-        if (name := f"{r['network']} {r['layer']}")
+    shown = where(results, probe="fitness", kind="relative")
+    step = 1e-2 if (shown["step"] == 1e-2).any() else shown["step"].iloc[0]
+    shown = where(shown, step=step)
+    shown = where(shown, images=shown["images"].max())
+    found = {name: mean(counts) for name, counts in count_minima(shown).items()}
+    least, most = (f(found, key=lambda name: found[name]) for f in (min, max))
+    alt = (
+        f"Change of fitness along {shown['lines'].iloc[0]} random lines through the first scales "
+        f"of {len(shown)} layers, relative step {step}, above a noise floor. Minima per line: from "
+        f"{found[least]:.1f} ({least}) to {found[most]:.1f} ({most})."
     )
-    alt = f"Fitness along random lines of one layer's scales, relative step {step}. {said}."
-    picture = new_figure(2.9 * len(shown), 3.2, alt)
-    for axes, r in zip(picture.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        radii = torch.linspace(-r["step"], r["step"], r["points"])
+    down, across = (1, len(shown)) if len(shown) < 4 else (2, -(-len(shown) // 2))
+    picture = new_figure(3.6 * across, 2.9 * down, alt)
+    grid = picture.subplots(down, across, squeeze=False, sharex=True)
+    for axes, (_, r) in zip(grid.flat, shown.iterrows()):
+        radii = np.linspace(-r["step"], r["step"], r["points"])
         for i, row in enumerate(r["lines_values"]):
-            moved = [v - r["at_start"] for v in row]
+            moved = 1000 * (np.array(row) - r["at_start"])
             axes.plot(radii, moved, color=PETROFF[i % len(PETROFF)], lw=1)
-        half = r["noise_floor"] / 2
+        half = 1000 * r["noise_floor"] / 2
         axes.axhspan(-half, half, color="0.6", alpha=0.4, label="noise floor")
-        axes.set_title(f"{r['network']} {r['layer']}", fontsize="medium")
-        axes.set(xlabel="relative step", ylabel="change of fitness")
+        axes.set_title(name_of(r), fontsize="medium")
         axes.set_xticks([-r["step"], 0, r["step"]])
-        axes.ticklabel_format(axis="y", scilimits=(-2, 2))
-    picture.axes[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    for axes in grid[-1]:
+        axes.set_xlabel("relative step")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("change of fitness, thousandths")
+    grid.flat[0].legend(fontsize="small")
+    picture.align_ylabels()
     return picture
 
 
-def matching(results: list[Result], **where: Any) -> list[Result]:
-    """The results whose cells have these values."""
-    return [r for r in results if all(r[key] == value for key, value in where.items())]
+def name_of(result: pd.Series) -> str:
+    """A layer of a network."""
+    return f"{NAMES[result['network']]} {result['layer']}"
 
 
-def minima_of(results: list[Result], own: bool = False, **where: Any) -> dict[str, list[int]]:
-    """Minima of each line by layer, of the results about calibration fitness that match.
+def count_minima(results: pd.DataFrame, own: bool = False, **values: Any) -> dict[str, list[int]]:
+    """Minima of each line by layer, of the results about calibration fitness with these values.
 
     The largest of their noise floors is that of all, because under a lower one a layer has more
     minima; with `own`, each layer has its own.
     """
-    found = matching(results, **{"probe": "fitness", **where})
-    floor = max((r["noise_floor"] for r in found), default=0.0)
+    found = where(results, **{"probe": "fitness", **values})
     return {
-        f"{r['network']} {r['layer']}": [
-            local_minima(torch.tensor(row), r["noise_floor"] if own else floor)
+        name_of(r): [
+            local_minima(torch.tensor(row), r["noise_floor"] if own else found["noise_floor"].max())
             for row in r["lines_values"]
         ]
-        for r in found
+        for _, r in found.iterrows()
     }
 
 
-def changes_of(results: list[Result], **where: Any) -> dict[str, list[float]]:
-    """Mean |change| from the first scales to both ends of each line, by network and layer."""
+def measure_changes(results: pd.DataFrame, **values: Any) -> dict[str, list[float]]:
+    """Mean |change| from the first scales to both ends of each line, by layer."""
     return {
-        f"{r['network']} {r['layer']}": [
+        name_of(r): [
             mean([abs(row[0] - r["at_start"]), abs(row[-1] - r["at_start"])])
             for row in r["lines_values"]
         ]
-        for r in matching(results, **where)
+        for _, r in where(results, **values).iterrows()
     }
 
 
-def by_change(results: list[Result], **where: Any) -> str:
-    """Attention against the MLP and ViT against CNN by mean change, in words."""
-    found = changes_of(results, **where)
-    vit, cnn = ([found[f"{net} {layer}"] for layer in LAYERS[net]] for net in LAYERS)
-    pairs = (("qkv and proj", vit[:2]), ("fc1 and fc2", vit[2:])), (("ViT", vit), ("CNN", cnn))
-    said = []
-    for (name, those), (other, than) in pairs:
-        a, b = ([x for line in lines for x in line] for lines in (those, than))
-        p = welch(a, b)
-        said.append(f"{name} {mean(a):.2g} against {other} {mean(b):.2g} (p = {p:.2g})")
-    return ", ".join(said)
+def group(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Values of lines by layer, joined: of the ViT's attention, its MLP, all of it, and the CNN."""
+    parts = {"qkv and proj": "ViT attn", "fc1 and fc2": "ViT mlp", "ViT": "ViT", "CNN": "CNN"}
+    return {
+        part: [x for name, values in found.items() if name.startswith(start) for x in values]
+        for part, start in parts.items()
+    }
 
 
-def interval(counts: list[int]) -> tuple[float, float]:
+def interval(counts: Sequence[int]) -> tuple[float, float]:
     """95 % t-interval of the mean over lines."""
     middle, error = mean(counts), stdev(counts) / len(counts) ** 0.5
     half = float(t.ppf(0.975, len(counts) - 1)) * error
@@ -212,57 +217,106 @@ def welch(those: Sequence[float], than: Sequence[float]) -> float:
     return float(ttest_ind(those, than, equal_var=False).pvalue)
 
 
-def more(those: list[int], than: list[int]) -> tuple[bool, str]:
-    """Whether some lines have more minima than others on average (Welch's test, 5 %), in words."""
-    p = welch(those, than)
-    return mean(those) > mean(than) and p < 0.05, f"{mean(those) - mean(than):+.2f}, p = {p:.2g}"
-
-
-def verdict(results: list[Result]) -> tuple[str, str]:
+def verdict(results: pd.DataFrame) -> Verdict:
     """Is the ViT jagged, the CNN not, attention more than the MLP? At relative steps of 1 %."""
-    where: dict[str, Any] = {"kind": "relative", "step": 1e-2, "images": 500}
-    minima, finer = minima_of(results, **where), minima_of(results, own=True, **where)
+    look: dict[str, Any] = {"kind": "relative", "step": 1e-2, "images": 500}
+    minima = count_minima(results, **look)
     if len(minima) < sum(len(layers) for layers in LAYERS.values()):
-        return UNDECIDED, "Only a part of the cells was computed."
-    vit = [minima[f"vit {layer}"] for layer in LAYERS["vit"]]
-    jagged, ragged = (  # a bowl has one
-        [interval(minima[f"{net} {layer}"])[0] > 1 for layer in LAYERS[net]]
-        for net in ("vit", "cnn")
+        return Verdict(UNDECIDED, "Only some of the cells were computed.")
+    jagged, ragged = (  # a bowl has one minimum
+        [interval(counts)[0] > 1 for name, counts in minima.items() if name.startswith(network)]
+        for network in ("ViT", "CNN")
     )
-    by, apart = (
-        more(*([n for layer in LAYERS[net] for n in m[f"{net} {layer}"]] for net in LAYERS))[1]
-        for m in (minima, finer)
+    found, finer = group(minima), group(count_minima(results, own=True, **look))
+    attention, mlp = found["qkv and proj"], found["fc1 and fc2"]
+    rugged = mean(attention) > mean(mlp) and welch(attention, mlp) < 0.05
+    rows = (
+        count_layers("ViT", jagged, holds=all(jagged)),
+        count_layers("CNN", ragged, holds=not any(ragged)),
+        difference("Attention (qkv, proj), over MLP (fc1, fc2)", attention, mlp, rugged),
+        difference("ViT, over CNN", found["ViT"], found["CNN"]),
+        difference("ViT, over CNN, under each layer's own floor", finer["ViT"], finer["CNN"]),
     )
-    rugged, over = more(vit[0] + vit[1], vit[2] + vit[3])
+    return Verdict(
+        decide((all(jagged), not any(ragged), rugged)),
+        f"In one block of each embedded network (one seed), {sum(jagged)} of {len(jagged)} ViT and "
+        f"{sum(ragged)} of {len(ragged)} CNN layers are jagged; attention is "
+        f"{'' if rugged else 'not '}significantly worse than the MLP.",
+        rows,
+    )
 
-    def listed(found: dict[str, list[int]]) -> str:
-        return ", ".join(
-            f"{name} {mean(counts):.1f} [{interval(counts)[0]:.1f}, {interval(counts)[1]:.1f}]"
-            for name, counts in found.items()
-        )
 
-    fewer = minima_of(results, kind="relative", step=1e-2, images=100)
-    absolute = minima_of(results, kind="absolute", images=100)
-    sentence = (
-        "Minima a line that are deeper than the largest noise floor (mean and 95 % interval over "
-        f"{len(vit[0])} lines), relative step 0.01, 500 images: {listed(minima)}. Jagged (more "
-        f"than one minimum, by the interval) are {sum(jagged)} of {len(jagged)} layers of the ViT, "
-        f"all of one block, and {sum(ragged)} of {len(ragged)} of the CNN. The ViT against the "
-        f"CNN: {by}; with each layer's own noise floor {apart}. qkv and proj are "
-        f"{'' if rugged else 'not '}more rugged than fc1 and fc2 ({over}). With 100 images: "
-        f"{listed(fewer)}; there at the paper's absolute step "
-        f"0.001: {listed(absolute)}. By another measure, the mean change from the first scales to "
-        f"the ends of a line: {by_change(results, probe='fitness', **where)}. On test images "
-        "(probes, one block, nothing chosen by them): "
-        + "; ".join(
-            f"{probe} at {kind} steps of {step:g}: "
-            f"{by_change(results, probe=probe, kind=kind, step=step, images=500)}"
-            for probe in ("test loss", "test error")
-            for kind, step in (("relative", 1e-2), ("absolute", 1e-3))
-        )
-        + "."
+def count_layers(network: str, jagged: Sequence[bool], holds: bool) -> Row:
+    """How many layers have more than one minimum per line, by the interval of the mean."""
+    unit = f"of {len(jagged)} layers"
+    name = f"{network} layers with several minima per line"
+    return Row(name, sum(jagged), holds=holds, unit=unit, form="d")
+
+
+def difference(
+    name: str, those: Sequence[int], than: Sequence[int], holds: bool | None = None
+) -> Row:
+    """How many more minima a line has on average."""
+    p = welch(those, than)
+    return Row(name, mean(those) - mean(than), p=p, holds=holds, unit="minima per line")
+
+
+def tables(results: pd.DataFrame) -> Tables:
+    """Minima by layer, and the mean change at the ends of a line by group of layers."""
+    at = {"kind": "relative", "step": 1e-2}
+    looks: dict[str, dict[str, Any]] = {
+        "1 %, 500 images": {**at, "images": 500},
+        "1 %, 100 images": {**at, "images": 100},
+        "0.001 (as the paper), 100 images": {"kind": "absolute", "step": 1e-3, "images": 100},
+    }
+    layers = describe_layers(results)
+    if layers.empty:  # only some of the cells were computed
+        return {}
+    counted = {title: count_minima(results, **look) for title, look in looks.items()}
+    minima = pd.DataFrame(counted).map(tell_mean).rename_axis("layer").reset_index()
+    rows = []
+    for probe in PROBES:
+        for kind, step in (("relative", 1e-2), ("absolute", 1e-3)):
+            changes = measure_changes(results, probe=probe, kind=kind, step=step, images=500)
+            if changes:
+                rows.append({"of": probe, "step": f"{kind} {step:g}", **tell_changes(changes)})
+    return {
+        "Each layer, relative step 1 %, 500 images": layers,
+        "Minima per line, deeper than the largest noise floor (mean and 95 % interval)": minima,
+        "Mean change from the first scales to the ends of a line (test images: probes only)": (
+            pd.DataFrame(rows)
+        ),
+    }
+
+
+def describe_layers(results: pd.DataFrame) -> pd.DataFrame:
+    """What was measured of each layer at relative steps of 1 % on 500 images, as text."""
+    look: dict[str, Any] = {"kind": "relative", "step": 1e-2, "images": 500}
+    found = where(results, probe="fitness", **look)
+    return pd.DataFrame(
+        {
+            "layer": count_minima(results, **look).keys(),
+            "mean change": found["change"].map("{:.2g}".format),
+            "noise floor": found["noise_floor"].map("{:.2g}".format),
+            "minima per line": [f"{mean(n):.2f}" for n in count_minima(results, **look).values()],
+            "total variation": found["variation"].map("{:.2f}".format),
+        }
     )
-    return verdict_of((all(jagged), not any(ragged), rugged)), sentence
+
+
+def tell_mean(counts: Sequence[int]) -> str:
+    """A mean with its interval, as text."""
+    low, high = interval(counts)
+    return f"{mean(counts):.1f} [{low:.1f}, {high:.1f}]"
+
+
+def tell_changes(changes: dict[str, list[float]]) -> dict[str, str]:
+    """Mean changes of groups of layers and what Welch's test says of them, as text."""
+    found = group(changes)
+    told = {part: f"{mean(values):.2g}" for part, values in found.items()}
+    for first, second in (("qkv and proj", "fc1 and fc2"), ("ViT", "CNN")):
+        told[f"p, {first} against {second}"] = f"{welch(found[first], found[second]):.2g}"
+    return told
 
 
 CLAIM = Claim(
@@ -272,4 +326,5 @@ CLAIM = Claim(
     run,
     figure,
     verdict,
+    tables,
 )

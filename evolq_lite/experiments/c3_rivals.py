@@ -6,19 +6,20 @@ gradient 3, a candidate of block i its share of the chain. Each method runs with
 the one with the best calibration fitness (mean over seeds) stands for it.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from statistics import mean
 
 import numpy as np
+import pandas as pd
 import torch
 
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.descent import COST_OF_GRADIENT, descend
-from evolq_lite.evolve import evolve
-from evolq_lite.experiments.cells import UNDECIDED, Cell, Claim, Result, paired, verdict_of
-from evolq_lite.experiments.setup import Setting, setting, tested
+from evolq_lite.evolve import Evaluated, evolve
+from evolq_lite.experiments.cells import Claim, Tables, measure_gain
+from evolq_lite.experiments.results import Cell, Result, by, where
+from evolq_lite.experiments.setup import Setting, measure_top1, prepare
+from evolq_lite.experiments.verdicts import UNDECIDED, Row, Verdict, count_seeds, decide
 from evolq_lite.figures import MARKERS, PETROFF, Picture, new_figure
 from evolq_lite.fitness import fisher
 from evolq_lite.objective import BlockObjective
@@ -26,10 +27,10 @@ from evolq_lite.search import (
     SPSA,
     CoordinateSearch,
     EvolQ,
-    FromCmaes,
     LogSpace,
     Optimizer,
     RandomSearch,
+    SepCMA,
     minimize,
 )
 
@@ -74,7 +75,7 @@ def optimizer_of(
     kinds: dict[str, Callable[..., Optimizer]] = {
         "spsa": SPSA,
         "coordinate": CoordinateSearch,
-        "sepcma": FromCmaes,
+        "sepcma": SepCMA,
     }
     kind = kinds[method]
     # A single coordinate may move ten times as far as all together.
@@ -84,12 +85,11 @@ def optimizer_of(
 
 def run(cell: Cell) -> Result:
     """Search from MinMax scales; the curve is the best fitness against the cost."""
-    made = setting(
-        "vit", cell["images"], cell["seed"], QuantConfig(weight_bits=cell["weight_bits"])
-    )
-    chain, blocks = made.chain, made.chain.searchable
+    config = QuantConfig(weight_bits=cell["weight_bits"])
+    setting = prepare("vit", cell["images"], cell["seed"], config)
+    chain, demo, blocks = setting.chain, setting.demo, setting.chain.searchable
     batch = min(100, cell["images"])
-    objective = BlockObjective(chain, blocks, made.demo.calibration, made.demo.targets, batch=batch)
+    objective = BlockObjective(chain, blocks, demo.calibration, demo.targets, batch=batch)
     start = objective.start
     value = float(objective(start[None])[0])
     curve: list[tuple[float, float]] = [(0.0, value)]
@@ -99,16 +99,14 @@ def run(cell: Cell) -> Result:
         curve.append((curve[-1][0] + cost, min(found, curve[-1][1])))
 
     if method == "paper":
-        blockwise(made, cell, batch, budget, note)
+        search_blockwise(setting, cell, batch, note)
     elif method in GRADIENT:
         losses = objective
         if method == "fisher adam":
-            losses = BlockObjective(
-                chain, blocks, made.demo.calibration, made.demo.targets, fisher, batch
-            )
-        kind = "adam" if method == "fisher adam" else method
-        heard = partial(hear_gradient, objective, note, method != "fisher adam")
-        vector, _ = descend(losses, kind, cell["step"], budget, heard)
+            losses = BlockObjective(chain, blocks, demo.calibration, demo.targets, fisher, batch)
+        rule = "adam" if method == "fisher adam" else method
+        on_step = partial(note_gradient, objective, note, method != "fisher adam")
+        vector, _ = descend(losses, rule, cell["step"], budget, on_step)
         objective.commit(vector)
     elif method != "start":
         search = optimizer_of(method, start, value, cell["step"], cell["seed"])
@@ -119,131 +117,140 @@ def run(cell: Cell) -> Result:
         "fitness": final,
         "fitness_before": value,
         "curve": [[round(cost, 2), round(f, 6)] for cost, f in curve],
-        **tested(made.qmodel, cell["every"]),
+        **measure_top1(setting.qmodel, cell["every"]),
     }
 
 
-def hear_gradient(
+def note_gradient(
     objective: BlockObjective, note: Note, own: bool, vector: torch.Tensor, value: float
 ) -> None:
     """Note a step of descent; the fitness, where it is another loss, is looked at for free."""
     note(COST_OF_GRADIENT, value if own else float(objective(vector[None])[0]))
 
 
-def blockwise(made: Setting, cell: Cell, batch: int, budget: float, note: Note) -> None:
+def search_blockwise(setting: Setting, cell: Cell, batch: int, note: Note) -> None:
     """The paper's loop until the budget is spent."""
-    share = {
-        block: 1 - made.chain.index(block) / len(made.chain.names)
-        for block in made.chain.searchable
-    }
-    passes = max(1, round(budget / (3 * sum(share.values()))))
-    config = SearchConfig(passes=passes, seed=cell["seed"], batch=batch)
-    evolve(
-        made.chain,
-        made.demo.calibration,
-        made.demo.targets,
-        config,
-        cell["step"],
-        lambda e: note(share[e.block], e.fitness),
-    )
+    chain = setting.chain
+    share = {block: 1 - chain.index(block) / len(chain.names) for block in chain.searchable}
+    passes = max(1, round(cell["budget"] / (3 * sum(share.values()))))
+    config = SearchConfig(passes=passes, seed=cell["seed"], batch=batch, step=cell["step"])
+    for event in evolve(chain, setting.demo.calibration, setting.demo.targets, config):
+        if isinstance(event, Evaluated):
+            note(share[event.block], event.fitness)
 
 
-def chosen(results: list[Result]) -> dict[str, list[Result]]:
-    """The results of each method at its best step, by seed."""
-    by: dict[tuple[str, float], list[Result]] = defaultdict(list)
-    for r in results:
-        by[r["method"], r["step"]].append(r)
-    best: dict[str, list[Result]] = {}
-    for (method, _), found in by.items():
-        found.sort(key=lambda r: r["seed"])
-        if method not in best or mean(r["fitness"] for r in found) < mean(
-            r["fitness"] for r in best[method]
-        ):
+def choose_steps(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The results of each method at its best step by calibration fitness, the best method first."""
+    best: dict[str, pd.DataFrame] = {}
+    for (method, _), found in by(results, "method", "step").items():
+        if method not in best or found["fitness"].mean() < best[method]["fitness"].mean():
             best[method] = found
-    return best
+    return dict(sorted(best.items(), key=lambda item: item[1]["fitness"].mean()))
 
 
-def figure(results: list[Result]) -> Picture:
+def figure(results: pd.DataFrame) -> Picture:
     """Convergence with bands over seeds, and the gain of each method with its interval."""
-    best = chosen(results)
+    best = choose_steps(results)
     start = best.pop("start")
-    order = sorted(best, key=lambda m: mean(r["fitness"] for r in best[m]))
-    gains = {m: paired(start, best[m]) for m in order}
-    said = "; ".join(f"{m} {gains[m]}" for m in order)
-    picture = new_figure(
-        11, 4.6, f"Rivals at equal cost, best fitness first. Gain in top-1: {said}."
+    gains = {method: measure_gain(start, found) for method, found in best.items()}
+    names = sorted(gains, key=lambda method: gains[method].gain)
+    alt = (
+        f"Left, fitness over cost of {len(best)} methods: {next(iter(best))} ends lowest. Right, "
+        f"gains in top-1: most {names[-1]} {100 * gains[names[-1]].gain:+.2f} points, least "
+        f"{names[0]} {100 * gains[names[0]].gain:+.2f}."
     )
+    picture = new_figure(11, 4.8, alt)
     left, right = picture.subplots(1, 2, width_ratios=(3, 2))
-    for i, method in enumerate(order):
-        color, style = PETROFF[i % len(PETROFF)], "-" if i < len(PETROFF) else "--"
-        end = min(r["curve"][-1][0] for r in best[method])
-        costs = np.linspace(0, end, 60)
-        rows = [
-            np.array([min(f for c, f in r["curve"] if c <= cost) for cost in costs])
-            for r in best[method]
-        ]
-        values = np.stack(rows) - np.array([[r["fitness_before"]] for r in best[method]])
-        marker = {
-            "marker": MARKERS[(i + i // len(PETROFF)) % len(MARKERS)],
-            "markevery": (3 * i % 15, 15),
-            "ms": 5,
-        }
-        left.plot(costs, values.mean(0), style, color=color, label=method, **marker)
-        left.fill_between(costs, values.min(0), values.max(0), color=color, alpha=0.15)
-        gain = gains[method]
-        low, high = (100 * x for x in gain.interval)
-        point = 100 * gain.gain
-        right.errorbar(
-            point,
-            i,
-            xerr=[[point - low], [high - point]],
-            fmt=MARKERS[(i + i // len(PETROFF)) % len(MARKERS)],
-            color=color,
-            capsize=3,
+    for i, (method, found) in enumerate(best.items()):
+        color, dashes = PETROFF[i % len(PETROFF)], "-" if i < len(PETROFF) else "--"
+        marker = MARKERS[(i + i // len(PETROFF)) % len(MARKERS)]
+        costs = np.linspace(0, min(curve[-1][0] for curve in found["curve"]), 60)
+        fitness = np.array(
+            [[min(f for c, f in curve if c <= cost) for cost in costs] for curve in found["curve"]]
         )
+        fitness -= found["fitness_before"].to_numpy()[:, None]
+        look = {"color": color, "marker": marker, "markevery": (3 * i % 15, 15), "ms": 5}
+        left.plot(costs, fitness.mean(0), dashes, label=method, **look)
+        left.fill_between(costs, fitness.min(0), fitness.max(0), color=color, alpha=0.15)
+        low, high = (100 * x for x in gains[method].interval)
+        point = 100 * gains[method].gain
+        error = [[point - low], [high - point]]
+        right.errorbar(point, i, xerr=error, fmt=marker, color=color, capsize=3)
     left.set(xlabel="cost in forwards", ylabel="fitness against the start (lower is better)")
-    left.set_title("Best so far; markers are named on the right", fontsize="medium")
+    left.set_title("Best so far; bands are seeds, markers as on the right", fontsize="medium")
     right.axvline(0, color="0.5", lw=1)
-    right.set_yticks(range(len(order)), order)
+    right.set_yticks(range(len(best)), list(best))
     right.invert_yaxis()
+    right.set_title("Best fitness first", fontsize="medium")
     right.set_xlabel("gain in top-1, points (mean over seeds)")
     right.grid(axis="x", alpha=0.3)
     return picture
 
 
-def verdict(results: list[Result]) -> tuple[str, str]:
+def verdict(results: pd.DataFrame) -> Verdict:
     """Is the paper's evolution ahead of every gradient method, in fitness and on test images?"""
-    best = chosen(results)
+    best = choose_steps(results)
     if not {"start", "paper", *GRADIENT} <= best.keys():
-        return UNDECIDED, "Only a part of the cells was computed."
-    paper = best["paper"]
-    rival = min(GRADIENT, key=lambda m: mean(r["fitness"] for r in best[m]))
-    fitter = mean(r["fitness"] for r in paper) < mean(r["fitness"] for r in best[rival])
-    gap = paired(best[rival], paper)
+        return Verdict(UNDECIDED, "Only some of the cells were computed.")
+    paper, start = best["paper"], best["start"]
+    rival = next(method for method in best if method in GRADIENT)  # the best comes first
+    ahead = paper["fitness"].mean() - best[rival]["fitness"].mean()
+    gap = measure_gain(best[rival], paper)
     better = gap.gain > 0 and gap.significant
-    worse = gap.gain < 0 and gap.significant
-    narrow = "; ".join(
-        f"at {step:g} {paired(best['start'], found)}"
-        for step in ABSOLUTE
-        if step != paper[0]["step"]
-        and (found := [r for r in results if (r["method"], r["step"]) == ("paper", step)])
-    )
-    stopped = [
-        f"{r['method']} at {r['step']:g}, seed {r['seed']}"
-        for r in results
-        if r["method"] in GRADIENT and r["curve"][-1][0] + COST_OF_GRADIENT <= r["cell"]["budget"]
+    rows = [
+        Row(
+            f"Fitness of the paper's search, minus {rival}'s",
+            ahead,
+            None,
+            None,
+            bool(ahead < 0),
+            "(lower is better)",
+            form="+.5f",
+        ),
+        Row.of(f"Top-1 of the paper's search, over {rival}", gap, better),
     ]
-    sentence = (
-        f"The paper's search gains {paired(best['start'], paper)} at the best of its widths "
-        f"({paper[0]['step']:g}; {narrow}), the best gradient method "
-        f"({rival}) {paired(best['start'], best[rival])}; between them {gap}"
-        f"{', the gradient method is ahead' if worse else ''}. Fitness "
-        f"{mean(r['fitness'] for r in paper):.5f} against "
-        f"{mean(r['fitness'] for r in best[rival]):.5f}; best of all: "
-        f"{min(best, key=lambda m: mean(r['fitness'] for r in best[m]))}. Runs that ended early, "
-        f"with a gradient that is not finite: {', '.join(stopped) or 'none'}."
+    for method, step in (("paper", step) for step in ABSOLUTE):
+        gain = measure_gain(start, where(results, method=method, step=step).sort_values("seed"))
+        rows.append(Row.of(f"The paper's search with width {step:g}, over the start", gain))
+    spent = results["curve"].map(lambda curve: curve[-1][0]) + COST_OF_GRADIENT
+    early = results[results["method"].isin(GRADIENT) & (spent <= results["budget"])]
+    told = "; ".join(
+        f"{r['method']} at {r['step']:g}, seed {r['seed']}" for _, r in early.iterrows()
     )
-    return verdict_of((fitter, better)), sentence
+    rows.append(
+        Row(
+            f"Runs that ended early, gradient not finite: {told or 'none'}",
+            len(early),
+            unit="runs",
+            form="d",
+        )
+    )
+    gains = {name: 100 * measure_gain(start, best[name]).gain for name in ("paper", rival)}
+    return Verdict(
+        decide((bool(ahead < 0), better)),
+        f"On the embedded ViT (Typefaces-62, W3A8, {count_seeds(paper)}), the paper's search gains "
+        f"{gains['paper']:+.2f} points, the best gradient method at the same cost ({rival}) "
+        f"{gains[rival]:+.2f}.",
+        tuple(rows),
+    )
 
 
-CLAIM = Claim("C3", "Do gradients fail where evolution goes on?", cells, run, figure, verdict)
+def tables(results: pd.DataFrame) -> Tables:
+    """Every method at the best of its steps."""
+    best = choose_steps(results)
+    start = best.pop("start")
+    rows = [
+        {
+            "method": method,
+            "step": f"{found['step'].iloc[0]:g}",
+            "fitness": f"{found['fitness'].mean():.5f}",
+            "gain in top-1 over the start": str(measure_gain(start, found)),
+        }
+        for method, found in best.items()
+    ]
+    return {"Every method at the best of its steps, by fitness": pd.DataFrame(rows)}
+
+
+CLAIM = Claim(
+    "C3", "Do gradients fail where evolution goes on?", cells, run, figure, verdict, tables
+)

@@ -4,24 +4,25 @@ The paper's search with each loss as fitness. The gap between the loss on calibr
 fresh ones, in shares of what the search gained, says how much was overfitted.
 """
 
-from collections import defaultdict
-from statistics import fmean as mean
-
 import numpy as np
+import pandas as pd
 import torch
 from scipy.stats import ttest_rel
 
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.experiments.cells import UNDECIDED, Cell, Claim, Result, paired, verdict_of
-from evolq_lite.experiments.plots import forest
+from evolq_lite.evaluate import Gain
+from evolq_lite.experiments.cells import Claim, Tables, measure_gain
+from evolq_lite.experiments.plots import plot_gains
+from evolq_lite.experiments.results import Cell, Result, by, where
 from evolq_lite.experiments.setup import (
     Setting,
-    evolved,
-    fitness_on,
-    fresh_images,
-    setting,
-    tested,
+    draw_fresh_images,
+    measure_fitness,
+    measure_top1,
+    prepare,
+    search_scales,
 )
+from evolq_lite.experiments.verdicts import UNDECIDED, Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
 from evolq_lite.fitness import cosine, info_nce
 from evolq_lite.landscape import direction
@@ -60,14 +61,17 @@ def cells(quick: bool) -> list[Cell]:
     return [*out, {**out[0], "loss": "correlation", "images": sizes[-1]}]
 
 
+OURS = "infoNCE T=3"  # the paper's
+
+
 def run(cell: Cell) -> Result:
     """Search with one loss; test; compare the loss on calibration and on fresh images."""
     config = QuantConfig(weight_bits=cell["weight_bits"])
-    made = setting("vit", cell["images"], cell["seed"], config)
+    setting = prepare("vit", cell["images"], cell["seed"], config)
     if cell["loss"] == "correlation":
-        return correlation(made.demo.calibration, made)
+        return correlate(setting)
     if cell["loss"] == "start":
-        return tested(made.qmodel, cell["every"])
+        return measure_top1(setting.qmodel, cell["every"])
     search = SearchConfig(
         passes=cell["passes"],
         fitness=cell["loss"],
@@ -75,113 +79,156 @@ def run(cell: Cell) -> Result:
         seed=cell["seed"],
         batch=min(100, cell["images"]),
     )
-    fresh = fresh_images(made.demo, 200 if cell["passes"] == 1 else 1000, cell["seed"])
-    before = fitness_on(made, search, *fresh)
-    found = evolved(made, search)
-    after = fitness_on(made, search, *fresh)
+    fresh = draw_fresh_images(setting.demo, 200 if cell["passes"] == 1 else 1000, cell["seed"])
+    before = measure_fitness(setting, search, *fresh)
+    found = search_scales(setting, search)
+    after = measure_fitness(setting, search, *fresh)
     return {
         **found,
         "fresh_before": before,
         "fresh": after,
-        **tested(made.qmodel, cell["every"]),
+        **measure_top1(setting.qmodel, cell["every"]),
     }
 
 
 @torch.no_grad()
-def correlation(images: torch.Tensor, made: Setting) -> Result:
+def correlate(setting: Setting) -> Result:
     """Pearson's correlation of infoNCE at T = 3, and 0.07, with cosine over 60 neighbours."""
-    values = []
+    images, values = setting.demo.calibration, []
     for fitness in (info_nce, cosine, lambda q, k: info_nce(q, k, 0.07)):
         objective = BlockObjective(
-            made.chain,
-            made.chain.searchable,
+            setting.chain,
+            setting.chain.searchable,
             images,
-            made.demo.targets,
+            setting.demo.targets,
             fitness,
             min(100, len(images)),
         )
         start = objective.start
-        near = torch.stack([start + 0.02 * direction(start, "gaussian", s) for s in range(60)])
+        near = torch.stack([start + 0.02 * direction(start, s) for s in range(60)])
         values.append(objective(near.abs()).numpy())
     table = np.corrcoef(np.stack(values))
     return {"cosine_and_t3": float(table[0, 1]), "cosine_and_t007": float(table[1, 2])}
 
 
-def name_of(r: Result) -> str:
-    """How a loss is called."""
-    return f"infoNCE T={r['temperature']:g}" if r["loss"] == "info_nce" else str(r["loss"])
+def group(results: pd.DataFrame) -> dict[int, dict[str, pd.DataFrame]]:
+    """Results by number of calibration images and loss; "start" holds the unsearched scales."""
+    searched = results[results["loss"] != "correlation"]
+    temperature = searched["temperature"].map("infoNCE T={:g}".format)
+    names = searched["loss"].where(searched["loss"] != "info_nce", temperature)
+    return {
+        images: by(found, "name")
+        for images, found in by(searched.assign(name=names), "images").items()
+    }
 
 
-def by_loss(results: list[Result]) -> dict[int, dict[str, list[Result]]]:
-    """Results by number of calibration images and loss, in the order of seeds."""
-    out: dict[int, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
-    for r in sorted(results, key=lambda r: r["seed"]):
-        if r["loss"] != "correlation":
-            out[r["cell"]["images"]][name_of(r)].append(r)
-    return out
-
-
-def figure(results: list[Result]) -> Picture:
-    """Gain over the start of each loss, one panel for each number of images."""
-    groups = {}
-    for images, found in sorted(by_loss(results).items()):
+def measure_gains(results: pd.DataFrame) -> dict[str, dict[str, Gain]]:
+    """What a search with each loss gains over the start, by number of images."""
+    gains: dict[str, dict[str, Gain]] = {}
+    for images, found in sorted(group(results).items()):
         start = found.pop("start")
-        groups[f"{images} calibration images"] = {
-            name: paired(start, rs) for name, rs in found.items()
+        gains[f"{images} calibration images"] = {
+            name: measure_gain(start, rs) for name, rs in found.items()
         }
-    return forest(groups, "Gain over MinMax by loss, W3A8")
+    return gains
 
 
-def gap(results: list[Result]) -> float:
+def figure(results: pd.DataFrame) -> Picture:
+    """Gain over the start of each loss, one panel for each number of images."""
+    return plot_gains(measure_gains(results), "Gain over MinMax by loss, W3A8", same_scale=True)
+
+
+def measure_gap(results: pd.DataFrame) -> float:
     """The share of the gain on calibration images that is missing on fresh ones."""
-    own = mean([r["fitness_before"] - r["fitness"] for r in results])
-    fresh = mean([r["fresh_before"] - r["fresh"] for r in results])
-    return 1 - fresh / own if own else float("nan")
+    own = (results["fitness_before"] - results["fitness"]).mean()
+    fresh = (results["fresh_before"] - results["fresh"]).mean()
+    return float(1 - fresh / own) if own else float("nan")
 
 
-def verdict(results: list[Result]) -> tuple[str, str]:
+def verdict(results: pd.DataFrame) -> Verdict:
     """InfoNCE (T = 3) against the best other loss, and its overfitting against theirs.
 
     Gains are compared at the largest number of images, gaps as means over all numbers. The best
     other loss is best on the test images, which is in its favour.
     """
-    sizes = by_loss(results)
-    found = sizes[max(sizes)]
-    start, ours = found.pop("start"), found["infoNCE T=3"]
-    others = [name for name in found if not name.startswith("infoNCE")]
-    temperatures = [name for name in found if name not in others]
-    rival = max(others, key=lambda name: paired(start, found[name]).gain)
-    race = paired(found[rival], ours)
-    seeds = range(len(ours))
-    if len(seeds) < 2:
-        return UNDECIDED, "One seed cannot tell."
+    sizes, gains = group(results), measure_gains(results)
+    most = max(sizes)
+    found, last = sizes[most], gains[f"{most} calibration images"]
+    ours, others = found[OURS], [name for name in last if not name.startswith("infoNCE")]
+    if len(ours) < 2:
+        return Verdict(UNDECIDED, "One seed is not enough.")
+    rival = max(others, key=lambda name: last[name].gain)
+    race = measure_gain(found[rival], ours)
+    rows = [
+        Row.of(
+            f"{OURS}, over the best other loss ({rival}), {most} images",
+            race,
+            race.gain > 0 and race.significant,
+        )
+    ]
     # Numbers of images are averaged first: one seed draws one order, its 100 are among its 300.
     gaps = {
-        name: [mean(gap([size[name][i]]) for size in sizes.values()) for i in seeds]
-        for name in found
+        name: np.mean(
+            [[measure_gap(one) for one in split(size[name])] for size in sizes.values()], 0
+        )
+        for name in last
     }
-    less = {name: ttest_rel(gaps[name], gaps["infoNCE T=3"]) for name in others}
-    general = [test.statistic > 0 and test.pvalue < 0.05 for test in less.values()]
-    pair = next(r for r in results if r["loss"] == "correlation")
-    said = "; ".join(
-        f"{images} images: "
-        + ", ".join(f"{name} {100 * gap(size[name]):.0f} %" for name in (*temperatures, *others))
-        for images, size in sizes.items()
+    for name in others:
+        test = ttest_rel(gaps[name], gaps[OURS])
+        more = 100 * float((gaps[name] - gaps[OURS]).mean())
+        rows.append(
+            Row(
+                f"{name} overfits more than {OURS} (paired t-test over {len(ours)} seeds)",
+                more,
+                p=float(test.pvalue),
+                holds=bool(test.statistic > 0 and test.pvalue < 0.05),
+                unit="% of the gain",
+                form="+.0f",
+            )
+        )
+    rows += [
+        Row.of(f"{name}, {title}, over the start", gain)
+        for title, row in gains.items()
+        for name, gain in row.items()
+    ]
+    pair = where(results, loss="correlation").iloc[0]
+    rows += [
+        Row(
+            f"Correlation of cosine with infoNCE at T = {name}, 60 neighbours",
+            pair[key],
+            unit="",
+            form=".4f",
+        )
+        for name, key in (("3", "cosine_and_t3"), ("0.07", "cosine_and_t007"))
+    ]
+    less = sum(bool(row.holds) for row in rows[1:])
+    chance = "significantly ahead of" if race.gain > 0 else "significantly behind"
+    if not race.significant:
+        chance = "within chance of"
+    return Verdict(
+        decide(row.holds for row in rows),
+        f"On the embedded ViT (Typefaces-62, W3A8, {count_seeds(ours)}), infoNCE is {chance} the "
+        f"best other loss ({rival}, {100 * race.gain:+.2f} points) and overfits significantly less "
+        f"than {less} of {len(others)} others.",
+        tuple(rows),
     )
-    tests = ", ".join(f"{name} p = {test.pvalue:.2g}" for name, test in less.items())
-    open_ = [name for name, test in less.items() if test.statistic > 0 and test.pvalue >= 0.05]
-    if open_:
-        tests += f"; less than {', '.join(open_)}, but so few seeds cannot decide it"
-    return verdict_of((race.gain > 0 and race.significant, *general)), (
-        f"With {max(sizes)} images infoNCE at T = 3 gains {paired(start, ours)}, the best other "
-        f"loss (by test images, {rival}) {paired(start, found[rival])}; between them {race}. Share "
-        f"of the gain on calibration images that fresh images do not see, {said} (infoNCE at T = 3 "
-        "against "
-        f"others, means over numbers of images, paired t-test over {len(seeds)} seeds: {tests}). "
-        "Over 60 neighbours the correlation of cosine with infoNCE is "
-        f"{pair['cosine_and_t3']:.4f} at T = 3 and {pair['cosine_and_t007']:.4f} at "
-        "T = 0.07."
-    )
+
+
+def split(results: pd.DataFrame) -> list[pd.DataFrame]:
+    """One table per seed."""
+    return list(by(results, "seed").values())
+
+
+def tables(results: pd.DataFrame) -> Tables:
+    """Overfitting of each loss at each number of images."""
+    gaps = {
+        f"{images} images": {
+            name: f"{100 * measure_gap(rs):.0f} %" for name, rs in found.items() if name != "start"
+        }
+        for images, found in sorted(group(results).items())
+    }
+    title = "Share of the gain on calibration images that fresh images do not see"
+    return {title: pd.DataFrame(gaps).rename_axis("loss").reset_index()}
 
 
 CLAIM = Claim(
@@ -191,4 +238,5 @@ CLAIM = Claim(
     run,
     figure,
     verdict,
+    tables,
 )

@@ -4,12 +4,15 @@ Every method at the same cost: the paper's 10 passes. Random search draws as man
 the present scales as evolution does. Gains are against the start that a method began from.
 """
 
-from collections import defaultdict
+import pandas as pd
 
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.experiments.cells import Cell, Claim, Result, paired, verdict_of
-from evolq_lite.experiments.plots import forest
-from evolq_lite.experiments.setup import evolved, setting, tested
+from evolq_lite.evaluate import Gain
+from evolq_lite.experiments.cells import Claim, measure_gain
+from evolq_lite.experiments.plots import NAMES, plot_gains
+from evolq_lite.experiments.results import Cell, Result, by
+from evolq_lite.experiments.setup import measure_top1, prepare, search_scales
+from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
 
 # What is compared: the observer of the first scales, and the search from there.
@@ -53,10 +56,10 @@ def run(cell: Cell) -> Result:
         weight_bits=cell["weight_bits"],
         weight_observer="minmax" if observer == "none" else observer,
     )
-    made = setting(cell["network"], cell["images"], cell["seed"], config)
+    setting = prepare(cell["network"], cell["images"], cell["seed"], config)
     if observer == "none":
-        return tested(made.demo.model, cell["every"])
-    said: Result = {}
+        return measure_top1(setting.demo.model, cell["every"])
+    told: Result = {}
     if algorithm != "none":
         search = SearchConfig(
             passes=cell["passes"],
@@ -64,49 +67,56 @@ def run(cell: Cell) -> Result:
             seed=cell["seed"],
             batch=min(100, cell["images"]),
         )
-        said = evolved(made, search)
-    return {**said, **tested(made.qmodel, cell["every"])}
+        told = search_scales(setting, search)
+    return {**told, **measure_top1(setting.qmodel, cell["every"])}
 
 
-def grouped(results: list[Result]) -> dict[tuple[str, int], dict[str, list[Result]]]:
-    """Results by network and bits, then by method, in the order of seeds."""
-    out: dict[tuple[str, int], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
-    for r in sorted(results, key=lambda r: r["seed"]):
-        out[r["network"], r["weight_bits"]][r["method"]].append(r)
-    return out
-
-
-def start_of(method: str) -> str:
-    """The method whose scales another one starts from; MinMax for what does not search."""
-    return "MSE" if method.endswith("MSE") and method != "MSE" else "MinMax"
-
-
-def figure(results: list[Result]) -> Picture:
-    """Gains of each method, one panel for each network and bit-width."""
-    groups = {
-        f"{network} W{bits}A8": {
-            f"{m}, over {start_of(m)}" if m == "MSE" else m: paired(found[start_of(m)], rs)
-            for m, rs in found.items()
-            if m not in ("MinMax", "float")
-        }
-        for (network, bits), found in grouped(results).items()
+def group(results: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
+    """Results by setting, then by method."""
+    return {
+        f"{NAMES[network]} W{bits}A8": by(found, "method")
+        for (network, bits), found in by(results, "network", "weight_bits").items()
     }
-    return forest(groups, "Gains over the scales that each search starts from")
 
 
-def verdict(results: list[Result]) -> tuple[str, str]:
+def measure_gains(found: dict[str, pd.DataFrame]) -> dict[str, Gain]:
+    """What each method of a setting gains over the scales that it starts from."""
+    gains = {}
+    for method, mine in found.items():
+        start = "MSE" if method == "EvolQ from MSE" else "MinMax"
+        name = f"{method}, over {start}" if method == "MSE" else method
+        if method not in ("MinMax", "float"):
+            gains[name] = measure_gain(found[start], mine)
+    return gains
+
+
+def figure(results: pd.DataFrame) -> Picture:
+    """Gains of each method, one panel for each network and bit-width."""
+    groups = {setting: measure_gains(found) for setting, found in group(results).items()}
+    return plot_gains(groups, "Gain over the scales that each search starts from")
+
+
+def verdict(results: pd.DataFrame) -> Verdict:
     """Does the search gain significantly over MinMax in every setting?"""
-    said, clear = [], []
-    for (network, bits), found in grouped(results).items():
-        lost = paired(found["float"], found["MinMax"])
-        gain = paired(found["MinMax"], found["EvolQ from MinMax"])
-        clear.append(gain.gain > 0 and gain.significant)
-        random = paired(found["random from MinMax"], found["EvolQ from MinMax"])
-        said.append(
-            f"{network} W{bits}A8: MinMax {lost} against float, EvolQ {gain}; "
-            f"against random search at the same cost {random}"
-        )
-    return verdict_of(clear), "; ".join(said) + "."
+    rows, races = [], []
+    for setting, found in group(results).items():
+        for name, gain in measure_gains(found).items():
+            counts = gain.gain > 0 and gain.significant if name == "EvolQ from MinMax" else None
+            over = "" if "over" in name else ", over its start"
+            rows.append(Row.of(f"{setting}: {name}{over}", gain, counts))
+        lost = measure_gain(found["float"], found["MinMax"])
+        race = measure_gain(found["random from MinMax"], found["EvolQ from MinMax"])
+        rows.append(Row.of(f"{setting}: MinMax, over float", lost))
+        rows.append(Row.of(f"{setting}: EvolQ, over random search at the same cost", race))
+        races.append(race.gain > 0 and race.significant)
+    parts = [row.holds for row in rows if row.holds is not None]
+    return Verdict(
+        decide(parts),
+        f"On the embedded networks (Typefaces-62, {count_seeds(results)}), the paper's search "
+        f"gains significantly over MinMax in {sum(parts)} of {len(parts)} settings, and over "
+        f"random search at the same cost in {sum(races)}.",
+        tuple(rows),
+    )
 
 
 CLAIM = Claim(

@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.data import test_faces
 from evolq_lite.evaluate import Gain, SeedComparison, unpacked
-from evolq_lite.experiments.cells import Cell, Claim, Result, verdict_of
-from evolq_lite.experiments.plots import forest
-from evolq_lite.experiments.setup import evolved, setting, tested
+from evolq_lite.evolve import Committed, evolve
+from evolq_lite.experiments.cells import Claim, unpack_correct
+from evolq_lite.experiments.plots import plot_gains
+from evolq_lite.experiments.results import Cell, Result, by
+from evolq_lite.experiments.setup import measure_top1, prepare
+from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
 
 
@@ -41,29 +45,31 @@ def cells(quick: bool) -> list[Cell]:
 
 def run(cell: Cell) -> Result:
     """The paper's search, tested after every visit as the official code does."""
-    made = setting("vit", cell["images"], cell["seed"], QuantConfig(cell["weight_bits"]))
+    setting = prepare("vit", cell["images"], cell["seed"], QuantConfig(cell["weight_bits"]))
     search = SearchConfig(passes=cell["passes"], seed=cell["seed"], batch=min(100, cell["images"]))
-    before = tested(made.qmodel, cell["every"])
+    before = measure_top1(setting.qmodel, cell["every"])
     seen: list[Result] = []
-
-    def look(visits: int, fitness: float) -> None:
-        if seen and fitness == seen[-1]["fitness"]:  # nothing accepted, so the same network
+    demo = setting.demo
+    for event in evolve(setting.chain, demo.calibration, demo.targets, search):
+        if not isinstance(event, Committed):
+            continue
+        if seen and event.fitness == seen[-1]["fitness"]:  # nothing accepted: the same network
             seen.append(seen[-1])
         else:
-            seen.append({**tested(made.qmodel, cell["every"]), "fitness": fitness})
-
-    evolved(made, search, look)
+            look = measure_top1(setting.qmodel, cell["every"])
+            seen.append({**look, "fitness": event.fitness})
     return {
         "before": before["correct"],
         "images": before["images"],
-        "snapshots": [s["correct"] for s in seen],
-        "fitness": [s["fitness"] for s in seen],
+        "snapshots": [look["correct"] for look in seen],
+        "fitness": [look["fitness"] for look in seen],
     }
 
 
-def table(r: Result) -> Tensor:
+def unpack_snapshots(result: pd.Series) -> Tensor:
     """Which images each snapshot has right, (snapshots, images)."""
-    return torch.stack([unpacked(text, r["images"]) for text in r["snapshots"]])
+    images = result["test_images"]
+    return torch.stack([unpacked(text, images) for text in result["snapshots"]])
 
 
 @dataclass(frozen=True)
@@ -105,53 +111,78 @@ class Selection:
         """Points that selection only seems to win."""
         return self.here - self.there
 
-    def __str__(self) -> str:
-        low, high = self.lost - 1.96 * self.error, self.lost + 1.96 * self.error
-        return (
-            f"{self.here:+.2f} points above the last on the half of the typefaces that picked it, "
-            f"{self.there:+.2f} on the other half: {self.lost:+.2f} [{low:+.2f}, {high:+.2f}] "
-            "are selection"
-        )
 
-
-def picked(results: list[Result]) -> dict[str, Tensor]:
+def pick_snapshots(results: pd.DataFrame) -> dict[str, Tensor]:
     """Which images (seeds, n) the snapshot of each seed has right, by the way it is picked."""
     picks: dict[str, list[Tensor]] = {"best on test": [], "best fitness": [], "last": []}
-    for r in results:
-        rows = table(r)
+    for _, r in results.iterrows():
+        rows = unpack_snapshots(r)
         picks["best on test"].append(rows[rows.float().mean(1).argmax()])
         picks["best fitness"].append(rows[int(np.argmin(r["fitness"]))])
         picks["last"].append(rows[-1])
     return {name: torch.stack(rows) for name, rows in picks.items()}
 
 
-def figure(results: list[Result]) -> Picture:
-    """Gain over the start of the three snapshots, one panel for each bit-width."""
-    groups: dict[str, dict[str, Gain]] = {}
-    for bits in sorted({r["weight_bits"] for r in results}):
-        mine = [r for r in results if r["weight_bits"] == bits]
-        starts = torch.stack([unpacked(r["before"], r["images"]) for r in mine])
-        faces = test_faces()[:: mine[0]["every"]]
-        groups[f"W{bits}A8"] = {
-            name: SeedComparison.of(starts, rows, faces) for name, rows in picked(mine).items()
+def faces_of(results: pd.DataFrame) -> Tensor:
+    """The typeface of each test image that was looked at."""
+    return test_faces()[:: int(results["every"].iloc[0])]
+
+
+def measure_gains(results: pd.DataFrame) -> dict[str, dict[str, Gain]]:
+    """Gain over the start of the three snapshots, by bit-width."""
+    return {
+        f"W{bits}A8": {
+            name: SeedComparison.of(unpack_correct(mine, "before"), rows, faces_of(mine))
+            for name, rows in pick_snapshots(mine).items()
         }
-    return forest(groups, "Gain over MinMax of the snapshot picked in three ways")
+        for bits, mine in sorted(by(results, "weight_bits").items())
+    }
 
 
-def verdict(results: list[Result]) -> tuple[str, str]:
+def figure(results: pd.DataFrame) -> Picture:
+    """Gain over the start of the three snapshots, one panel for each bit-width."""
+    title = "Gain over MinMax of the snapshot picked in three ways"
+    return plot_gains(measure_gains(results), title, same_scale=True)
+
+
+def verdict(results: pd.DataFrame) -> Verdict:
     """Does the snapshot that test images pick show more than the last, and than it is worth?"""
-    said, clear = [], []
-    for bits in sorted({r["weight_bits"] for r in results}):
-        mine = [r for r in results if r["weight_bits"] == bits]
-        found = Selection.of([table(r) for r in mine], test_faces()[:: mine[0]["every"]])
-        rows = picked(mine)
-        lead = 100 * float(rows["best on test"].float().mean() - rows["last"].float().mean())
-        said.append(
-            f"W{bits}A8: of {len(mine[0]['fitness'])} snapshots, the best on all test images is "
-            f"{lead:+.2f} points above the last; picked on half, it is {found}"
-        )
-        clear.append(lead > 0 and found.lost > 1.96 * found.error)
-    return verdict_of(clear), "; ".join(said) + "."
+    rows, picked = [], []
+    for bits, mine in sorted(by(results, "weight_bits").items()):
+        tables = [unpack_snapshots(r) for _, r in mine.iterrows()]
+        found, picks = Selection.of(tables, faces_of(mine)), pick_snapshots(mine)
+        lead = 100 * float(picks["best on test"].float().mean() - picks["last"].float().mean())
+        picked.append(found)
+        flatters = lead > 0 and found.lost > 1.96 * found.error
+        band = (found.lost - 1.96 * found.error, found.lost + 1.96 * found.error)
+        name = f"W{bits}A8"
+        rows += [
+            Row(
+                f"{name}: luck of picking on half; the best on all images leads by {lead:+.2f}",
+                found.lost,
+                band,
+                holds=flatters,
+            ),
+            Row(f"{name}: the best of {len(tables[0])} on all test images, over the last", lead),
+            Row(f"{name}: picked on half, over the last, on that half", found.here),
+            Row(f"{name}: picked on half, over the last, on the other half", found.there),
+        ]
+    rows += [
+        Row.of(f"{setting}: {name}, over MinMax", gain)
+        for setting, gains in measure_gains(results).items()
+        for name, gain in gains.items()
+    ]
+    return Verdict(
+        decide(row.holds for row in rows),
+        f"On the embedded ViT (Typefaces-62, {count_seeds(results)}), snapshots picked on half of "
+        f"the test typefaces lead the last by {tell_range([s.here for s in picked])} points there, "
+        f"and by {tell_range([s.there for s in picked])} elsewhere.",
+        tuple(rows),
+    )
+
+
+def tell_range(values: Sequence[float]) -> str:
+    return f"{min(values):+.2f} to {max(values):+.2f}"
 
 
 CLAIM = Claim(

@@ -3,14 +3,16 @@
 The paper's search with one option changed at a time, at W3A8 on the ViT.
 """
 
-from collections import defaultdict
-from statistics import fmean as mean
 from typing import Any
 
+import pandas as pd
+
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.experiments.cells import UNDECIDED, Cell, Claim, Result, paired
-from evolq_lite.experiments.plots import forest
-from evolq_lite.experiments.setup import evolved, setting, tested
+from evolq_lite.experiments.cells import Claim, measure_gain
+from evolq_lite.experiments.plots import plot_gains
+from evolq_lite.experiments.results import Cell, Result, by
+from evolq_lite.experiments.setup import measure_top1, prepare, search_scales
+from evolq_lite.experiments.verdicts import UNDECIDED, WORDS, Row, Verdict, count_seeds
 from evolq_lite.figures import Picture
 
 # Layers are visited twice as often as blocks, the whole network once a pass: passes make up for it.
@@ -26,7 +28,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "absolute width": [{"step": step} for step in (1e-4, 3e-4, 3e-3, 1e-2)],
     "relative width": [{"step": step, "mutation": "relative"} for step in (3e-3, 1e-2, 3e-2, 1e-1)],
 }
-# The paper's choice is computed once, as granularity block, and shown in every group.
+# The paper's choice is computed once, as granularity block, and shown in its groups.
 PAPER = {
     "scales": "attention",
     "passes": "10",
@@ -53,60 +55,77 @@ def cells(quick: bool) -> list[Cell]:
 
 def run(cell: Cell) -> Result:
     """Search with the options of the cell; test."""
-    made = setting("vit", cell["images"], cell["seed"], QuantConfig(cell["weight_bits"]))
+    setting = prepare("vit", cell["images"], cell["seed"], QuantConfig(cell["weight_bits"]))
     if cell["group"] == "start":
-        return tested(made.qmodel, cell["every"])
+        return measure_top1(setting.qmodel, cell["every"])
     search = SearchConfig(
         **{"seed": cell["seed"], "batch": min(100, cell["images"]), **cell["options"]}
     )
-    return {**evolved(made, search), **tested(made.qmodel, cell["every"])}
+    return {**search_scales(setting, search), **measure_top1(setting.qmodel, cell["every"])}
 
 
-def grouped(results: list[Result]) -> tuple[list[Result], dict[str, dict[str, list[Result]]]]:
-    """The starts, and results by group and variant, in the order of seeds."""
-    out: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
-    for r in sorted(results, key=lambda r: r["seed"]):
-        first, *more = r["options"].values() or ("start",)
-        passes = [f", {n} passes" for n in more if isinstance(n, int)]
-        name = (f"{first:g}" if isinstance(first, float) else str(first)) + "".join(passes)
-        out[r["group"]][name].append(r)
-    start = next(iter(out.pop("start").values()))
-    if "granularity" in out:
-        paper = out["granularity"]["block"]
-        out.update({g: {f"{name} (paper)": paper, **out[g]} for g, name in PAPER.items()})
-    return start, out
+def name_of(options: dict[str, Any]) -> str:
+    """A variant in a word or two: its first option, and the passes that make up for it."""
+    first, *more = options.values() or ("start",)
+    passes = [f", {n} passes" for n in more if isinstance(n, int)]
+    return (f"{first:g}" if isinstance(first, float) else str(first)) + "".join(passes)
 
 
-def figure(results: list[Result]) -> Picture:
+def group(results: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, dict[str, pd.DataFrame]]]:
+    """The starts, and results by group and variant; the paper's choice stands in its groups."""
+    named = results.assign(name=results["options"].map(name_of))
+    groups = {name: by(found, "name") for name, found in by(named, "group").items()}
+    start = groups.pop("start")["start"]
+    for name, choice in PAPER.items() if "granularity" in groups else ():
+        variants = {f"{choice} (paper)": groups["granularity"]["block"], **groups[name]}
+        if choice[0].isdigit():
+            variants = dict(sorted(variants.items(), key=lambda item: float(item[0].split()[0])))
+        groups[name] = variants
+    return start, groups
+
+
+def figure(results: pd.DataFrame) -> Picture:
     """Gain over the start of every variant, one panel for each option."""
-    start, found = grouped(results)
-    groups = {g: {n: paired(start, rs) for n, rs in rows.items()} for g, rows in found.items()}
-    return forest(groups, "Gain over MinMax, W3A8, one option changed at a time")
+    start, groups = group(results)
+    gains = {
+        name: {variant: measure_gain(start, rs) for variant, rs in variants.items()}
+        for name, variants in groups.items()
+    }
+    return plot_gains(
+        gains, "Gain over MinMax, W3A8, one option changed at a time", same_scale=True
+    )
 
 
-def verdict(results: list[Result]) -> tuple[str, str]:
-    """Does any variant beat the paper's choice significantly?"""
-    start, found = grouped(results)
-    if "granularity" not in found:
-        return UNDECIDED, "Only a part of the cells was computed."
-    paper = found["granularity"]["block"]
-    better = {}
-    many = sum(len(rows) for rows in VARIANTS.values()) - 1  # comparisons: Bonferroni
-    for group, rows in found.items():
-        for name, rs in rows.items():
-            gain = paired(paper, rs)
-            if rs is paper or gain.gain <= 0 or not gain.significant:
+def verdict(results: pd.DataFrame) -> Verdict:
+    """Does any variant beat the paper's choice significantly?
+
+    Partly, if one does that takes more evaluations.
+    """
+    start, groups = group(results)
+    if "granularity" not in groups:
+        return Verdict(UNDECIDED, "Only some of the cells were computed.")
+    paper = groups["granularity"]["block"]
+    many = sum(len(variants) for variants in VARIANTS.values()) - 1  # comparisons: Bonferroni
+    cost = paper["evaluations"].mean()
+    rows, gains = [], []
+    better = fair = 0
+    for name, variants in groups.items():
+        for variant, found in variants.items():
+            label = f"{name} {variant}, {found['evaluations'].mean():.0f} evaluations"
+            gains.append(Row.of(f"{label}, over MinMax", measure_gain(start, found)))
+            if found is paper:
                 continue
-            if many * gain.p_value < 0.05:
-                better[f"{group} {name}"] = (gain, mean([r["evaluations"] for r in rs]))
-    cost = mean([r["evaluations"] for r in paper])
-    fair = {n: g for n, (g, evaluations) in better.items() if evaluations <= 1.05 * cost}
-    said = "; ".join(f"{n} {g}" for n, (g, _) in better.items()) or "none"
-    word = "holds here" if not better else "does not hold here" if fair else "holds partly"
-    return word, (
-        f"The paper's choice gains {paired(start, paper)} in {cost:.0f} evaluations. Significantly "
-        f"better than it (5 %, Bonferroni over {many} comparisons): {said}. "
-        f"At no more evaluations: {', '.join(fair) or 'none'}."
+            gain = measure_gain(paper, found)
+            ahead = gain.gain > 0 and gain.significant and many * gain.p_value < 0.05
+            rows.append(Row.of(f"{label}, over the paper's choice", gain, not ahead))
+            better += ahead
+            fair += ahead and found["evaluations"].mean() <= 1.05 * cost
+    return Verdict(
+        WORDS[0 if not better else 2 if fair else 1],
+        f"On the embedded ViT (Typefaces-62, W3A8, {count_seeds(paper)}), {better} of {many} "
+        f"variants beat the paper's choice significantly (Bonferroni), {fair} of them at no more "
+        "evaluations.",
+        (*rows, *gains),
     )
 
 

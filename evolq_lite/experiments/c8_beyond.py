@@ -10,25 +10,27 @@ own loss on the calibration images, relative mutation whose width adapts to succ
 instead of the attention weights, another loss. The starts are paid for with fewer visits.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
-from statistics import fmean as mean
 from typing import Any
 
+import pandas as pd
 import torch
 
 from evolq_lite.config import QuantConfig, SearchConfig
+from evolq_lite.evaluate import Gain
 from evolq_lite.evolve import visits_of
-from evolq_lite.experiments.cells import Cell, Claim, Result, paired, verdict_of
-from evolq_lite.experiments.plots import forest
+from evolq_lite.experiments.cells import Claim, Tables, measure_gain
+from evolq_lite.experiments.plots import NAMES, plot_gains
+from evolq_lite.experiments.results import Cell, Result, by, where
 from evolq_lite.experiments.setup import (
     Setting,
-    evolved,
-    fitness_on,
-    fresh_images,
-    setting,
-    tested,
+    draw_fresh_images,
+    measure_fitness,
+    measure_top1,
+    prepare,
+    search_scales,
 )
+from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
 
 # The candidates for the first scales of "best": observer of weights, bias correction.
@@ -78,94 +80,102 @@ def run(cell: Cell) -> Result:
     best, batch = options.pop("start") == "best", min(100, cell["images"])
     searched = options.pop("searched", True)
     search = SearchConfig(passes=cell["passes"], seed=cell["seed"], batch=batch, **options)
-    made = started(cell, search, STARTS if best else STARTS[:1])
+    setting = choose_start(cell, search, STARTS if best else STARTS[:1])
     # Each start costs a forward of the whole network; together they cost less than three visits.
-    visits = len(visits_of(made.chain, search)) * search.passes - (3 if best else 0)
-    said = evolved(made, search, most_visits=visits) if searched else {}
+    visits = len(visits_of(setting.chain, search)) * search.passes - (3 if best else 0)
+    told = search_scales(setting, search, visits) if searched else {}
     if cell["role"] == "race":
-        return {**said, **tested(made.qmodel, cell["every"])}
-    held_out = fresh_images(made.demo, HELD_OUT if cell["passes"] > 1 else 200, cell["seed"])
-    judge = SearchConfig(fitness="kl", batch=batch)
+        return {**told, **measure_top1(setting.qmodel, cell["every"])}
+    wanted = HELD_OUT if cell["passes"] > 1 else 200
+    images, targets = draw_fresh_images(setting.demo, wanted, cell["seed"])
     with torch.no_grad():
-        agree = made.chain(held_out[0]).argmax(1) == held_out[1].argmax(1)
-    return {**said, "kl": fitness_on(made, judge, *held_out), "agree": float(agree.float().mean())}
+        agree = setting.chain(images).argmax(1) == targets.argmax(1)
+    judge = SearchConfig(fitness="kl", batch=batch)
+    kl = measure_fitness(setting, judge, images, targets)
+    return {**told, "kl": kl, "agree": float(agree.float().mean())}
 
 
-def started(cell: Cell, search: SearchConfig, starts: Sequence[tuple[str, bool]]) -> Setting:
+def choose_start(cell: Cell, search: SearchConfig, starts: Sequence[tuple[str, bool]]) -> Setting:
     """The setting among several starts with the least loss on its calibration images."""
     found = []
     for observer, corrected in starts:
         config = QuantConfig(
             cell["weight_bits"], weight_observer=observer, bias_correction=corrected
         )
-        made = setting(cell["network"], cell["images"], cell["seed"], config)
-        loss = fitness_on(made, search, made.demo.calibration, made.demo.targets)
-        found.append((loss, made))
+        setting = prepare(cell["network"], cell["images"], cell["seed"], config)
+        demo = setting.demo
+        loss = measure_fitness(setting, search, demo.calibration, demo.targets)
+        found.append((loss, setting))
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def grouped(results: list[Result]) -> dict[tuple[str, int], dict[str, list[Result]]]:
-    """The race by network and bits, then by variant, in the order of seeds."""
-    out: dict[tuple[str, int], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
-    for r in sorted(results, key=lambda r: r["seed"]):
-        if r["role"] == "race":
-            out[r["network"], r["weight_bits"]][r["variant"]].append(r)
-    return out
-
-
-def choice(results: list[Result]) -> dict[str, float]:
-    """KL divergence on held-out calibration images by variant, mean over networks, best first.
-
-    Each network counts in units of what the paper's search leaves there.
-    """
-    shares: dict[str, list[float]] = defaultdict(list)
-    found = [r for r in results if r["role"] == "choice"]
-    paper = {r["network"]: r["kl"] for r in found if r["variant"] == "paper"}
-    for r in found:
-        shares[r["variant"]].append(r["kl"] / paper[r["network"]])
-    return dict(sorted(((v, mean(s)) for v, s in shares.items()), key=lambda row: row[1]))
-
-
-def figure(results: list[Result]) -> Picture:
-    """The chosen search against the paper's, one panel for each network and bit-width."""
-    groups = {
-        f"{network} W{bits}A8": {
-            "chosen, over paper": paired(found["paper"], found[CHOSEN]),
-            "its start, over paper": paired(found["paper"], found[UNSEARCHED]),
-            "chosen, over its start": paired(found[UNSEARCHED], found[CHOSEN]),
+def measure_gains(results: pd.DataFrame) -> dict[str, dict[str, Gain]]:
+    """The chosen search against the paper's, by setting; its start tells what the search adds."""
+    gains = {}
+    race = where(results, role="race")
+    for (network, bits), group in by(race, "network", "weight_bits").items():
+        found = by(group, "variant")
+        gains[f"{NAMES[network]} W{bits}A8"] = {
+            "chosen, over paper": measure_gain(found["paper"], found[CHOSEN]),
+            "its start, over paper": measure_gain(found["paper"], found[UNSEARCHED]),
+            "chosen, over its start": measure_gain(found[UNSEARCHED], found[CHOSEN]),
         }
-        for (network, bits), found in grouped(results).items()
-    }
-    return forest(groups, "The best search here against the paper's, equal cost")
+    return gains
 
 
-def verdict(results: list[Result]) -> tuple[str, str]:
+def figure(results: pd.DataFrame) -> Picture:
+    """The chosen search against the paper's, one panel for each network and bit-width."""
+    return plot_gains(
+        measure_gains(results), "The best search here against the paper's, equal cost"
+    )
+
+
+def verdict(results: pd.DataFrame) -> Verdict:
     """Is the chosen search significantly ahead at 3 and 4 bits?
 
     Holds if it is in all four settings, partly if in three.
     """
-    said, ahead, starts = [], [], []
-    for (network, bits), found in grouped(results).items():
-        gain, search = (paired(found[v], found[CHOSEN]) for v in ("paper", UNSEARCHED))
-        if bits < 8:
-            ahead.append(gain.gain > 0 and gain.significant)
-            start = paired(found["paper"], found[UNSEARCHED])
-            starts.append(start.gain > 0 and start.significant)
-        said.append(f"{network} W{bits}A8 {gain} (of it by searching: {search})")
-    shares = choice(results)
-    ranks = ", ".join(f"{v} {share:.3f}" for v, share in shares.items())
-    first = next(iter(shares))
-    if first != CHOSEN:
-        ranks += f" (computed anew, {first!r} is the best now)"
+    rows, ahead, starts = [], [], []
+    for setting, gains in measure_gains(results).items():
+        for name, gain in gains.items():
+            clear = gain.gain > 0 and gain.significant
+            counts = "W8" not in setting and name == "chosen, over paper"
+            rows.append(Row.of(f"{setting}: {name}", gain, clear if counts else None))
+            if counts:
+                ahead.append(clear)
+            elif "W8" not in setting and name == "its start, over paper":
+                starts.append(clear)
     enough = sum(ahead) >= 0.75 * len(ahead)
-    return verdict_of((enough, all(ahead))), (
-        f"Significantly ahead in {sum(ahead)} of the {len(ahead)} settings with 3 and 4 bits, "
-        f"which the verdict counts; its start alone, unsearched, in {sum(starts)}. {CHOSEN!r} "
-        "against the paper's algorithm in no more evaluations (calibrating several starts is not "
-        f"counted): "
-        f"{'; '.join(said)}. Chosen by the KL divergence that a search leaves on held-out "
-        f"calibration images, in units of what the paper's leaves: {ranks}."
+    seeds = count_seeds(where(results, role="race"))
+    return Verdict(
+        decide((enough, all(ahead))),
+        f"At 3 and 4 bits on the embedded networks (Typefaces-62, {seeds}), the chosen "
+        f"search beats the paper's in {sum(ahead)} of {len(ahead)} settings; its start alone, "
+        f"unsearched, in {sum(starts)}.",
+        tuple(rows),
     )
+
+
+def tables(results: pd.DataFrame) -> Tables:
+    """How the search was chosen: KL divergence on held-out calibration images, best first.
+
+    Each network counts in units of what the paper's search leaves there.
+    """
+    choice = where(results, role="choice")
+    paper = where(choice, variant="paper").set_index("network")["kl"]
+    shares = choice.assign(share=choice["kl"] / choice["network"].map(paper))
+    means = shares.groupby("variant", sort=False)["share"].mean().sort_values()
+    table = pd.DataFrame(
+        {
+            "variant": [f"**{v}** (chosen)" if v == CHOSEN else v for v in means.index],
+            "share": means.map("{:.3f}".format).to_list(),
+        }
+    )
+    title = (
+        "The choice: KL divergence that is left on held-out calibration images, in units of what "
+        "the paper's search leaves"
+    )
+    return {title: table}
 
 
 CLAIM = Claim(
@@ -175,4 +185,5 @@ CLAIM = Claim(
     run,
     figure,
     verdict,
+    tables,
 )

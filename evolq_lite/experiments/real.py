@@ -3,37 +3,47 @@
 1,000 calibration images, 1,000 others to test, one pass of the search instead of ten, one seed: it
 says whether the picture of C5 and C8 carries over, not more. One setting was also searched for the
 paper's ten passes, which says what the other nine are worth there. C8 chooses among starts by the
-loss on calibration images: `chosen` does so among the two that were searched. Networks and
-photographs are not in this repo: give their folders. A run in work is kept in `runs/real` and gone
-on with.
+loss on calibration images: `choose_start` does so among the two that were searched. Networks and
+photographs are not in this repo: give their folders. A run in work is kept in `runs/real`, and
+resumed.
 """
 
-import json
-from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import Tensor
 
+from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.evaluate import Accuracy, Comparison, unpacked
-from evolq_lite.experiments.cells import Cell, Claim, Result, verdict_of
-from evolq_lite.experiments.plots import forest
+from evolq_lite.evolve import Evaluated
+from evolq_lite.experiments.cells import Claim, Tables
+from evolq_lite.experiments.plots import plot_gains
+from evolq_lite.experiments.results import Cell, Result, by
+from evolq_lite.experiments.verdicts import Row, Verdict, decide
 from evolq_lite.figures import Picture
+from evolq_lite.runs.run import Run
+from evolq_lite.runs.source import Folders
 
 NETWORKS = {"vit_tiny_patch16_224": "ViT-Tiny", "deit_tiny_patch16_224": "DeiT-Tiny"}
-CORRECTED = {"weight-observer": "mse", "bias-correction": True}
-METHODS: dict[str, dict[str, Any]] = {
-    "EvolQ from MinMax": {},
-    "EvolQ from MSE": {"weight-observer": "mse"},
-    "random from MinMax": {"algorithm": "random"},
-    "adaptive from MSE": {"weight-observer": "mse", "mutation": "adaptive"},
-    "adaptive from corrected MSE": {**CORRECTED, "mutation": "adaptive"},
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # quantization, search
+    "EvolQ from MinMax": ({}, {}),
+    "EvolQ from MSE": ({"weight_observer": "mse"}, {}),
+    "random from MinMax": ({}, {"algorithm": "random"}),
+    "adaptive from MSE": ({"weight_observer": "mse"}, {"mutation": "adaptive"}),
+    "adaptive from corrected MSE": (
+        {"weight_observer": "mse", "bias_correction": True},
+        {"mutation": "adaptive"},
+    ),
 }
+PAPER = "EvolQ from MinMax"
 WHOLE = "EvolQ from MinMax, ten passes"  # the paper's whole search, in one setting
 CALIBRATION = 1000  # images
 RUNS = Path("runs/real")
+Watch = Callable[[Evaluated], None]
 
 
 def cells(quick: bool) -> list[Cell]:
@@ -49,131 +59,146 @@ def cells(quick: bool) -> list[Cell]:
     ]
 
 
-def options(cell: Cell, weights: Path, photographs: Path, out: Path) -> list[str]:
-    """The command line of a cell."""
-    given = {
-        "model": cell["network"],
-        "checkpoint": weights / f"{cell['network']}.safetensors",
-        "calibration": photographs / "calibration",
-        "test": photographs / "validation",
-        "class-map": photographs / "wnids.txt",
-        "calibration-images": CALIBRATION,
-        "weight-bits": cell["weight_bits"],
-        "act-bits": 8,
-        "passes": cell["passes"],
-        "seed": cell["seed"],
-        **METHODS.get(cell["method"], {}),
-        "out": out,
-    }
-    flags = [f"--{k}" if v is True else f"--{k}={v}" for k, v in given.items()]
-    return ["run", *flags, *(["--resume"] if (out / "config.json").is_file() else [])]
+def configs_of(cell: Cell) -> tuple[QuantConfig, SearchConfig]:
+    """How a cell quantizes and searches."""
+    quant, search = METHODS[PAPER if cell["method"] == WHOLE else cell["method"]]
+    return (
+        QuantConfig(weight_bits=cell["weight_bits"], act_bits=8, **quant),
+        SearchConfig(passes=cell["passes"], seed=cell["seed"], **search),
+    )
 
 
-def run(cell: Cell, weights: Path, photographs: Path) -> Result:
-    """Run it as a reader would, on the command line; returns its summary."""
-    from evolq_lite.cli import main
-
+def run(cell: Cell, weights: Path, photographs: Path, watch: Watch) -> Result:
+    """The whole run of a cell, or the rest of it; returns its summary."""
+    source = Folders.at(
+        model=cell["network"],
+        checkpoint=weights / f"{cell['network']}.safetensors",
+        calibration=photographs / "calibration",
+        test=photographs / "validation",
+        class_map=photographs / "wnids.txt",
+        calibration_images=CALIBRATION,
+        seed=cell["seed"],
+    )
     out = RUNS / "-".join(str(value).replace(" ", "_") for value in cell.values())
-    status = main(options(cell, weights, photographs, out))
-    if status == 130:
-        raise KeyboardInterrupt
-    if status != 0:
-        raise ValueError(f"the run in {out} has failed, see above")
-    summary: Result = json.loads((out / "summary.json").read_text())
-    return summary
+    resume = (out / "config.json").is_file()
+    with Run(source, *configs_of(cell), out, resume=resume) as whole:
+        for event in whole.evolve():
+            if isinstance(event, Evaluated):
+                watch(event)
+        outcome = whole.test()
+        whole.write(outcome)
+    return outcome.summary()
 
 
-def nowhere(cell: Cell) -> Result:
-    """The claim without its folders can be shown, not computed."""
-    raise ValueError("real networks need folders: see real.on")
+def refuse(cell: Cell) -> Result:
+    """What runs without folders: the claim can be shown, not computed."""
+    raise ValueError("REAL needs folders of networks and photographs: see real.use_folders")
 
 
-def on(weights: Path, photographs: Path) -> Claim:
-    """The claim with other folders; ValueError if they do not hold what is needed."""
+def use_folders(weights: Path, photographs: Path, watch: Watch = lambda event: None) -> Claim:
+    """The claim with folders to compute it from; ValueError if they do not hold what is needed.
+
+    `watch` is shown each evaluation of a run, which takes a quarter of an hour.
+    """
     for path in (*(weights / f"{name}.safetensors" for name in NETWORKS), photographs):
         if not path.exists():
             raise ValueError(
                 f"{path} is not there; give --weights FOLDER with {' and '.join(NETWORKS)} as "
                 ".safetensors, and --photographs FOLDER with calibration/, validation/, wnids.txt"
             )
-    return replace(CLAIM, run=partial(run, weights=weights, photographs=photographs))
+    work = partial(run, weights=weights, photographs=photographs, watch=watch)
+    return replace(CLAIM, run=work)
 
 
-def right_of(result: Result, network: str) -> Tensor:
+def group(results: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
+    """Results by setting, then by method, the whole search last."""
+    ordered = results.sort_values("method", key=lambda method: method == WHOLE, kind="stable")
+    return {
+        f"{NETWORKS[network]} W{bits}A8": {r["method"]: r for _, r in found.iterrows()}
+        for (network, bits), found in by(ordered, "network", "weight_bits").items()
+    }
+
+
+def right_of(result: pd.Series, network: str) -> Tensor:
     """Which images (n,) "float", "before" or "evolved" of a run has right."""
-    return unpacked(result["correct"][network], result["images"])
+    return unpacked(result["correct"][network], result["test_images"])
 
 
-def gain_of(result: Result) -> Comparison:
+def top1_of(result: pd.Series, network: str) -> Accuracy:
+    right = right_of(result, network)
+    return Accuracy(int(right.sum()), len(right))
+
+
+def measure_gain(result: pd.Series) -> Comparison:
     """What a search gains over its start."""
     return Comparison.of(right_of(result, "before"), right_of(result, "evolved"))
 
 
-def race(found: dict[str, Result], method: str, network: str) -> Comparison:
-    """A method's network against that of EvolQ from MinMax, of the results of one setting."""
-    paper, other = (right_of(found[name], network) for name in ("EvolQ from MinMax", method))
+def race(found: dict[str, pd.Series], method: str, network: str = "evolved") -> Comparison:
+    """A method's network against that of the paper's search from MinMax, in one setting."""
+    paper, other = (right_of(found[name], network) for name in (PAPER, method))
     return Comparison.of(paper, other)
 
 
-def chosen(found: dict[str, Result]) -> str:
+def choose_start(found: dict[str, pd.Series]) -> str:
     """The adaptive search that C8 would take, whose start has the least loss for calibration."""
     adaptive = [method for method in found if method.startswith("adaptive")]
     return min(adaptive, key=lambda method: float(found[method]["fitness_before"]))
 
 
-def grouped(results: list[Result]) -> dict[str, dict[str, Result]]:
-    """Results by setting, then by method."""
-    out: dict[str, dict[str, Result]] = defaultdict(dict)
-    for r in sorted(results, key=lambda r: r["method"] == WHOLE):
-        out[f"{NETWORKS[r['network']]} W{r['weight_bits']}A8"][r["method"]] = r
-    return out
-
-
-def figure(results: list[Result]) -> Picture:
+def figure(results: pd.DataFrame) -> Picture:
     """What each search gains over its start, one panel for each network and bit-width."""
-    groups = {
-        setting: {method: gain_of(r) for method, r in found.items()}
-        for setting, found in grouped(results).items()
+    gains = {
+        setting: {method: measure_gain(r) for method, r in found.items()}
+        for setting, found in group(results).items()
     }
-    return forest(groups, "1,000-image check: gains over the start, one pass, one seed")
+    title = "1,000-image check: gain over the start, one pass, one seed"
+    return plot_gains(gains, title, same_scale=True)
 
 
-def verdict(results: list[Result]) -> tuple[str, str]:
+def verdict(results: pd.DataFrame) -> Verdict:
     """Does the paper's search gain significantly over MinMax, in one pass?"""
-    groups = grouped(results)
-    gains = [gain_of(found["EvolQ from MinMax"]) for found in groups.values()]
-    random = [race(found, "random from MinMax", "evolved") for found in groups.values()]
-    best = [race(found, chosen(found), "evolved") for found in groups.values()]
-    starts = [race(found, chosen(found), "before") for found in groups.values()]
-    said = [
-        f"1,000-image check. Significantly, in {len(groups)} settings: EvolQ against its MinMax "
-        f"start is {score(gains)}; against EvolQ at the same cost, random search is "
-        f"{score(random)}, the adaptive search whose start has the least loss {score(best)}; that "
-        f"start, unsearched, against MinMax {score(starts)}",
-        *(f"{setting}: {told(found)}" for setting, found in groups.items()),
-    ]
-    return verdict_of([g.gain > 0 and g.significant for g in gains]), ". ".join(said) + "."
+    rows, others, starts, random = [], [], [], []
+    for setting, found in group(results).items():
+        gain, start = measure_gain(found[PAPER]), choose_start(found)
+        clear = gain.gain > 0 and gain.significant
+        rows.append(Row.of(f"{setting}: {PAPER}, over its start", gain, clear))
+        for method in found:
+            if method != PAPER:
+                others.append(Row.of(f"{setting}: {method}, over {PAPER}", race(found, method)))
+        starts.append(race(found, start, "before"))
+        name = f"{setting}: the start of {start}, unsearched, over MinMax, unsearched"
+        others.append(Row.of(name, starts[-1]))
+        random.append(race(found, "random from MinMax"))
+    holds = [bool(row.holds) for row in rows]
+    return Verdict(
+        decide(holds),
+        f"On a 1,000-image check (one pass, one seed), the paper's search gains significantly in "
+        f"{sum(holds)} of {len(holds)} settings, and a better start without any search in "
+        f"{sum(s.gain > 0 and s.significant for s in starts)}.",
+        (*rows, *others),
+    )
 
 
-def score(comparisons: list[Comparison]) -> str:
-    """How many of them gain significantly, and how many lose."""
-    clear = [c.gain > 0 for c in comparisons if c.significant]
-    return f"ahead in {clear.count(True)} and behind in {clear.count(False)}"
-
-
-def told(found: dict[str, Result]) -> str:
-    """One setting in words."""
-    paper = found["EvolQ from MinMax"]
-    rows = [f"float {Accuracy(round(paper['float_top1'] * paper['images']), paper['images'])}"]
-    for method, r in found.items():
-        rows.append(
-            f"{method}: top-1 {100 * r['before_top1']:.1f} to {100 * r['after_top1']:.1f} % "
-            f"({gain_of(r)}), loss {r['fitness_before']:.3f} to {r['fitness_after']:.3f}"
-        )
-        if r is not paper:
-            rows[-1] += f", against EvolQ from MinMax {race(found, method, 'evolved')}"
-    return "; ".join(rows)
+def tables(results: pd.DataFrame) -> Tables:
+    """Top-1 and loss before and after each search."""
+    rows, whole = [], {}
+    for setting, found in group(results).items():
+        for method, r in found.items():
+            whole[setting.split()[0]] = top1_of(r, "float")
+            rows.append(
+                {
+                    "network": setting,
+                    "search and start": method,
+                    "start": str(top1_of(r, "before")),
+                    "evolved": str(top1_of(r, "evolved")),
+                    "loss": f"{r['fitness_before']:.3f} to {r['fitness_after']:.3f}",
+                    "gain over its start": str(measure_gain(r)),
+                }
+            )
+    told = ", ".join(f"{network} {top1}" for network, top1 in whole.items())
+    return {f"Top-1 on 1,000 test images (float: {told})": pd.DataFrame(rows)}
 
 
 QUESTION = "Does one pass of the search gain on trained ViT-Tiny and DeiT-Tiny, at 4 and 3 bits?"
-CLAIM = Claim("REAL", QUESTION, cells, nowhere, figure, verdict)
+CLAIM = Claim("REAL", QUESTION, cells, refuse, figure, verdict, tables)

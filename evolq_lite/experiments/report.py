@@ -1,61 +1,103 @@
 """From cells to a table of claims: figures, verdicts, `claims.json` and `README.md`."""
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
 
 from evolq_lite.data import DATA
-from evolq_lite.experiments import KNOWN
-from evolq_lite.experiments.cells import (
-    Cell,
-    Claim,
-    Result,
-    computed,
-    computed_elsewhere,
-    path_of,
-    read,
-    write,
-)
+from evolq_lite.experiments import CLAIMS, KNOWN
+from evolq_lite.experiments.cells import Claim, compute, compute_with_one_thread
+from evolq_lite.experiments.results import Cell, ResultFile
+from evolq_lite.experiments.verdicts import Verdict, tabulate, to_markdown
 from evolq_lite.figures import Picture, save_figure
-from evolq_lite.parallel import Pool
-from evolq_lite.record import write_whole
+from evolq_lite.files import write_whole
+from evolq_lite.runs.folder import Busy
+from evolq_lite.runs.workers import Workers
 
-Progress = Callable[[str], None]
+RESULTS = DATA / "results"
+log = logging.getLogger("evolq_lite")
+
+HOW_TO_READ = """\
+Made by `python -m evolq_lite reproduce` from the files beside it; do not edit. A gain is in points
+of top-1 unless its unit says otherwise, intervals have 95 %, and *holds* says whether a row speaks
+for the claim. C1 to C8 are about the two networks embedded in this repository and their 9,920 test
+images (Typefaces-62). REAL is a check on 1,000 photographs, which is easier than the ImageNet
+validation set: compare its accuracies with each other only."""
+
+HOW_TO_OPEN = """\
+## The files
+
+`C1.jsonl` to `REAL.jsonl` hold one line per cell: its parameters (`cell`), what was measured
+(`result`), the seconds it took, and the number of the machine (`environment`), which a line of its
+own describes. `correct` says which test images were right, as hexadecimal bits, so that any two
+cells can be compared image by image (`evolq_lite.evaluate.unpacked`). Each line ends with a
+checksum: what was cut or changed is computed again.
+
+```python
+import pandas as pd
+
+lines = pd.read_json("data/results/C5.jsonl", lines=True)
+cells = pd.json_normalize(lines.dropna(subset="cell").to_dict("records"))
+table = cells.pivot_table("result.top1", ["cell.network", "cell.weight_bits"], "cell.method")
+print(table.round(4).to_string())
+```"""
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Make a folder of results and keep others from writing to it; Busy if somebody does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = FileLock(folder / ".lock", 0)
+    try:
+        file.acquire()
+    except Timeout:
+        raise Busy(
+            f"another reproduction writes to {folder}; wait for it, or give another --out"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        log.warning(
+            "%s cannot be locked (%s); let no other reproduction write there", folder, error
+        )
+    try:
+        yield
+    finally:
+        file.release()
 
 
 def missing(claims: Sequence[Claim], folder: Path, quick: bool = False) -> list[tuple[Claim, Cell]]:
-    """The cells of some claims that have no result yet, or a damaged one."""
-    return [
-        (claim, cell)
-        for claim in claims
-        for cell in claim.cells(quick)
-        if read(path_of(folder, claim.name, cell), claim.name, cell) is None
-    ]
+    """The cells of some claims whose result is not there."""
+    tasks = []
+    for claim in claims:
+        cells = claim.cells(quick)
+        there = ResultFile(folder, claim.name).find(cells)
+        tasks += [(claim, cell) for cell, line in zip(cells, there) if line is None]
+    return tasks
 
 
 def reproduce(
-    tasks: Sequence[tuple[Claim, Cell]],
-    folder: Path,
-    progress: Progress = lambda cell: None,
-    pool: Pool | None = None,
-) -> None:
-    """Compute cells into `folder`, on a pool's workers if there is one.
+    tasks: Sequence[tuple[Claim, Cell]], folder: Path, workers: Workers | None = None
+) -> Iterator[str]:
+    """Compute cells into a folder that is locked, on workers if there are any.
 
-    `progress` hears of every cell when its result is there.
+    Yields a few words about each cell when its result is on the disk.
     """
-    contents = (
-        (computed(*task) for task in tasks)
-        if pool is None
-        else (content for _, content in pool.each(computed_elsewhere, tasks))
-    )
+    files = {claim.name: ResultFile(folder, claim.name) for claim, _ in tasks}
+    for file in files.values():
+        file.repair()
+    if workers is None:
+        contents: Iterator[dict[str, Any]] = (compute(*task) for task in tasks)
+    else:
+        contents = (content for _, content in workers.each(compute_with_one_thread, tasks))
     for content in contents:
-        write(folder, content)
-        progress(describe(content["claim"], content["cell"]))
-
-
-def describe(name: str, cell: Cell) -> str:
-    """A cell in a few words, for a progress bar."""
-    return " ".join([name, *(str(value) for value in list(cell.values())[:4])])
+        files[content["claim"]].append(content)
+        yield " ".join([content["claim"], *map(str, list(content["cell"].values())[:4])])
 
 
 def count(claims: Sequence[Claim], quick: bool = False) -> int:
@@ -63,74 +105,100 @@ def count(claims: Sequence[Claim], quick: bool = False) -> int:
     return sum(len(claim.cells(quick)) for claim in claims)
 
 
-def known(claim: Claim, folder: Path, quick: bool) -> list[Result]:
-    """The results of a claim that are there."""
-    found = (read(path_of(folder, claim.name, c), claim.name, c) for c in claim.cells(quick))
-    return [result for result in found if result is not None]
-
-
-def shipped(name: str) -> tuple[Picture, str]:
-    """A claim's figure, and its verdict with the sentence, from the results in `data/results`.
-
-    ValueError if they are not all there; it says how to compute them.
-    """
-    claim = KNOWN[name]
-    results = known(claim, DATA / "results", False)
-    if len(results) < len(claim.cells(False)):
+def load_results(name: str, folder: Path = RESULTS, quick: bool = False) -> pd.DataFrame:
+    """The results of a claim, a row per cell; ValueError says how to compute what is not there."""
+    cells = KNOWN[name].cells(quick)
+    results = ResultFile(folder, name).read(cells)
+    if len(results) < len(cells) or not cells:
         raise ValueError(
-            f"{name} is not measured yet ({len(results)} of {len(claim.cells(False))} cells); "
-            f"compute it with: python -m evolq_lite reproduce {name}"
+            f"{name} has not been measured yet ({len(results)} of {len(cells)} cells are in "
+            f"{folder}); compute it with: python -m evolq_lite reproduce {name}"
         )
-    word, sentence = claim.verdict(results)
-    return claim.figure(results), f"{name}. {claim.question} {word.capitalize()}. {sentence}"
+    return results
 
 
-def write_report(folder: Path, quick: bool = False) -> list[dict[str, object]]:
-    """Figures and verdicts of every claim that has all its results, from the JSON files alone."""
-    rows: list[dict[str, object]] = []
+def load_claim(name: str) -> tuple[Picture, Verdict]:
+    """A claim's figure and verdict from the results in `data/results`; ValueError as above."""
+    results = load_results(name)
+    return KNOWN[name].figure(results), KNOWN[name].verdict(results)
+
+
+def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
+    """Figures and verdicts of every claim that has all its results, from the files alone."""
+    told: list[dict[str, Any]] = []
+    sections = []
     for name, claim in KNOWN.items():
-        results = known(claim, folder, quick)
-        cells = len(claim.cells(quick))
-        if not cells or len(results) < cells:
+        try:
+            results = load_results(name, folder, quick)
+        except ValueError:
             continue
-        picture = claim.figure(results)
+        picture, verdict = claim.figure(results), claim.verdict(results)
         save_figure(picture, folder / f"{name}.png")
-        word, sentence = claim.verdict(results)
-        rows.append(
+        told.append(
             {
                 "claim": name,
                 "question": claim.question,
-                "verdict": word,
-                "sentence": sentence,
+                "verdict": verdict.word,
+                "sentence": verdict.sentence,
+                "rows": [asdict(row) for row in verdict.rows],
                 "figure": f"{name}.png",
                 "alt": str(picture.get_label()),
                 "command": f"python -m evolq_lite reproduce {name}{' --quick' if quick else ''}",
-                "cells": cells,
-                "seconds": round(sum(r["seconds"] for r in results)),
+                "cells": len(results),
+                "seconds": round(results["seconds"].sum()),
             }
         )
-    write_whole(folder / "claims.json", (json.dumps(rows, indent=1) + "\n").encode())
-    write_whole(folder / "README.md", page(rows).encode())
-    return rows
+        sections.append(write_section(told[-1], verdict, claim.tables(results)))
+    page = "\n\n".join(
+        [
+            "# The paper's claims, measured here",
+            HOW_TO_READ,
+            write_summary(told),
+            HOW_TO_OPEN,
+            *sections,
+        ]
+    )
+    write_whole(folder / "claims.json", (json.dumps(told, indent=1) + "\n").encode())
+    write_whole(folder / "README.md", (page + "\n").encode())
+    return told
 
 
-def page(rows: Sequence[dict[str, object]]) -> str:
-    """The table of claims as Markdown."""
-    lines = [
-        "# The claims of the paper, measured here",
-        "",
-        "Made by `python -m evolq_lite reproduce` from the JSON files beside it; do not edit.",
-        "",
-        "| claim | verdict | command | seconds |",
-        "|---|---|---|---|",
+def write_section(told: dict[str, Any], verdict: Verdict, tables: dict[str, pd.DataFrame]) -> str:
+    """One claim as Markdown: sentence, rows that decide it, figure, and all other numbers."""
+    parts = [f"## {told['claim']} {told['question']}", f"**{verdict.word}.** {verdict.sentence}"]
+    parts += [to_markdown(tabulate(verdict.decisive))] if verdict.decisive else []
+    parts.append(f"![{told['alt']}]({told['figure']})")
+    for title, table in tables.items():
+        parts += [f"{title}:", to_markdown(table)]
+    if verdict.others:
+        more = to_markdown(tabulate(verdict.others))
+        parts.append(f"<details><summary>Other measurements</summary>\n\n{more}\n\n</details>")
+    return "\n\n".join(parts)
+
+
+def write_summary(told: Sequence[dict[str, Any]]) -> str:
+    """All claims as a Markdown table, with what computes them and how long that took."""
+    rows = [
+        {
+            "claim": f"{row['claim']} {row['question']}",
+            "verdict": f"**{row['verdict']}**",
+            "command": f"`{row['command']}`",
+            "seconds": f"{row['seconds']:,}",
+        }
+        for row in told
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['claim']} {row['question']} | **{row['verdict']}** | `{row['command']}` "
-            f"| {row['seconds']:,} |"
-        )
-    for row in rows:
-        title = f"## {row['claim']} {row['question']}"
-        picture = f"![{row['alt']}]({row['figure']})"
-        lines += ["", title, "", f"**{row['verdict']}.** {row['sentence']}", "", picture]
-    return "\n".join(lines) + "\n"
+    return to_markdown(pd.DataFrame(rows))
+
+
+def claims_table(folder: Path = RESULTS) -> str:
+    """The claims about the embedded networks as a Markdown table, from `claims.json`."""
+    told = json.loads((folder / "claims.json").read_text())
+    rows = [
+        {
+            "claim": f"{row['claim']} {row['question']}",
+            "on the embedded networks": f"**{row['verdict']}**",
+        }
+        for row in told
+        if row["claim"] in CLAIMS
+    ]
+    return to_markdown(pd.DataFrame(rows))

@@ -1,30 +1,53 @@
 """What all panels share: controls, a status line in words, a picture with alt text.
 
 A panel has two methods of its own: `compute(tick, **values)` asks the library, in a thread, and
-`draw(result, **values)` makes a picture and a sentence of it. `values` are those of its controls. A
-change of a control answers at once in the status line, and with a new picture when it is there; the
-last change wins. Pictures go through a trait (`HTML.value`): that is safe from a thread, survives
+`draw(result, **values)` turns the result into a picture and a sentence. `values` are those of its
+controls. When a control changes, the status line answers at once and the picture follows; the last
+change wins. Pictures go through a trait (`HTML.value`): that is safe from a thread, works in
 JupyterLab and Voila, and can carry alt text, which an image widget cannot.
 """
 
 import math
-import threading
 from collections.abc import Callable
 from html import escape
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
 
 import ipywidgets as W
+from IPython.core.getipython import get_ipython
 from traitlets import validate
 
 from evolq_lite.data import DATA
-from evolq_lite.figures import Picture
+from evolq_lite.files import write_whole
+from evolq_lite.panels.drawing import Drawing, as_image
 from evolq_lite.panels.worker import Cancelled, Tick, Worker
-from evolq_lite.record import write_whole
 
 CANCELLING = "Cancelling …"
-DRAWING = threading.Lock()  # matplotlib's fonts and caches are not made for threads
+# What a page needs beside the widgets. ipywidgets gives a class to what has lost its kernel, and no
+# name to a slider's handle; an image that cannot be loaded is where a page runs a line of script.
+PAGE = """<style>
+.evolq-drawing { display: flex; flex-wrap: wrap; gap: 4px 14px; margin: 4px 0 }
+.evolq-drawing > svg { max-width: 100%; height: auto; overflow: visible }
+.evolq-drawing { color: var(--jp-ui-font-color1, inherit) }
+.evolq-words { paint-order: stroke; stroke: var(--jp-layout-color0, #fff); stroke-width: 3px }
+.evolq-stale { opacity: 0.45 }
+.evolq-lost { display: none; font-weight: bold }
+.jupyter-widgets-disconnected .evolq-lost { display: block }
+</style><img src="data:," alt="" style="display: none" onerror="
+const start = () => {
+  const panel = this.closest('.evolq-panel');
+  if (!panel) { setTimeout(start, 100); return; }
+  const name = () => panel.querySelectorAll('.widget-slider').forEach(slider =>
+    slider.querySelectorAll('.noUi-handle').forEach(handle =>
+      handle.setAttribute('aria-label', slider.querySelector('.widget-label').textContent)));
+  name();
+  new MutationObserver(name).observe(panel, {childList: true, subtree: true});
+};
+start()">"""
+LOST = '<div class="evolq-lost">Kernel restarted: run this cell again.</div>'
+UNRUN = "<p>The controls appear when you run this cell.</p>"
 Values = dict[str, Any]
 
 
@@ -44,7 +67,7 @@ class _Clamped:
         self.kept = taken
         if not math.isclose(taken, asked) and self.on_clamp is not None:
             name = self.description.lower()  # type: ignore[attr-defined]
-            words = f"{name} {asked:g} is not within {low:g} to {high:g}, {taken:g} is taken"
+            words = f"{name} {asked:g} is outside {low:g} to {high:g}; using {taken:g}"
             self.on_clamp(words, taken != now)
         return taken
 
@@ -54,11 +77,11 @@ class _Clamped:
 
 
 class IntSlider(_Clamped, W.IntSlider):
-    """Whole numbers, one event for each drag."""
+    """Whole numbers."""
 
 
 class FloatSlider(_Clamped, W.FloatSlider):
-    """Real numbers, one event for each drag."""
+    """Real numbers."""
 
 
 class LogSlider(_Clamped, W.FloatLogSlider):
@@ -73,9 +96,7 @@ class LogSlider(_Clamped, W.FloatLogSlider):
 
 
 def control(kind: type[W.Widget], description: str, tooltip: str, **options: Any) -> Any:
-    """A control with a name, a tooltip, and room for both; sliders speak when let go."""
-    if issubclass(kind, _Clamped):
-        options.setdefault("continuous_update", False)
+    """A control with a name, a tooltip, and room for both."""
     return kind(
         description=description,
         tooltip=tooltip,
@@ -88,52 +109,66 @@ def control(kind: type[W.Widget], description: str, tooltip: str, **options: Any
 class Panel:
     """A panel is built and shown by a notebook's last expression; `close()` lets everything go.
 
-    Building one with the name of an earlier one closes that: a cell that is run again leaks
-    nothing. Keyword arguments set controls, out-of-range values are clamped with a word. A panel
-    that is `shipped` opens with the stored picture of its default values, and computes when a
-    control moves; others compute their first picture at once.
+    A cell that is run again closes the panels that it made before; outside a notebook, a panel
+    closes the one before it of the same kind, or of the same `name`. Keyword arguments set
+    controls, out-of-range values are clamped with a word. A panel that is `shipped` opens with the
+    stored picture of its default values, and computes when a control moves; others compute their
+    first picture at once.
     """
 
     wait = 0.05  # seconds for another change to come
     slow = False  # shows progress and a Cancel button
+    live = False  # answers within a few milliseconds: follows a handle while it is held
     shipped = False
     again = "Change a control to try again."
-    alive: ClassVar[dict[str, "Panel"]] = {}
+    alive: ClassVar[list["Panel"]] = []
 
     def __init__(self, name: str | None = None, **values: Any) -> None:
         kind = type(self).__name__
-        self.name = name or kind
-        if earlier := Panel.alive.pop(self.name, None):
-            earlier.close()
+        self.place, self.execution = whereabouts(name or kind, own=name is not None)
+        for earlier in list(Panel.alive):
+            if earlier.place == self.place and earlier.execution != self.execution:
+                earlier.close()
         self.moved, self.note, self.words = perf_counter(), "", ""
-        self.opened = self.closed = False
+        self.opened = self.closed = self.setting = False
         self.view, self.status = W.HTML(), W.HTML()
+        self.page = W.HTML(PAGE, layout={"height": "0px", "margin": "0px"})
         self.bar = W.FloatProgress(max=1.0, layout={"width": "290px", "visibility": "hidden"})
         self.cancel_button = W.Button(
             description="Cancel", tooltip="Stop computing", disabled=True, layout={"width": "90px"}
         )
+        self.reset_button = W.Button(
+            description="Reset",
+            tooltip="Bring back the settings that the panel opened with",
+            layout={"width": "90px"},
+        )
         self.worker = Worker(self.wait, self.progressed, self.ended)
         self.cancel_button.on_click(lambda _: self.cancel())
+        self.reset_button.on_click(lambda _: self.reset())
         self.controls: dict[str, Any] = self.make_controls()
         for key, widget in self.controls.items():
             widget.add_class(f"evolq-{key.replace('_', '-')}")
             if isinstance(widget, _Clamped):
                 widget.on_clamp = self.clamped
+                widget.continuous_update = self.live  # type: ignore[attr-defined]
         try:
             self.set_controls(values)
         except Exception:
-            rest = self.view, self.status, self.bar, self.cancel_button
-            for widget in (*self.controls.values(), *rest):
+            rest = self.view, self.status, self.page, self.bar
+            for widget in (*self.controls.values(), *rest, self.cancel_button, self.reset_button):
                 close_all(widget)
             raise
+        self.first = self.values
         for widget in self.controls.values():
-            widget.observe(self.changed, names="value")
+            widget.observe(self.heard, names="value")
         for widget, word in ((self.view, "view"), (self.status, "status"), (self.bar, "bar")):
             widget.add_class(f"evolq-{word}")
         self.cancel_button.add_class("evolq-cancel")
+        self.reset_button.add_class("evolq-reset")
         self.ui = self.arrange()
+        self.ui.add_class("evolq-panel")
         self.ui.add_class(f"evolq-{kind.lower()}")
-        Panel.alive[self.name] = self
+        Panel.alive.append(self)
         self.open()
         self.opened = True
         if self.note:  # a stored picture has not said it
@@ -158,18 +193,18 @@ class Panel:
         """What the picture shows; runs in a thread, calls tick(fraction) between its batches."""
         raise NotImplementedError
 
-    def draw(self, result: Any, **values: Any) -> tuple[Picture, str]:
-        """A picture whose label is its alt text, and a sentence for the status line."""
+    def draw(self, result: Any, **values: Any) -> tuple[Drawing, str]:
+        """A picture with an alt text of at most 40 words, and words for the status line."""
         raise NotImplementedError
 
     def buttons(self) -> list[W.Widget]:
         """What stands under the controls."""
-        return [W.HBox([self.cancel_button, self.bar])] if self.slow else []
+        return [W.HBox([self.reset_button, *([self.cancel_button, self.bar] if self.slow else [])])]
 
     def arrange(self) -> W.Widget:
         """Controls side by side where the page is wide enough; below, the words and the picture."""
         controls = W.Box([*self.controls.values()], layout={"flex_flow": "row wrap"})
-        return W.VBox([controls, *self.buttons(), self.status, self.view])
+        return W.VBox([controls, *self.buttons(), self.status, self.view, self.page])
 
     @property
     def values(self) -> Values:
@@ -187,9 +222,15 @@ class Panel:
         stored = first_view(type(self).__name__) if self.shipped else None
         if stored is None or self.values != self.defaults():
             return False
-        self.view.value, words = stored
-        self.say(f"{words} (Stored result of these settings.)")
+        picture, words = stored
+        self.show(picture, f"{words} (Stored result of these settings.)")
         return True
+
+    def show(self, picture: str, words: str) -> None:
+        """Show a picture of the present settings, and say what it shows."""
+        self.view.value = picture
+        self.view.remove_class("evolq-stale")
+        self.say(words)
 
     def defaults(self) -> Values:
         """The values that the controls begin with."""
@@ -202,7 +243,7 @@ class Panel:
     def say(self, words: str) -> None:
         """Put words into the status line."""
         self.words = words
-        self.status.value = f'<div role="status" aria-live="polite">{escape(words)}</div>'
+        self.status.value = f'<div role="status" aria-live="polite">{escape(words)}</div>{LOST}'
 
     def clamped(self, words: str, moves: bool) -> None:
         """Say that a value was out of range: now, or with the picture of the one taken."""
@@ -211,10 +252,30 @@ class Panel:
         else:
             self.say(f"{words}. {self.words}")
 
+    def heard(self, change: Any) -> None:
+        """A control has a new value: by hand, unless several are being set at once."""
+        if not self.setting:
+            self.changed(change)
+
     def changed(self, change: Any) -> None:
         """A control has moved: answer at once, compute soon."""
+        if self.live:
+            self.worker.follow(self.job())
+            return
+        self.view.add_class("evolq-stale")
         self.say(f"{self.note}Computing …")
         self.worker.request(self.job())
+
+    def reset(self) -> None:
+        """Bring back the settings that the panel opened with, and their picture."""
+        self.setting = True
+        try:
+            self.set_controls(self.first)
+        finally:
+            self.setting = False
+        self.worker.forget()
+        if not self.show_stored():
+            self.changed(None)
 
     def cancel(self) -> None:
         """Stop at the next tick, and answer at once: some steps take seconds, such as loading."""
@@ -232,30 +293,28 @@ class Panel:
             self.busy(True)
             result = self.compute(tick, **values)
             tick(1.0)
-            with DRAWING:
-                picture, words = self.draw(result, **values)
-                shown = picture._repr_html_()
+            picture, words = self.draw(result, **values)
             tick(1.0)
-            self.view.value = shown
-            self.say(note + words)
+            self.show(picture.html(), note + words)
 
         return run
 
     def busy(self, yes: bool) -> None:
         """Show or hide progress and Cancel."""
-        self.cancel_button.disabled = not yes
-        self.bar.layout.visibility = "visible" if yes else "hidden"
+        if self.slow:
+            self.cancel_button.disabled = not yes
+            self.bar.layout.visibility = "visible" if yes else "hidden"
 
     def progressed(self, fraction: float) -> None:
         """Move the bar; not more than ten times a second, a message each."""
-        if fraction in (0.0, 1.0) or perf_counter() - self.moved > 0.1:
+        if self.slow and (fraction in (0.0, 1.0) or perf_counter() - self.moved > 0.1):
             self.bar.value, self.moved = fraction, perf_counter()
 
     def ended(self, error: BaseException | None) -> None:
         """A job has ended: say so if it did not end well."""
         self.busy(False)
         if isinstance(error, Cancelled):
-            self.say("Cancelled; the picture is the last one that was finished.")
+            self.say("Cancelled. The picture is the last one that was finished.")
         elif error is None and self.words == CANCELLING:  # too late, it was finished
             self.say(self.said)
         elif error is not None:
@@ -269,16 +328,34 @@ class Panel:
         self.closed = True
         self.worker.close()
         for widget in self.controls.values():
-            widget.unobserve(self.changed, names="value")
-        if Panel.alive.get(self.name) is self:
-            del Panel.alive[self.name]
-        for widget in (self.ui, self.cancel_button, self.bar):
+            widget.unobserve(self.heard, names="value")
+        if self in Panel.alive:
+            Panel.alive.remove(self)
+        for widget in (self.ui, self.cancel_button, self.reset_button, self.bar):
             close_all(widget)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """The live widget where a page can show one, otherwise the picture and its words."""
         bundle = dict(self.ui._repr_mimebundle_(**options) or {})
-        return {**bundle, "text/html": self.view.value + self.status.value}
+        said = self.status.value.removesuffix(LOST)
+        picture = as_image(self.view.value) if self.view.value else ""
+        return {**bundle, "text/html": picture + said + UNRUN}
+
+
+ALONE = count()  # executions of what is not run by a notebook
+
+
+def whereabouts(name: str, own: bool) -> tuple[str, str]:
+    """What makes a panel, and which time it does: a cell and its execution, in a notebook.
+
+    Outside a notebook, and for a panel with a name of its `own`, each panel is a new execution.
+    """
+    kernel = getattr(get_ipython(), "kernel", None)
+    parent = kernel.get_parent("shell") if kernel is not None and not own else None
+    if not parent:
+        return name, str(next(ALONE))
+    cell = parent.get("metadata", {}).get("cellId") or parent["content"].get("code", "")
+    return f"{name} in {cell}", parent["header"]["msg_id"]
 
 
 def close_all(widget: W.Widget) -> None:
@@ -311,5 +388,5 @@ def first_view(kind: str) -> tuple[str, str] | None:
     if not path.is_file():
         return None
     picture, _, words = path.read_text("utf-8", errors="replace").partition("\n")
-    whole = picture.startswith("<figure><img ") and picture.endswith("</figure>") and words.strip()
+    whole = picture.startswith("<figure ") and picture.endswith("</figure>") and words.strip()
     return (picture, words.strip()) if whole else None

@@ -9,18 +9,17 @@ from typing import Any
 import ipywidgets as W
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig
 from evolq_lite.convert import calibrate, quantize, twin
 from evolq_lite.data import Demo, load_demo
-from evolq_lite.figures import PETROFF, Picture, new_figure
 from evolq_lite.genome import Vector
-from evolq_lite.objective import BlockObjective, Objective, Population, Values
-from evolq_lite.panels.base import DRAWING, IntSlider, LogSlider, Panel, control
+from evolq_lite.landscape import JaggedBowl
+from evolq_lite.objective import BlockObjective, Objective
+from evolq_lite.panels.base import IntSlider, LogSlider, Panel, control
+from evolq_lite.panels.drawing import BLUE, DASHES, GRAY, ORANGE, RED, Drawing, Plot
 from evolq_lite.panels.worker import Tick
 from evolq_lite.search import EvolQ
 
@@ -28,36 +27,12 @@ TOY, BLOCK = "toy: 2 scales", "blocks.5 of the ViT: 192 scales"
 IMAGES = 100  # calibration images of the real block
 PLAY = 100  # candidates that Play makes
 PACE = 0.1  # seconds for a candidate while playing: an eye wants to follow
-PICTURE = 0.2  # seconds between two pictures while playing
-
-
-class JaggedBowl:
-    """A toy objective of two scales: a bowl, made jagged by roundings, as quantization would.
-
-    f(x) = |x - centre|^2 / reach^2 + depth * mean of (t - round(t) + 1/2) over the four numbers
-    t = waves @ (x - centre). Each t is a sum in which both scales take part; t - round(t) is a
-    slope that jumps back where the rounding flips. Population (p, 2) to values (p,).
-    """
-
-    centre = torch.tensor([0.080, 0.060])
-    reach, depth = 0.006, 0.7
-    waves = torch.tensor([[1250.0, 220.0], [-250.0, 580.0], [-100.0, -830.0], [500.0, -700.0]])
-
-    @property
-    def start(self) -> Vector:
-        """Where a search begins (2,): in a pit, well up the wall of the bowl."""
-        return torch.tensor([0.0761, 0.0633])
-
-    def __call__(self, population: Population) -> Values:
-        """Evaluate candidates, one a row."""
-        away = population - self.centre
-        sums = away @ self.waves.T
-        jagged = (sums - sums.round() + 0.5).mean(1)
-        return (away / self.reach).square().sum(1) + self.depth * jagged
+PICTURE = 0.1  # seconds between two pictures while playing
+ANNOUNCED = 10  # candidates between two sentences while playing: a screen reader reads them
 
 
 @cache
-def relief(points: int = 121) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def relief(points: int = 241) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The toy within its reach of the centre: scales 1, scales 2, values (points, points)."""
     toy = JaggedBowl()
     reach = torch.linspace(-toy.reach, toy.reach, points)
@@ -126,10 +101,12 @@ class Child:
     def verdict(self) -> str:
         """What became of it, in words."""
         if not np.isfinite(self.value):
-            return "rejected, as its evaluation failed"
+            return "dropped: its evaluation failed"
         if self.best:
-            return "accepted, the best so far"
-        return "accepted, not the best" if self.entered else "rejected, no better than the worst"
+            return "accepted: the best so far"
+        if self.entered:
+            return "not accepted, but it joins the population"
+        return "dropped: no better than the worst member"
 
 
 class Run:
@@ -178,7 +155,7 @@ class Run:
     @property
     def label(self) -> str:
         """What `scaled` values are."""
-        return "fitness (lower is better)" if self.toy else "fitness against the start, 1e-3"
+        return "fitness (lower is better)" if self.toy else "fitness minus start, 1e-3"
 
     def scaled(self, value: Any) -> Any:
         """Values as a picture shows them; those of the block differ late in their digits."""
@@ -190,14 +167,14 @@ class Run:
         copies = sum(torch.equal(vector, self.start) for _, vector in self.search.members)
         state = f"Copies of the start in the population: {copies} of {size}."
         if not self.children:
-            return f"No candidate yet; the start has fitness {self.first:.5f}. {state}"
+            return f"No candidate yet. The start has fitness {self.first:.5f}. {state}"
         entered = sum(child.entered for child in self.children)
         bests = sum(child.best for child in self.children)
         last = self.children[-1]
         return (
-            f"Candidate {len(self.children)} has {last.value:.5f}: {last.verdict}. "
-            f"Best so far {self.search.best[1]:.5f}, start {self.first:.5f}. Accepted: {entered}, "
-            f"of them the best when they came: {bests}. {state}"
+            f"Candidate {len(self.children)} has fitness {last.value:.5f}: {last.verdict}. "
+            f"Best so far {self.search.best[1]:.5f}, start {self.first:.5f}. Accepted: {bests}. "
+            f"Joined the population: {entered}. {state}"
         )
 
 
@@ -220,15 +197,24 @@ class EvolutionPanel(Panel):
         """Five controls."""
         return {
             "landscape": control(
-                W.Dropdown, "Landscape", "What is minimised", options=[TOY, BLOCK], value=TOY
+                W.Dropdown,
+                "Landscape",
+                "The function that is minimized",
+                options=[TOY, BLOCK],
+                value=TOY,
             ),
             "population": control(
-                IntSlider, "Population", "Members; the paper has 15", value=15, min=1, max=60
+                IntSlider,
+                "Population",
+                "Number of members; the paper uses 15",
+                value=15,
+                min=1,
+                max=60,
             ),
             "tournament": control(
                 IntSlider,
                 "Tournament",
-                "Members drawn, with replacement; the best is the parent; the paper draws 10",
+                "Members drawn with replacement; the best becomes the parent. The paper draws 10",
                 value=10,
                 min=1,
                 max=60,
@@ -236,31 +222,31 @@ class EvolutionPanel(Panel):
             "mutation": control(
                 LogSlider,
                 "Mutation width",
-                "Each scale moves by up to this; the paper has 0.001 for weights of 3 and 4 bits",
+                "How far a scale may move; the paper uses 0.001 for 3-bit and 4-bit weights",
                 value=1e-3,
                 low=1e-5,
                 high=0.1,
                 step=0.1,
                 readout_format=".1e",
             ),
-            "seed": control(IntSlider, "Seed", "Of the random draws", value=0, min=0, max=99),
+            "seed": control(IntSlider, "Seed", "Seed of the random draws", value=0, min=0, max=99),
         }
 
     def buttons(self) -> list[W.Widget]:
-        """Step, Play, Pause, Reset and Cancel above the progress bar."""
+        """Step, Play, Pause, Restart and Cancel above the progress bar."""
         row = []
         for word, tooltip, on_click in (
             ("Step", "Make one candidate", self.step),
             ("Play", f"Make {PLAY} candidates, one after another", self.play),
-            ("Pause", "Stop after the present candidate", self.pause),
-            ("Reset", "Begin anew from the start", self.reset),
+            ("Pause", "Stop after the current candidate", self.pause),
+            ("Restart", "Start over from the first scales", self.restart),
         ):
             button = W.Button(description=word, tooltip=tooltip, layout={"width": "90px"})
             button.add_class(f"evolq-{word.lower()}")
             button.on_click(lambda _, act=on_click: act())
             row.append(button)
         self.cancel_button.on_click(lambda _: self.pause())
-        return [W.HBox([*row, self.cancel_button]), self.bar]
+        return [W.HBox([*row, self.cancel_button, self.reset_button]), self.bar]
 
     @property
     def generation(self) -> int:
@@ -284,7 +270,7 @@ class EvolutionPanel(Panel):
         """Stop after the present candidate, and show it."""
         self.playing, self.target = False, self.generation
 
-    def reset(self) -> None:
+    def restart(self) -> None:
         """Begin anew from the start."""
         self.changed(None)
 
@@ -307,6 +293,7 @@ class EvolutionPanel(Panel):
             tick(0.0)
             self.running = run
         begun, shown = len(run.children), perf_counter()
+        announced = begun // ANNOUNCED
         while (made := len(run.children)) < (target := self.target):
             before = perf_counter()
             run.step()
@@ -315,109 +302,113 @@ class EvolutionPanel(Panel):
             if made + 1 < target and self.playing:
                 if perf_counter() - shown > PICTURE:
                     shown = perf_counter()
-                    with DRAWING:
-                        self.view.value = self.draw(run)[0]._repr_html_()
+                    picture, words = self.draw(run)
+                    self.view.value = picture.html()
+                    if len(run.children) // ANNOUNCED > announced:
+                        announced = len(run.children) // ANNOUNCED
+                        self.say(words)
                 sleep(max(0.0, PACE - (perf_counter() - before)))
                 tick(share)
         return run
 
-    def draw(self, result: Run, **values: Any) -> tuple[Picture, str]:
+    def draw(self, result: Run, **values: Any) -> tuple[Drawing, str]:
         """The population on its landscape, and the fitness of all candidates."""
         said = result.words()
         where = "a jagged bowl of two scales" if result.toy else "the attention scales of blocks.5"
-        best = "; ".join(f"{copies} with {value:.5f}" for _, value, copies in result.members()[:5])
-        alt = f"Evolution on {where}. {said} Members, best first: {best}."
-        figure = new_figure(9.6, 4.0, alt)
-        figure.set_layout_engine(None)  # fixed places: nothing jumps from picture to picture
-        figure.subplots_adjust(left=0.085, right=0.985, bottom=0.28, top=0.92, wspace=0.3)
-        left, right = figure.subplots(1, 2)
-        (draw_toy if result.toy else draw_block)(left, result)
-        draw_fitness(right, result)
-        for axes in (left, right):
-            axes.legend(
-                loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, fontsize=9, frameon=False
-            )
-        return figure, said
+        best = ", ".join(f"{copies} with {value:.5f}" for _, value, copies in result.members()[:3])
+        alt = (
+            f"Evolution on {where} after {len(result.children)} candidates. Best fitness "
+            f"{result.search.best[1]:.5f}. Members, best first: {best}."
+        )
+        draw_population = draw_toy if result.toy else draw_block
+        return Drawing(alt, draw_population(result), draw_fitness(result)), said
 
 
-def draw_toy(axes: Axes, run: Run) -> None:
-    """Contours, the members with their numbers of copies, the last parent and its child."""
+def draw_toy(run: Run) -> Plot:
+    """A map, the members with their numbers of copies, the last parent and its child."""
     xs, ys, values = relief()
-    filled = axes.contourf(xs, ys, values, 14, cmap="cividis")
-    axes.figure.colorbar(filled, ax=axes, label=run.label)
-    draw_population(axes, [(*vector.tolist(), copies) for vector, _, copies in run.members()])
+    ends = (float(xs[0]), float(xs[-1])), (float(ys[0]), float(ys[-1]))
+    plot = Plot("The toy, dark is low", *ends, "scale 1", "scale 2", width=440, height=400, rows=2)
+    plot.cells(values, (float(values.min()), 1.6), xs, ys)
+    draw_members(plot, [(*vector.tolist(), value, n) for vector, value, n in run.members()])
     if run.children:
         last = run.children[-1]
-        draw_family(axes, last.parent.tolist(), last.vector.tolist(), last.entered)
-    axes.set(xlim=(xs[0], xs[-1]), ylim=(ys[0], ys[-1]), xlabel="scale 1", ylabel="scale 2")
-    axes.set_title("The toy, and the population on it")
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+        inside = last.vector.clamp(*(torch.tensor(side) for side in zip(*ends)))
+        draw_family(plot, last.parent.tolist(), inside.tolist(), last)
+    return plot
 
 
-def draw_block(axes: Axes, run: Run) -> None:
+def draw_block(run: Run) -> Plot:
     """The members by fitness and number of copies, the last parent and its child."""
-    points = [(float(run.scaled(value)), copies, copies) for _, value, copies in run.members()]
-    seen = [x for x, *_ in points if np.isfinite(x)]
-    draw_population(axes, points)
-    if run.children and np.isfinite(run.children[-1].value):
-        last = run.children[-1]
-        ends = [float(run.scaled(value)) for value in (last.parent_value, last.value)]
-        draw_family(axes, [ends[0], 0], [ends[1], 0], last.entered)
-        seen += ends
-    axes.axvline(0, ls=":", color="0.5", label="the start")
-    axes.set(xlabel=run.label, ylabel="copies", title="The population by fitness")
-    axes.set_xlim(min(*seen, -1) - 1, max(*seen, 1) + 1)  # room for words
-    axes.set_ylim(-1, 1.15 * len(run.search.members) + 1)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    members = [(float(run.scaled(value)), n, value, n) for _, value, n in run.members()]
+    seen = [x for x, *_ in members if np.isfinite(x)]
+    last = run.children[-1] if run.children else None
+    family = [float(run.scaled(v)) for v in (last.parent_value, last.value)] if last else []
+    seen += [x for x in family if np.isfinite(x)]
+    limits = min(*seen, -1) - 1, max(*seen, 1) + 1  # room for words
+    high = 1.15 * len(run.search.members) + 1
+    title = "The population by fitness"
+    plot = Plot(title, limits, (-1, high), run.label, "copies", width=440, height=400, rows=2)
+    plot.uprights([0], GRAY, DASHES[1], "the start")
+    draw_members(plot, members)
+    if last and np.isfinite(family).all():
+        draw_family(plot, [family[0], 0], [family[1], 0], last)
+    return plot
 
 
-def draw_population(axes: Axes, points: Sequence[tuple[float, float, int]]) -> None:
-    """Members as circles (x, y, copies), with the number of copies where there are several."""
-    xs, ys, _ = zip(*points)
-    axes.plot(xs, ys, "o", color="white", mec="black", ms=7, label="member", zorder=3)
-    for x, y, copies in points:
+def draw_members(plot: Plot, members: Sequence[tuple[float, float, float, int]]) -> None:
+    """Members (x, y, value, copies) as circles, with the number of copies where it is not 1."""
+    for x, y, value, copies in members:
+        words = f"fitness {value:.5f}, {copies} {'copy' if copies == 1 else 'copies'}"
+        plot.points([x], [y], "#fff", size=5, titles=[words], edge="#000")
         if copies > 1:
-            axes.annotate(
-                f"{copies} copies",
-                (x, y),
-                xytext=(9, 9),
-                textcoords="offset points",
-                bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85},
-                annotation_clip=True,
-            )
+            plot.words(x, y, f"{copies} copies")
+    plot.points([], [], "#fff", label="member", edge="#000")
 
 
-def draw_family(axes: Axes, parent: list[float], child: list[float], accepted: bool) -> None:
+def draw_family(plot: Plot, parent: list[float], child: list[float], last: Child) -> None:
     """A parent (x, y), its child (x, y), and a line between them."""
-    style: dict[str, Any] = {"color": "white", "mec": "black", "ls": "", "ms": 8}
-    axes.plot(*zip(parent, child), "-", color="black", lw=1.2, zorder=4)
-    axes.plot(*parent, "s", **style, label="parent", zorder=5)
-    style |= {"color": PETROFF[1]} if accepted else {}
-    word = "child, accepted" if accepted else "child, rejected"
-    axes.plot(*child, "D" if accepted else "X", **style, label=word, zorder=6)
+    xs, ys = zip(parent, child)
+    plot.line(xs, ys, "#000", width=3)
+    plot.line(xs, ys, "#fff", width=1.2)
+    plot.points(xs[:1], ys[:1], "#fff", "square", 6, label="parent", edge="#000")
+    if last.best:
+        words, color, shape = "child, accepted", ORANGE, "diamond"
+    elif last.entered:
+        words, color, shape = "child, joined", BLUE, "up"
+    else:
+        words, color, shape = "child, dropped", RED, "plus"
+    plot.points(xs[1:], ys[1:], color, shape, 7, titles=[words], label=words, edge="#000")
 
 
-def draw_fitness(axes: Axes, run: Run) -> None:
+def draw_fitness(run: Run) -> Plot:
     """The fitness of each candidate by what became of it, and the best so far."""
     values = run.scaled(np.array([run.first, *(child.value for child in run.children)]))
     best, numbers = np.fmin.accumulate(values), np.arange(len(values))
     finite = np.isfinite(values)
     top = max(values[0], np.quantile(values[finite], 0.9))
     room = max(0.08 * (top - best[-1]), 0.02)
+    plot = Plot(
+        "Fitness of all candidates",
+        (-0.5, max(10, len(values))),
+        (best[-1] - room, top + room),
+        "candidate",
+        run.label,
+        width=440,
+        height=400,
+        rows=2,
+    )
     fates = np.array([0, *(1 if c.best else 2 if c.entered else 3 for c in run.children)])
     looks = {
-        "start": ("s", "0.25"),
-        "best so far": ("D", PETROFF[1]),
-        "accepted": ("o", PETROFF[0]),
-        "rejected": ("x", PETROFF[3]),
+        "start": ("square", GRAY),
+        "accepted: best so far": ("diamond", ORANGE),
+        "joined the population": ("circle", BLUE),
+        "dropped": ("cross", RED),
     }
-    for fate, (word, (marker, color)) in enumerate(looks.items()):
+    plot.steps(numbers, best, color="currentColor", width=1.2)
+    for fate, (word, (shape, color)) in enumerate(looks.items()):
         here = (fates == fate) & finite
-        shown = np.minimum(values[here], top + room)  # what is far above stands at the upper edge
-        axes.plot(
-            numbers[here], shown, marker, color=color, ms=5, label=word, clip_on=False, zorder=3
-        )
-    axes.step(numbers, best, where="post", color="0.25", zorder=1)
-    axes.set(xlim=(-0.5, max(10, len(values))), ylim=(best[-1] - room, top + room))
-    axes.set(xlabel="candidate", ylabel=run.label, title="Fitness of all candidates")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        shown = np.minimum(values[here], top + 0.9 * room)  # what is far above is at the top
+        titles = [f"candidate {i}: {value:.5f}" for i, value in zip(numbers[here], values[here])]
+        plot.points(numbers[here], shown, color, shape, 4, titles=titles, label=word)
+    return plot

@@ -1,6 +1,6 @@
 """Lesson 4: temperature, negatives and what they do to the gradient, on real logits."""
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from evolq_lite.config import QuantConfig
 from evolq_lite.convert import calibrate, quantize
-from evolq_lite.data import load_demo
-from evolq_lite.figures import PETROFF, Picture, new_figure
+from evolq_lite.data import CHARACTERS, load_demo
 from evolq_lite.fitness import cosine, info_nce
 from evolq_lite.panels.base import IntSlider, LogSlider, Panel, control
+from evolq_lite.panels.drawing import BLUE, COLORS, DASHES, Drawing, Plot
 from evolq_lite.panels.worker import Tick
 
-COLDEST, HOTTEST = 0.02, 10.0
+COLDEST, HOTTEST = 0.03, 30.0  # arrow keys reach the 3 of the paper's code
 MOST = 64
 CALIBRATION = 100
 TEMPERATURES = np.geomspace(COLDEST, HOTTEST, 28)
@@ -80,9 +80,29 @@ def shares(outputs: Tensor, targets: Tensor, temperature: float) -> tuple[float,
     return float(push / (pull + push)), float(hardest.mean())
 
 
-class InfoNCEPanel(Panel):
-    """Temperature, batch size and weight bits; similarities, loss, and what the negatives do."""
+def softmax(outputs: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """The softmax p (n, n) of infoNCE: row i is how output i is shared among the targets."""
+    return (similarity(outputs, targets) / temperature).softmax(1)
 
+
+def ordered(bits: int, batch: int) -> tuple[Tensor, Tensor]:
+    """Outputs and targets (batch, classes), ordered by class."""
+    outputs, targets = (part[:batch] for part in logits(bits))
+    order = targets.argmax(1).argsort(stable=True)
+    return outputs[order], targets[order]
+
+
+@lru_cache(maxsize=512)
+def curves_of(bits: int, batch: int) -> np.ndarray:
+    """Both `shares` (temperatures, 2): they depend on everything but the temperature slider."""
+    outputs, targets = ordered(bits, batch)
+    return np.array([shares(outputs, targets, float(t)) for t in TEMPERATURES])
+
+
+class InfoNCEPanel(Panel):
+    """Temperature, batch size and weight bits; softmax, loss, and what the negatives do."""
+
+    live = True
     shipped = True
 
     def make_controls(self) -> dict[str, Any]:
@@ -91,7 +111,7 @@ class InfoNCEPanel(Panel):
             "temperature": control(
                 LogSlider,
                 "Temperature",
-                "Small: the negative that is most alike counts; the paper's code has 3",
+                "Small: only the most similar negatives count. The paper's code uses 3",
                 value=3.0,
                 low=COLDEST,
                 high=HOTTEST,
@@ -101,62 +121,100 @@ class InfoNCEPanel(Panel):
             "batch": control(
                 IntSlider,
                 "Batch",
-                "Images that are compared with each other",
+                "Number of images that are compared with each other",
                 value=32,
                 min=2,
                 max=MOST,
             ),
-            "bits": control(IntSlider, "Weight bits", "Bits of all weights", value=3, min=2, max=8),
+            "bits": control(
+                IntSlider, "Weight bits", "Bits of every weight", value=3, min=2, max=8
+            ),
         }
 
     def compute(self, tick: Tick, **values: Any) -> Any:
         """Outputs and targets (n, classes) ordered by class, and the shares at all temperatures."""
-        outputs, targets = (part[: values["batch"]] for part in logits(values["bits"]))
-        tick(0.5)
-        order = targets.argmax(1).argsort(stable=True)
-        outputs, targets = outputs[order], targets[order]
-        curves = [shares(outputs, targets, float(t)) for t in TEMPERATURES]
-        return outputs, targets, np.array(curves)
+        return *ordered(values["bits"], values["batch"]), curves_of(values["bits"], values["batch"])
 
-    def draw(self, result: Any, **values: Any) -> tuple[Picture, str]:
-        """Similarities, the negatives' part over the temperature, infoNCE against cosine."""
+    def draw(self, result: Any, **values: Any) -> tuple[Drawing, str]:
+        """The softmax, the negatives' part over the temperature, infoNCE against cosine."""
         outputs, targets, curves = result
         temperature, n = values["temperature"], len(outputs)
-        table = similarity(outputs, targets)
-        loss, distance = (
-            float(info_nce(outputs, targets, temperature)),
-            float(cosine(outputs, targets)),
-        )
+        loss = float(info_nce(outputs, targets, temperature))
+        distance = float(cosine(outputs, targets))
         losses = each_loss(outputs, targets, temperature)
-        distances = 1 - table.diagonal()
+        distances = 1 - similarity(outputs, targets).diagonal()
         part, hardest = shares(outputs, targets, temperature)
         rank = f"{float(spearmanr(losses.numpy(), distances.numpy()).statistic):.2f}"
+        setting = f"W{values['bits']}A8, {n} images, T = {temperature:.2g}"
         said = (
-            f"W{values['bits']}A8, {n} images, T = {temperature:.2g}: infoNCE {loss:.4f}, cosine "
-            f"distance {distance:.4f}. {part:.0%} of the gradient comes from the negatives, whose "
-            f"hardest has {hardest:.0%} of their weight (equal parts: {1 / (n - 1):.0%}). Rank "
-            f"correlation of both losses over the images: {rank}."
+            f"{setting}: infoNCE {loss:.4f}, cosine distance {distance:.4f}. {part:.0%} of the "
+            f"gradient comes from the negatives. The hardest negative has {hardest:.0%} of their "
+            f"weight (equal shares: {1 / (n - 1):.0%}). Rank correlation of the two losses over "
+            f"the images: {rank}."
         )
-        other = (table.sum() - table.trace()) / (n * n - n)
-        figure = new_figure(
-            10.2,
-            3.5,
-            f"InfoNCE on real logits. {said} Mean cosine with the own target "
-            f"{float(table.diagonal().mean()):.2f}, with a negative {float(other):.2f}.",
+        own = float(softmax(outputs, targets, temperature).diagonal().mean())
+        alt = (
+            f"{setting}: infoNCE {loss:.4f}. The softmax gives the own target {own:.0%} on "
+            f"average. Negatives have {part:.0%} of the gradient, the hardest {hardest:.0%} of "
+            "the negatives' weight."
         )
-        grid, middle, right = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
-        image = grid.imshow(table.numpy(), cmap="cividis", vmin=-0.5, vmax=1)
-        grid.set(xlabel="target of image", ylabel="output for image", title="Cosines, by class")
-        figure.colorbar(image, ax=grid, shrink=0.8)
-        names = ("negatives: share of the gradient", "hardest: share of the negatives")
-        for i, (name, now) in enumerate(zip(names, (part, hardest))):
-            middle.plot(TEMPERATURES, curves[:, i], ("-", "--")[i], color=PETROFF[i], label=name)
-            middle.plot(temperature, now, "os"[i], color=PETROFF[i])
-        middle.set(
-            xscale="log", ylim=(-0.03, 1.45), xlabel="temperature T", title="What negatives do"
-        )
-        middle.set_yticks([0, 0.25, 0.5, 0.75, 1])
-        middle.legend(fontsize="x-small", loc="upper center")
-        right.plot(distances, losses, "o", color=PETROFF[0], ms=4)
-        right.set(xlabel="cosine distance", ylabel="infoNCE", title="One point for each image")
-        return figure, said
+        return Drawing(
+            alt,
+            draw_softmax(softmax(outputs, targets, temperature), targets),
+            draw_shares(curves, temperature, (part, hardest)),
+            draw_losses(losses, distances),
+        ), said
+
+
+def draw_softmax(p: Tensor, targets: Tensor) -> Plot:
+    """p (n, n): output i in row i, target j in column j."""
+    n = len(p)
+    names = [CHARACTERS[int(i)] for i in targets.argmax(1)]
+    limits = (-0.5, n - 0.5)
+    title = "Softmax p (blue 0, yellow 1)"
+    plot = Plot(title, limits, limits[::-1], "target of image j", "output of image i", rows=0)
+    if n <= 40:
+        plot.xticks = plot.yticks = [(i, name) for i, name in enumerate(names) if i % 2 == 0]
+    # The square root makes small probabilities visible.
+    plot.cells(p.sqrt().numpy(), (0, 1), np.arange(n), np.arange(n))
+    hardest = p.masked_fill(torch.eye(n, dtype=torch.bool), 0).argmax(1)
+    for i in range(n):  # what the pointer is told: the own target, and the hardest negative
+        for j in (i, int(hardest[i])):
+            words = f"output {names[i]}, target {names[j]}: p = {float(p[i, j]):.3g}"
+            plot.hint(j, i, 1, words)
+    return plot
+
+
+def draw_shares(curves: np.ndarray, temperature: float, now: tuple[float, float]) -> Plot:
+    """What negatives do, over the temperature."""
+    limits = COLDEST * 0.9, HOTTEST * 1.1
+    plot = Plot("What negatives do", limits, (-0.03, 1.03), "temperature T", "share", "x", rows=2)
+    labels = "negatives: of the gradient", "hardest: of the negatives"
+    for i, label in enumerate(labels):
+        plot.line(TEMPERATURES, curves[:, i], COLORS[i], DASHES[i], label)
+        words = f"{now[i]:.0%} at T = {temperature:.2g}"
+        plot.points([temperature], [now[i]], COLORS[i], ("circle", "square")[i], 6, titles=[words])
+    return plot
+
+
+def draw_losses(losses: Tensor, distances: Tensor) -> Plot:
+    """One point for each image."""
+    plot = Plot(
+        "One point per image",
+        widened(distances),
+        widened(losses),
+        "cosine distance",
+        "infoNCE",
+        rows=0,
+        left=64,
+    )
+    titles = [f"infoNCE {a:.4g}, distance {b:.4g}" for a, b in zip(losses, distances)]
+    plot.points(distances.numpy(), losses.numpy(), BLUE, titles=titles)
+    return plot
+
+
+def widened(values: Tensor) -> tuple[float, float]:
+    """The range of values, with some room."""
+    low, high = float(values.min()), float(values.max())
+    room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - room, high + room

@@ -1,6 +1,5 @@
 """Lesson 3: the loss over the scales of one layer, along a line or in a plane, and its noise."""
 
-from collections.abc import Callable
 from functools import cache, partial
 from itertools import count
 from typing import Any
@@ -9,27 +8,26 @@ import ipywidgets as W
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
+from matplotlib import colormaps
 from torch import Tensor, nn
 
-from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig
-from evolq_lite.convert import calibrate, quantize, set_execution, twin
+from evolq_lite.convert import calibrate, quantize, twin
 from evolq_lite.data import DEMO_MODELS, Demo, load_demo
-from evolq_lite.figures import Picture, new_figure
 from evolq_lite.fitness import Fitness, info_nce
-from evolq_lite.genome import genome_of
 from evolq_lite.landscape import (
     direction,
+    layer_objective,
     line,
     local_minima,
     noise_floor,
+    other_ways,
     plane,
     total_variation,
 )
 from evolq_lite.objective import BlockObjective
 from evolq_lite.panels.base import IntSlider, LogSlider, Panel, Values, control
-from evolq_lite.panels.pictures import draw_lines
+from evolq_lite.panels.drawing import BLUE, Drawing, Plot, short_power
 from evolq_lite.panels.worker import Tick
 
 IMAGES = 100
@@ -43,6 +41,7 @@ FITNESS, PROBE = "fitness", "test loss (probe)"
 LINE, PLANE = "line", "plane"
 FLOOR_POINTS = 5  # where the noise floor is measured, on the line
 POINTS = {LINE: 21, PLANE: 11}
+CHUNKS = {"vit": (10,), "cnn": (1,)}  # other chunk sizes for the noise floor
 
 
 @cache
@@ -62,77 +61,31 @@ def probe_images() -> tuple[Tensor, Tensor]:
     return images[::every][:IMAGES].clone(), labels[::every][:IMAGES].clone()
 
 
-def layer_objective(
-    qmodel: nn.Module,
-    block: str,
-    layer: str,
-    images: Tensor,
-    targets: Tensor,
-    fitness: Fitness = info_nce,
-    chunk: int | None = None,
-    inputs: list[Tensor] | None = None,
-) -> BlockObjective:
-    """A fitness as a function of the weight scales of one layer, such as "attn.qkv" of "blocks.2".
-
-    `chunk` images are computed at a time, None for what fits the processor's cache; `inputs` are
-    those of the block, where known. ValueError if there is no such block or layer.
-    """
-    chain = chain_of(qmodel)
-    chain.fit_chunk(images[:1])
-    chain.chunk = chunk or chain.chunk
-    genome = genome_of(qmodel, [f"{block}.{layer}"], "weights")
-    return BlockObjective(chain, block, images, targets, fitness, genome=genome, inputs=inputs)
-
-
-def other_ways(
-    objective: BlockObjective, make: Callable[..., BlockObjective]
-) -> list[BlockObjective]:
-    """An objective computed in three other ways: the same on paper, but not in its last digits.
-
-    In other chunks (a CNN image by image, for which convolutions have another kernel); with
-    products simulated in float, where they were of integers; with every input of the block one last
-    bit up or down, as if another kernel had made it. `make(qmodel)`, and `make(qmodel, chunk=n)` or
-    `inputs=tensors`, are the same objective.
-    """
-    qmodel = objective.chain.model
-    chunk = 10 if isinstance(qmodel, VisionTransformer) else 1
-    simulated = twin(qmodel)
-    set_execution(simulated, "simulate")
-    generator = torch.Generator().manual_seed(0)
-    bits = [2 * torch.randint(2, x.shape, generator=generator) - 1 for x in objective.inputs]
-    inputs = [
-        x * (1 + torch.finfo(x.dtype).eps * bit)
-        for x, bit in zip(objective.inputs, bits, strict=True)
-    ]
-    return [make(qmodel, chunk=chunk), make(simulated), make(qmodel, inputs=inputs)]
-
-
 class LandscapePanel(Panel):
     """A layer's scales and how far to move them; a line or a plane; calibration or test images."""
 
     slow = True
     shipped = True
-    following = False  # while blocks and layers become those of another network
 
     def make_controls(self) -> dict[str, Any]:
         """Eight controls; those for block and layer follow that for the network."""
         network = control(
             W.Dropdown,
             "Network",
-            "Which embedded network",
+            "Which of the two networks that ship with the course",
             options=[("ViT", "vit"), ("CNN", "cnn")],
         )
-        block = control(W.Dropdown, "Block", "Where the layer is")
-        layer = control(W.Dropdown, "Layer", "Whose weight scales are moved")
+        block = control(W.Dropdown, "Block", "The block that contains the layer")
+        layer = control(W.Dropdown, "Layer", "The layer whose weight scales are moved")
 
         def follow(change: Any = None) -> None:
             """Offer the blocks and layers of the network; one change, so one computation."""
-            self.following = True
+            outer, self.setting = self.setting, True
             try:
                 block.options, layer.options = BLOCKS[network.value], LAYERS[network.value]
                 block.value, layer.value = USUAL[network.value]
             finally:
-                self.following = False
+                self.setting = outer
 
         follow()
         network.observe(follow, names="value")
@@ -140,23 +93,32 @@ class LandscapePanel(Panel):
             "network": network,
             "block": block,
             "layer": layer,
-            "bits": control(IntSlider, "Weight bits", "Bits of all weights", value=3, min=2, max=8),
+            "bits": control(
+                IntSlider, "Weight bits", "Bits of every weight", value=3, min=2, max=8
+            ),
             "radius": control(
                 LogSlider,
                 "Radius",
-                "How far the scales move, as a share of each of them",
+                "How far each scale moves, as a share of its size",
                 value=0.01,
                 low=1e-5,
                 high=0.3,
                 step=0.1,
                 readout_format=".1e",
             ),
-            "seed": control(IntSlider, "Seed", "Of the random directions", value=0, min=0, max=99),
-            "what": control(W.Dropdown, "Show", "21 points, or 11 by 11", options=[LINE, PLANE]),
+            "seed": control(
+                IntSlider, "Seed", "Seed of the random directions", value=0, min=0, max=99
+            ),
+            "what": control(
+                W.Dropdown,
+                "Show",
+                "A line of 21 points or a plane of 11 by 11",
+                options=[LINE, PLANE],
+            ),
             "images": control(
                 W.Dropdown,
                 "Of what",
-                "The fitness that a search sees, or, as a probe that it must never see, test loss",
+                "The fitness that a search sees, or the test loss, a probe that it must never see",
                 options=[
                     ("fitness, 100 calibration images", FITNESS),
                     ("test loss, a probe", PROBE),
@@ -167,11 +129,6 @@ class LandscapePanel(Panel):
     def set_controls(self, values: Values) -> None:
         """The network first: it decides which blocks and layers there are."""
         super().set_controls({key: values[key] for key in sorted(values, key="network".__ne__)})
-
-    def changed(self, change: Any) -> None:
-        """A control has moved; block and layer that only follow the network do not count."""
-        if not self.following:
-            super().changed(change)
 
     def compute(self, tick: Tick, **values: Any) -> Any:
         """Values on the line (21,) or in the plane (11, 11), radii, noise floor, scales."""
@@ -192,7 +149,7 @@ class LandscapePanel(Panel):
         # Evaluating swaps tensors for a moment, so no two panels may share a network.
         objective = make(twin(kept))
         tick(0.0)
-        ways = [objective, *other_ways(objective, make)]
+        ways = [objective, *other_ways(objective, make, CHUNKS[values["network"]])]
         tick(0.0)
         points = POINTS[values["what"]]
         cells = points if values["what"] == LINE else points**2
@@ -211,7 +168,7 @@ class LandscapePanel(Panel):
             return one_by_one
 
         start, radius = objective.start, values["radius"]
-        along, across = (direction(start, "gaussian", values["seed"] + i) for i in (0, 1))
+        along, across = (direction(start, values["seed"] + i) for i in (0, 1))
         some = torch.linspace(-radius, radius, FLOOR_POINTS)[:, None]
         floor, _ = noise_floor([stepped(way) for way in ways], (start + some * along).abs())
         radii = radius * torch.arange(-(points // 2), points // 2 + 1) / (points // 2)  # one is 0
@@ -224,7 +181,7 @@ class LandscapePanel(Panel):
         found = plane(objective, start, (along, across), radii, on_cell=on_cell)
         return found, radii, floor, len(start)
 
-    def draw(self, result: Any, **values: Any) -> tuple[Picture, str]:
+    def draw(self, result: Any, **values: Any) -> tuple[Drawing, str]:
         """The line with its noise floor, or the plane as a map and as a surface."""
         found, radii, floor, scales = result
         middle = float(found[len(radii) // 2] if found.ndim == 1 else found[*[len(radii) // 2] * 2])
@@ -238,18 +195,20 @@ class LandscapePanel(Panel):
         said = (
             f"{where}, {scales} scales moved along {ways} (seed {values['seed']}) up to a radius "
             f"of {values['radius']:.2g}: the {of} of {middle:.4f} changes by {low:+.2g} to "
-            f"{high:+.2g}; the noise floor is {floor:.1g}. {self.shape(found, floor)}"
+            f"{high:+.2g}. The noise floor is {floor:.1g}. {self.shape(found, floor)}"
         )
+        kind = "Line" if found.ndim == 1 else "Plane"
+        alt = (
+            f"{kind} through the landscape of {where}, seed {values['seed']}, radius "
+            f"{values['radius']:.2g}: the {of} changes by {low:+.2g} to {high:+.2g}; noise floor "
+            f"{floor:.1g}."
+        )
+        moved, percent = (found - middle).numpy(), 100 * radii.numpy()
         if found.ndim == 1:
-            figure = new_figure(6.8, 3.2, f"Line through the landscape. {said}")
-            axes = figure.add_subplot()
-            draw_lines(axes, radii, {"along the line": found}, middle, floor)
-            axes.set(ylabel=f"change of {of}", title=where)
-            axes.legend(fontsize="small")
-            return figure, said
-        figure = new_figure(9.6, 4.0, f"Plane through the landscape, map and surface. {said}")
-        draw_plane(figure, (found - middle).numpy(), 100 * radii.numpy(), floor, f"change of {of}")
-        return figure, said
+            return Drawing(alt, draw_line(moved, percent, floor, f"change of {of}")), said
+        return Drawing(
+            alt, draw_map(moved, percent, floor, f"change of {of}"), draw_surface(moved)
+        ), said
 
     @staticmethod
     def shape(found: Tensor, floor: float) -> str:
@@ -258,40 +217,76 @@ class LandscapePanel(Panel):
             return (
                 f"Local minima: {local_minima(found)}, deeper than the noise floor: "
                 f"{local_minima(found, floor)}. Total variation {total_variation(found):.1f} times "
-                "the range; a slope has 1, one valley at most 2."
+                "the range (a slope has 1, a single valley at most 2)."
             )
         rows = [*found, *found.T]
         bare, deep = (sum(local_minima(row, f) for row in rows) / len(rows) for f in (0.0, floor))
         return (
-            f"Local minima in a row or column: {bare:.1f} on average, deeper than the noise floor: "
+            f"Local minima per row or column: {bare:.1f} on average, deeper than the noise floor: "
             f"{deep:.1f}."
         )
 
 
-def draw_plane(
-    figure: Picture, values: np.ndarray, radii: np.ndarray, floor: float, label: str
-) -> None:
-    """A plane (n, n) as a heat map, the noise floor on its colour bar, and as a surface."""
-    left: Any = figure.add_subplot(1, 2, 1)
-    half = float(radii[1] - radii[0]) / 2
-    edge = float(radii[-1]) + half
-    image = left.imshow(
-        values, cmap="cividis", origin="lower", extent=(-edge, edge, -edge, edge), aspect="equal"
+def draw_line(values: np.ndarray, radii: np.ndarray, floor: float, label: str) -> Plot:
+    """Changes along a line, and the noise floor as a band."""
+    unit, power = short_power(values)
+    low, high = min(values.min(), -floor / 2) / unit, max(values.max(), floor / 2) / unit
+    room = 0.06 * (high - low) or 1.0
+    edge = float(radii[-1])
+    plot = Plot(
+        "Along the line",
+        (-1.04 * edge, 1.04 * edge),
+        (low - room, high + room),
+        "radius, % of every scale",
+        label + power,
+        width=640,
+        height=340,
     )
+    plot.band(-floor / 2 / unit, floor / 2 / unit, "noise floor")
+    plot.line(radii, values / unit, BLUE, label="loss")
+    titles = [f"{value:+.3g} at {radius:.3g} %" for radius, value in zip(radii, values)]
+    plot.points(radii, values / unit, BLUE, titles=titles)
+    return plot
+
+
+def draw_map(values: np.ndarray, radii: np.ndarray, floor: float, label: str) -> Plot:
+    """A plane (n, n) as a map: the first direction upwards, the second to the right."""
+    edge = float(radii[-1]) + float(radii[1] - radii[0]) / 2
+    ends = -edge, edge
+    plot = Plot(
+        f"{label.capitalize()}: dark {values.min():+.2g}, bright {values.max():+.2g}",
+        ends,
+        ends,
+        "second direction, % of every scale",
+        "first direction, % of every scale",
+        width=440,
+        height=420,
+        rows=1,
+    )
+    plot.cells(values, (float(values.min()), float(values.max())), radii, radii)
+    for j, i in np.ndindex(values.shape):
+        words = f"{values[j, i]:+.3g} at {radii[j]:.3g} % and {radii[i]:.3g} %"
+        plot.hint(float(radii[i]), float(radii[j]), float(radii[1] - radii[0]), words)
     lowest = np.unravel_index(int(values.argmin()), values.shape)
-    left.plot(0, 0, "P", color="white", mec="black", ms=9, label="first scales")
-    left.plot(*radii[[lowest[1], lowest[0]]], "v", color="white", mec="black", ms=9, label="lowest")
-    left.set(xlabel="second direction, %", ylabel="first direction, %")
-    left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2, frameon=False)
-    bar: Any = figure.colorbar(image, ax=left, shrink=0.8, label=f"{label}; dashed: noise floor")
-    bar.formatter.set_powerlimits((-2, 2))
-    for side in (-floor / 2, floor / 2):
-        bar.ax.axhline(side, color="white", lw=2.5)
-        bar.ax.axhline(side, color="black", lw=1, ls="--")
-    right: Any = figure.add_subplot(1, 2, 2, projection="3d")
-    grid = np.meshgrid(radii, radii)
-    right.plot_surface(*grid, values, cmap="cividis", edgecolor="0.3", lw=0.3)
-    ticks = radii[[0, len(radii) // 2, -1]].tolist()
-    right.set(xlabel="second, %", ylabel="first, %", xticks=ticks, yticks=ticks)
-    right.ticklabel_format(axis="z", scilimits=(-2, 2))
-    right.tick_params(labelsize="small")
+    plot.points([0], [0], "#fff", "plus", 6, label="first scales", edge="#000")
+    plot.points(
+        [radii[lowest[1]]], [radii[lowest[0]]], "#fff", "down", 6, label="lowest", edge="#000"
+    )
+    return plot
+
+
+def draw_surface(values: np.ndarray) -> Plot:
+    """A plane (n, n) as a surface, seen from the front, one corner first."""
+    n = len(values)
+    rows, columns = np.meshgrid(np.arange(n) / (n - 1), np.arange(n) / (n - 1), indexing="ij")
+    heights = (values - values.min()) / (np.ptp(values) or 1)
+    xs, ys = columns - rows, 0.5 * (columns + rows) + 0.8 * (heights - 1)
+    colors = (255 * colormaps["cividis"](heights)[..., :3]).astype(int)
+    plot = Plot(
+        "As a surface", (-1.1, 1.1), (1.1, -0.9), width=440, height=420, xticks=(), yticks=()
+    )
+    for i, j in sorted(np.ndindex(n - 1, n - 1), key=sum):  # those behind first
+        corners = [i, i, i + 1, i + 1], [j, j + 1, j + 1, j]
+        fill = "#{:02x}{:02x}{:02x}".format(*colors[i : i + 2, j : j + 2].mean((0, 1)).astype(int))
+        plot.polygon(xs[corners], ys[corners], fill)
+    return plot

@@ -1,6 +1,6 @@
 """Lesson 1: bits, symmetry, granularity and clipping of one tensor of the embedded ViT."""
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import ipywidgets as W
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from evolq_lite.data import load_demo
-from evolq_lite.figures import PETROFF, Picture, new_figure
 from evolq_lite.numerics import IntRange, affine_params, fake_quantize
 from evolq_lite.panels.base import FloatSlider, IntSlider, Panel, control
+from evolq_lite.panels.drawing import BLUE, COLORS, DASHES, ORANGE, PINK, Drawing, Plot
 from evolq_lite.panels.worker import Tick
 
 TENSORS = {
@@ -20,6 +20,8 @@ TENSORS = {
     "input of blocks.0.attn.qkv": ("blocks.0.attn.qkv", "input"),
     "input of blocks.5.mlp.fc2 (after GELU)": ("blocks.5.mlp.fc2", "input"),
 }
+
+SHARES = np.linspace(0.05, 1.0, 20)
 
 
 @cache
@@ -69,26 +71,42 @@ def split_error(x: Tensor, bits: int, symmetric: bool, channels: bool, clip: flo
     return torch.stack([error[~outside].sum(), error[outside].sum()]) / x.numel()
 
 
+@lru_cache(maxsize=256)
+def errors_of(name: str, bits: int, symmetric: bool, channels: bool) -> Tensor:
+    """Errors (shares, 2) of a tensor by the share of its range that is kept."""
+    x = tensor_of(name)
+    return torch.stack([split_error(x, bits, symmetric, channels, float(s)) for s in SHARES])
+
+
 class QuantizerPanel(Panel):
     """Bits, symmetric or not, a scale per tensor or per channel, and how much of the range."""
+
+    live = True
 
     def make_controls(self) -> dict[str, Any]:
         """Five controls."""
         return {
             "tensor": control(
-                W.Dropdown, "Tensor", "A real tensor of the embedded ViT", options=list(TENSORS)
+                W.Dropdown,
+                "Tensor",
+                "A tensor of the ViT that ships with the course",
+                options=list(TENSORS),
             ),
-            "bits": control(IntSlider, "Bits", "Bits of an integer", value=4, min=2, max=8),
+            "bits": control(IntSlider, "Bits", "Bits per integer", value=4, min=2, max=8),
             "symmetric": control(
-                W.Checkbox, "Symmetric", "Zero point 0: as far down as up", value=True, indent=True
+                W.Checkbox,
+                "Symmetric",
+                "Zero point 0: the range extends equally far below and above zero",
+                value=True,
+                indent=True,
             ),
             "channels": control(
-                W.Checkbox, "Per channel", "One scale for each channel", value=False, indent=True
+                W.Checkbox, "Per channel", "One scale per channel", value=False, indent=True
             ),
             "clip": control(
                 FloatSlider,
                 "Range kept",
-                "Share of the range that the integers cover; the rest is clipped",
+                "Share of the range that the integers cover; values beyond it are clipped",
                 value=1.0,
                 min=0.05,
                 max=1.0,
@@ -101,50 +119,72 @@ class QuantizerPanel(Panel):
         """The tensor, what becomes of it, and both errors over the share that is kept."""
         x = tensor_of(values["tensor"])
         args = values["bits"], values["symmetric"], values["channels"]
-        shares = np.linspace(0.05, 1.0, 20)
-        errors = torch.stack([split_error(x, *args, float(share)) for share in shares])
         here = split_error(x, *args, values["clip"])
-        return x, quantized(x, *args, values["clip"]), shares, errors, here
+        return x, quantized(x, *args, values["clip"]), errors_of(values["tensor"], *args), here
 
-    def draw(self, result: Any, **values: Any) -> tuple[Picture, str]:
+    def draw(self, result: Any, **values: Any) -> tuple[Drawing, str]:
         """Staircase, histogram with levels, rounding against clipping."""
-        x, q, shares, errors, here = result
+        x, q, errors, here = result
+        channels = values["channels"]
         rounding, clipping = here.tolist()
         power = float((x**2).mean())
-        share = (rounding + clipping) / power
+        lost = (rounding + clipping) / power
         kind = "symmetric" if values["symmetric"] else "asymmetric"
-        grain = "per channel" if values["channels"] else "per tensor"
-        levels = len(q[0].unique()) if values["channels"] else len(q.unique())
+        grain = "per channel" if channels else "per tensor"
+        setting = f"{values['bits']} bits, {kind}, {grain}, {values['clip']:.0%} of the range kept"
+        levels = len(q[0].unique()) if channels else len(q.unique())
         said = (
-            f"{values['bits']} bits, {kind}, {grain}, {values['clip']:.0%} of the range kept: "
-            f"{share:.2%} of the signal's power is lost, {rounding / power:.2%} to rounding, "
-            f"{clipping / power:.2%} to clipping; {levels} levels are in use"
-            f"{' in channel 0' if values['channels'] else ''}."
+            f"{setting}: {lost:.2%} of the signal's power is lost, {rounding / power:.2%} to "
+            f"rounding and {clipping / power:.2%} to clipping. {levels} levels are in use"
+            f"{' in channel 0' if channels else ''}."
         )
-        best = float(shares[int(errors.sum(1).argmin())])
-        figure = new_figure(
-            9.6, 3.2, f"Quantization of {values['tensor']}. {said} Least error at {best:.0%}."
-        )
-        stairs, histogram, curve = figure.subplots(1, 3)
-        row, out = (t[0] if values["channels"] else t.flatten() for t in (x, q))
-        at = torch.linspace(float(row.min()), float(row.max()), 2000)  # every level has its step
+        name = values["tensor"][0].upper() + values["tensor"][1:]
+        alt = f"{name}: {setting}. Lost power {lost:.2%}, {levels} levels."
+        row, out = ((t[0] if channels else t.flatten()) for t in (x, q))
+        ends = float(row.min()), float(row.max())
         args = values["bits"], values["symmetric"], values["clip"]
-        stairs.plot(at, at, "--", color="0.6", lw=1, label="exact")
-        stairs.plot(
-            at, staircase(x, at, values["channels"], *args), color=PETROFF[0], label="quantized"
-        )
-        stairs.set(xlabel="value", ylabel="after quantization", title="Staircase")
-        stairs.legend(fontsize="small")
-        histogram.hist(row.numpy(), bins=60, color=PETROFF[0], alpha=0.6, density=True)
-        for level in out.unique()[:64].tolist():
-            histogram.axvline(level, color=PETROFF[1], lw=0.8)
-        histogram.set(xlabel="value", ylabel="density", title="Values, and levels as lines")
-        parts = errors.numpy() / power
-        for i, (label, style) in enumerate((("rounding", "--"), ("clipping", ":"))):
-            curve.plot(shares, parts[:, i], style, color=PETROFF[i], label=label)
-        curve.plot(shares, parts.sum(1), color="0.25", label="both")
-        curve.plot(values["clip"], (rounding + clipping) / power, "o", color=PETROFF[2])
-        curve.set(xlabel="share of the range kept", title="Lost share of the power", yscale="log")
-        curve.set_ylim(max(1e-6, parts.sum(1).min() / 30), parts.sum(1).max() * 2)
-        curve.legend(fontsize="small")
-        return figure, said
+        return Drawing(
+            alt,
+            draw_stairs(x, ends, channels, *args),
+            draw_values(row, out, ends),
+            draw_errors(errors.numpy() / power, values["clip"], lost),
+        ), said
+
+
+def draw_stairs(x: Tensor, ends: tuple[float, float], channels: bool, *args: Any) -> Plot:
+    """What each value becomes."""
+    plot = Plot("Staircase", ends, ends, "value", "after quantization")
+    at = torch.linspace(*ends, 2000)  # so that every level has its step
+    after = staircase(x, at, channels, *args)
+    corner = torch.ones(len(at), dtype=torch.bool)
+    corner[1:-1] = (after[1:-1] != after[:-2]) | (after[1:-1] != after[2:])
+    plot.line(ends, ends, "currentColor", DASHES[1], "exact", width=1)
+    plot.line(at[corner].numpy(), after[corner].numpy(), BLUE, label="quantized")
+    return plot
+
+
+def draw_values(row: Tensor, out: Tensor, ends: tuple[float, float]) -> Plot:
+    """How often values occur, and which levels they have."""
+    counts, edges = np.histogram(row.numpy(), bins=50)
+    shares = 100 * counts / counts.sum()
+    plot = Plot("Values and levels", ends, (0, 1.08 * shares.max()), "value", "% of the values")
+    titles = [
+        f"{share:.1f} % of the values lie between {low:.3g} and {high:.3g}"
+        for share, low, high in zip(shares, edges, edges[1:])
+    ]
+    plot.uprights(out.unique()[:64].numpy(), ORANGE, label="level")
+    plot.bars(edges, shares, BLUE, titles)
+    return plot
+
+
+def draw_errors(parts: np.ndarray, kept: float, lost: float) -> Plot:
+    """Lost shares of the power (shares, 2), by rounding and by clipping, over the share kept."""
+    both = parts.sum(1)
+    limits = max(1e-6, both.min() / 30), 2 * both.max()
+    plot = Plot("Lost power", (0, 1.03), limits, "share of the range kept", "lost share", "y")
+    for i, label in enumerate(("rounding", "clipping")):
+        ys = np.maximum(parts[:, i], limits[0] / 10)
+        plot.line(SHARES, ys, COLORS[i], DASHES[i + 1], label)
+    plot.line(SHARES, both, "currentColor", label="both")
+    plot.points([kept], [lost], PINK, size=6, titles=[f"{lost:.2%} lost at {kept:.0%}"])
+    return plot

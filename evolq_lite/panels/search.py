@@ -13,25 +13,29 @@ from time import perf_counter
 from typing import Any
 
 import ipywidgets as W
+import numpy as np
 
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.evolve import Evaluation
-from evolq_lite.figures import Picture, history_figure, top1_figure
+from evolq_lite.evaluate import Accuracy
+from evolq_lite.evolve import Evaluated
 from evolq_lite.fitness import FITNESS
-from evolq_lite.panels.base import DRAWING, IntSlider, LogSlider, Panel, control
+from evolq_lite.panels.base import IntSlider, LogSlider, Panel, control
+from evolq_lite.panels.drawing import COLORS, Drawing, Plot
 from evolq_lite.panels.worker import Cancelled, Job, Tick
-from evolq_lite.record import Busy, RunFolder
-from evolq_lite.runs import DEMO_IMAGES, DEMO_QUANT, Outcome, Run, Task, embedded_task
+from evolq_lite.runs.folder import Busy, RunFolder
+from evolq_lite.runs.run import Outcome, Run
+from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Parts
 
 FOLDER = Path("runs/panel")
-DRAW_EVERY = 1.5  # seconds
-PREPARING = "Preparing: quantize and calibrate …"
+DRAW_EVERY = 0.5  # seconds
+OUTLINES = ("circle", "square", "diamond", "up", "down", "plus")
+PREPARING = "Preparing: quantizing and calibrating …"
 
 
 @lru_cache(maxsize=1)
-def task_of(images: int, seed: int) -> Task:
+def load(source: Embedded) -> Parts:
     """The embedded ViT with its calibration images, read once for the same ones."""
-    return embedded_task("vit", images, seed)
+    return source.load()
 
 
 class SearchPanel(Panel):
@@ -74,7 +78,7 @@ class SearchPanel(Panel):
             "step": control(
                 LogSlider,
                 "Mutation width",
-                "In the units of the scale; the paper's is 0.001 up to 4 bits, 0.0001 above",
+                "How far a scale may move; the paper uses 0.001 up to 4 bits, 0.0001 above",
                 low=1e-5,
                 high=1e-1,
                 value=1e-3,
@@ -89,9 +93,9 @@ class SearchPanel(Panel):
         self.run_button, self.pause_button, self.resume_button = (
             W.Button(description=word, tooltip=tip, layout={"width": "90px"})
             for word, tip in (
-                ("Run", "Begin anew; an earlier run in the folder is replaced"),
-                ("Pause", "Wait after the present candidate"),
-                ("Resume", "Go on after Pause, or with the cancelled run in the folder"),
+                ("Run", "Start a new run; it replaces an earlier run in the folder"),
+                ("Pause", "Wait after the current candidate"),
+                ("Resume", "Continue after Pause, or resume the cancelled run in the folder"),
             )
         )
         self.run_button.on_click(lambda _: self.start(resume=False))
@@ -101,8 +105,8 @@ class SearchPanel(Panel):
         for word, button in named.items():
             button.add_class(f"evolq-{word}")
         self.pause_button.disabled = True
-        self.cancel_button.tooltip = "Stop; what is finished stays in the folder"
-        return [W.HBox([*named.values(), self.cancel_button]), self.bar]
+        self.cancel_button.tooltip = "Stop; everything finished so far stays in the folder"
+        return [W.HBox([*named.values(), self.cancel_button, self.reset_button]), self.bar]
 
     def open(self) -> None:
         """Show the stored run, or an empty panel: a run takes too long to begin by itself."""
@@ -112,12 +116,14 @@ class SearchPanel(Panel):
     def changed(self, change: Any) -> None:
         """Options take effect at the next Run."""
         note, self.note = self.note, ""
-        self.say(f"{note}Press Run to search with these options.")
+        self.view.add_class("evolq-stale")
+        shown = " The picture is of a run with other options." if self.view.value else ""
+        self.say(f"{note}Press Run to search with these options.{shown}")
 
     def busy(self, yes: bool) -> None:
         """Only what makes sense can be pressed."""
         super().busy(yes)
-        self.run_button.disabled = self.resume_button.disabled = yes
+        self.run_button.disabled = self.resume_button.disabled = self.reset_button.disabled = yes
         self.pause_button.disabled = not yes
         for widget in self.controls.values():
             widget.disabled = yes
@@ -158,9 +164,12 @@ class SearchPanel(Panel):
 
         def job(tick: Tick) -> None:
             self.claim(resume, tick)
-            task = task_of(self.images, search.seed)
+            source = Embedded("vit", self.images, search.seed)
+            parts = load(source)
             tick(0.0)
-            with Run(task, quant, search, self.out, resume, replace=not resume) as run:
+            with Run(
+                source, quant, search, self.out, resume, replace=not resume, parts=parts
+            ) as run:
                 self.begun = True
                 self.search(run, tick)
 
@@ -180,7 +189,7 @@ class SearchPanel(Panel):
             except ValueError as error:
                 if not (self.out / "config.json").is_file():
                     raise ValueError(
-                        f"{self.out.resolve()} holds no run to go on with; press Run"
+                        f"{self.out.resolve()} contains no run to resume; press Run"
                     ) from error
                 raise
             tick(0.0)
@@ -188,32 +197,30 @@ class SearchPanel(Panel):
 
     def search(self, run: Run, tick: Tick) -> None:
         """Search to the end and test, reporting by picture, words and `tick`."""
-        history = list(run.past)
+        resumed = len(run.past)
         began = drawn = perf_counter()
-
-        def heard(evaluation: Evaluation) -> None:
-            nonlocal began, drawn
-            history.append(evaluation.as_dict())
-            began += self.hold(tick, len(history) / run.total)
-            if perf_counter() - drawn > DRAW_EVERY or len(history) == run.total:
-                self.picture(history_figure(history))
-                left = (perf_counter() - began) / (len(history) - len(run.past))
-                self.say(self.progress(history, run.total, left * (run.total - len(history))))
+        for event in run.evolve():
+            if not isinstance(event, Evaluated):
+                continue
+            done = len(run.past)
+            began += self.hold(tick, done / run.total)
+            if perf_counter() - drawn > DRAW_EVERY or done == run.total:
+                self.picture(run.past)
+                each = (perf_counter() - began) / (done - resumed)
+                self.say(self.progress(run.past, run.total, each * (run.total - done)))
                 drawn = perf_counter()
-
-        run.evolve(heard)
-        self.say("Searched. Now the test images, once, with all three networks …")
+        self.say("The search is done. Now all three networks see the test images, once …")
         seen = 0
 
         def tested(images: int) -> None:
             nonlocal seen
             seen += images
-            self.hold(tick, min(1.0, seen / len(run.task.labels())))
+            self.hold(tick, min(1.0, seen / len(run.source.labels())))
 
         outcome = run.test(tested)
         run.write(outcome)
         self.looks += 1
-        self.picture(history_figure(outcome.history), outcome)
+        self.picture(outcome.history, outcome)
         self.say(self.verdict(outcome))
 
     def hold(self, tick: Tick, fraction: float) -> float:
@@ -227,23 +234,30 @@ class SearchPanel(Panel):
             time.sleep(0.05)
         return perf_counter() - began
 
-    def picture(self, history: Picture, outcome: Outcome | None = None) -> None:
+    def picture(self, history: list[Evaluated], outcome: Outcome | None = None) -> None:
         """Show the search, at the end with what the test images say."""
-        with DRAWING:
-            shown = history._repr_html_()
-            if outcome is not None:
-                named = {outcome.titles[k]: v for k, v in outcome.accuracies.items()}
-                shown += top1_figure(named, outcome.gain)._repr_html_()
-        self.view.value = shown
+        accepted = sum(event.accepted for event in history[1:])
+        best = min(event.fitness for event in history)
+        alt = (
+            f"Fitness over {len(history)} evaluations: it falls from {history[0].fitness:.5f} to "
+            f"{best:.5f}; {accepted} candidates were accepted."
+        )
+        plots = [draw_history(history)]
+        if outcome is not None:
+            named = {outcome.titles[k]: v for k, v in outcome.accuracies.items()}
+            alt += " Top-1: " + ", ".join(f"{k} {v.top1:.2%}" for k, v in named.items()) + "."
+            plots.append(draw_top1(named))
+        self.view.remove_class("evolq-stale")
+        self.view.value = Drawing(alt, *plots).html()
 
-    def progress(self, history: list[dict[str, Any]], total: int, left: float) -> str:
+    def progress(self, history: list[Evaluated], total: int, left: float) -> str:
         """The search under way, in words."""
-        accepted = sum(line["accepted"] for line in history[1:])
-        best = min(line["fitness"] for line in history)
+        accepted = sum(event.accepted for event in history[1:])
+        best = min(event.fitness for event in history)
         return (
-            f"{len(history)} of {total} evaluations, {history[-1]['block']}; "
+            f"{len(history)} of {total} evaluations, {history[-1].block}; "
             f"{accepted / max(1, len(history) - 1):.0%} accepted; fitness "
-            f"{history[0]['fitness']:.5f} to {best:.5f}; about {left:.0f} s left."
+            f"{history[0].fitness:.5f} to {best:.5f}; about {left:.0f} s left."
         )
 
     def ended(self, error: BaseException | None) -> None:
@@ -251,17 +265,17 @@ class SearchPanel(Panel):
         super().ended(error)
         if isinstance(error, Cancelled):
             self.say(
-                f"Cancelled. Resume goes on from the last finished block in {self.out.resolve()}."
+                f"Cancelled. Resume continues the run in {self.out.resolve()}."
                 if self.begun
-                else "Cancelled before the run began."
+                else "Cancelled before the run started."
             )
 
     def verdict(self, outcome: Outcome) -> str:
         """The end of a run in words, with a warning to those who run many."""
         top1 = {name: str(value) for name, value in outcome.accuracies.items()}
         warning = (
-            f" This was look {self.looks} at the test images: options chosen by looking at them "
-            "are no result."
+            f" This was look {self.looks} at the test images. Options chosen by such looks are not "
+            "a result."
             if self.looks > 1
             else ""
         )
@@ -270,3 +284,56 @@ class SearchPanel(Panel):
             f"top-1 before {top1['before']}, evolved {top1['evolved']}, float {top1['float']}. "
             f"Gain {outcome.gain}: {outcome.gain.verdict}.{warning}"
         )
+
+
+def draw_history(history: list[Evaluated]) -> Plot:
+    """Fitness over evaluations, a color and a shape for each block; hollow: not accepted."""
+    values = np.array([event.fitness for event in history])
+    accepted = np.array([event.accepted for event in history])
+    finite, best = values[np.isfinite(values)], np.fmin.accumulate(values)
+    low, high = finite.min(), max(values[0], np.quantile(finite, 0.98))
+    room = 0.06 * (high - low) + 1e-9
+    plot = Plot(
+        "The search. Filled: accepted, hollow: not",
+        (-1, max(10, len(history))),
+        (low - room, high + room),
+        "evaluation",
+        "fitness (lower is better)",
+        width=640,
+        height=380,
+        rows=2,
+        left=70,
+    )
+    plot.steps(np.arange(len(best)), best, color="currentColor", width=1.4, label="best so far")
+    for block in sorted({event.block for event in history}):
+        number = int("".join(filter(str.isdigit, block)) or 0)  # keeps its look all the time
+        color, shape = COLORS[number % len(COLORS)], OUTLINES[number % len(OUTLINES)]
+        mine = np.array([event.block == block for event in history])
+        for hollow, here in ((False, mine & accepted), (True, mine & ~accepted)):
+            at = np.where(here)[0]
+            titles = [f"evaluation {i + 1}, {block}: {values[i]:.5f}" for i in at]
+            label = "" if hollow else block
+            plot.points(at, values[at], color, shape, 3.2, hollow, titles, label)
+    return plot
+
+
+def draw_top1(rows: dict[str, Accuracy]) -> Plot:
+    """Top-1 of the networks, with 95 % intervals."""
+    ends = [100 * end for value in rows.values() for end in value.interval]
+    plot = Plot(
+        "Top-1 with 95 % interval",
+        (min(ends) - 1, max(ends) + 1),
+        (len(rows) - 0.5, -0.7),
+        "top-1 on the test images, %",
+        width=400,
+        height=300,
+        rows=0,
+        left=118,
+        yticks=list(enumerate(rows)),
+    )
+    for i, value in enumerate(rows.values()):
+        point, (low, high) = 100 * value.top1, (100 * end for end in value.interval)
+        plot.interval(low, high, i, COLORS[i])
+        plot.points([point], [i], COLORS[i], OUTLINES[i], 5, titles=[str(value)])
+        plot.words(point, i, f"{point:.2f} %")
+    return plot

@@ -1,5 +1,6 @@
 """Lesson 2: what bits and observers cost a whole vision transformer."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -13,8 +14,8 @@ from evolq_lite.config import TENSOR_OBSERVERS, QuantConfig
 from evolq_lite.convert import calibrate, quantize
 from evolq_lite.data import CHARACTERS, Demo, load_demo
 from evolq_lite.evaluate import Accuracy, accuracy, compare
-from evolq_lite.figures import PETROFF, Picture, new_figure
 from evolq_lite.panels.base import IntSlider, Panel, control
+from evolq_lite.panels.drawing import BLUE, COLORS, Drawing, Plot, Tiles
 from evolq_lite.panels.worker import Tick
 
 EVERY = 21  # test image: 473 of all typefaces and, as 21 and 62 have no divisor, all characters
@@ -44,27 +45,27 @@ class ViTPanel(Panel):
         usual = QuantConfig()
         return {
             "weight_bits": control(
-                IntSlider, "Weight bits", "Bits of all weights", value=3, min=2, max=8
+                IntSlider, "Weight bits", "Bits of every weight", value=3, min=2, max=8
             ),
             "act_bits": control(
-                IntSlider, "Activation bits", "Bits of all activations", value=8, min=3, max=8
+                IntSlider, "Activation bits", "Bits of every activation", value=8, min=3, max=8
             ),
             "weight_observer": control(
                 W.Dropdown,
                 "Observer",
-                "How the scales of weights are chosen",
+                "How the first scales of the weights are chosen",
                 options=list(TENSOR_OBSERVERS),
             ),
             "ptf": control(
                 W.Checkbox,
                 "Power-of-two factors",
-                "Per channel, where a LayerNorm follows",
+                "One scale divided by 1, 2, 4 or 8 in each channel, before a LayerNorm",
                 value=usual.ptf,
             ),
             "log2_attention": control(
                 W.Checkbox,
                 "Log2 attention",
-                "Attention probabilities as powers of two",
+                "Round attention probabilities to powers of two",
                 value=usual.log2_attention,
             ),
         }
@@ -87,7 +88,7 @@ class ViTPanel(Panel):
                 found.append(qmodel(part).argmax(1))
         return errors, chain.names, images, labels, was, torch.cat(found)
 
-    def draw(self, result: Any, **values: Any) -> tuple[Picture, str]:
+    def draw(self, result: Any, **values: Any) -> tuple[Drawing, str]:
         """Three pictures in one: top-1, error by segment, characters whose label changed."""
         errors, names, images, labels, was, found = result
         before, after = accuracy(was, labels), accuracy(found, labels)
@@ -96,48 +97,62 @@ class ViTPanel(Panel):
         difference = compare(was, found, labels)
         said = (
             f"{setting}: top-1 {after} on {len(labels)} test images, float {before}, difference "
-            f"{difference}; {len(changed)} labels changed."
+            f"{difference}. {len(changed)} labels changed."
         )
         worst = int(np.argmax(errors))
-        alt = f"{said} Largest relative error {errors[worst]:.2f}, at the end of {names[worst]}."
-        figure = new_figure(9.6, 4.2, alt)
-        top, low = np.asarray(figure.subfigures(2, 1, height_ratios=(2.6, 1.3)))
-        left, right = top.subplots(1, 2)
-        self.draw_accuracies(left, {"float": before, setting: after})
-        right.bar(range(len(errors)), errors, color=PETROFF[0])
-        right.set_xticks(range(len(errors)), names[: len(errors)], rotation=40, fontsize="small")
-        right.set(ylabel="relative error", title="Error at the end of each segment")
-        tiles = low.subplots(1, SHOWN)
-        for axes in tiles:
-            axes.axis("off")
-        for axes, i in zip(tiles, changed.tolist()):
-            axes.imshow(-images[i, 0].numpy(), cmap="gray", vmin=-1, vmax=1)
-            mark = "✓" if found[i] == labels[i] else "✗"
-            axes.set_title(
-                f"{CHARACTERS[int(was[i])]} → {CHARACTERS[int(found[i])]} {mark}", fontsize="medium"
-            )
-        return figure, said
+        alt = (
+            f"{setting}: top-1 {after.top1:.1%}, float {before.top1:.1%}; {len(changed)} labels "
+            f"changed. Largest relative error {errors[worst]:.2f}, at the end of {names[worst]}."
+        )
+        characters = [
+            f"{CHARACTERS[int(was[i])]} → {CHARACTERS[int(found[i])]} "
+            f"{'✓' if found[i] == labels[i] else '✗'}"
+            for i in changed[:SHOWN]
+        ]
+        title = "Changed labels" if characters else "No label changed"
+        return Drawing(
+            alt,
+            draw_accuracies({"float": before, setting: after}),
+            draw_errors(errors, names),
+            Tiles(title, images[changed[:SHOWN], 0].numpy(), characters),
+        ), said
 
-    @staticmethod
-    def draw_accuracies(axes: Any, rows: dict[str, Accuracy]) -> None:
-        """Points with 95 % intervals."""
-        for i, value in enumerate(rows.values()):
-            point, (low, high) = 100 * value.top1, (100 * end for end in value.interval)
-            axes.errorbar(
-                point,
-                i,
-                xerr=[[point - low], [high - point]],
-                fmt="os"[i],
-                color=PETROFF[i],
-                capsize=4,
-            )
-            axes.annotate(
-                f"{point:.1f} %",
-                (point, i),
-                xytext=(0, 8),
-                textcoords="offset points",
-                ha="center",
-            )
-        axes.set_yticks(range(len(rows)), list(rows))
-        axes.set(ylim=(len(rows) - 0.5, -0.7), xlim=(0, 100), xlabel="top-1, %", title="Top-1")
-        axes.grid(axis="x", alpha=0.3)
+
+def draw_accuracies(rows: dict[str, Accuracy]) -> Plot:
+    """Points with 95 % intervals."""
+    ticks = list(enumerate(rows))
+    plot = Plot(
+        "Top-1 with 95 % interval",
+        (0, 100),
+        (len(rows) - 0.5, -0.7),
+        "top-1, %",
+        width=400,
+        left=110,
+        rows=0,
+        yticks=ticks,
+    )
+    for i, value in enumerate(rows.values()):
+        point, (low, high) = 100 * value.top1, (100 * end for end in value.interval)
+        plot.interval(low, high, i, COLORS[i])
+        words = f"{point:.1f} %"
+        plot.points([point], [i], COLORS[i], ("circle", "square")[i], 5, titles=[words])
+        plot.words(point, i, words, "end" if point > 90 else "middle")
+    return plot
+
+
+def draw_errors(errors: list[float], names: Sequence[str]) -> Plot:
+    """Relative error at the end of every segment."""
+    edges = np.arange(len(errors) + 1) - 0.5
+    ticks = [(i, name.removeprefix("blocks.")) for i, name in enumerate(names[: len(errors)])]
+    plot = Plot(
+        "Error at the end of each segment",
+        (-0.6, len(errors) - 0.4),
+        (0, 1.08 * max(errors)),
+        "segment (numbers are blocks)",
+        "relative error",
+        width=420,
+        rows=0,
+        xticks=ticks,
+    )
+    plot.bars(edges, errors, BLUE, [f"{n}: {e:.3f}" for n, e in zip(names, errors)])
+    return plot

@@ -1,8 +1,10 @@
 """One job at a time in a thread, the latest wins, and a job can be cancelled where it ticks.
 
 A slider that is dragged asks for many results of which only the last is wanted. `Worker.request`
-waits a moment for the next request, tells the job under way to stop, and runs the new one. A job is
-a function of `tick`; it calls `tick(fraction)` between its batches, where it may be stopped.
+waits a moment for the next request, tells the job under way to stop, and runs the new one.
+`Worker.follow` is for jobs of milliseconds: the one under way may end, so that its result is seen.
+A job is a function of `tick`; it calls `tick(fraction)` between its batches, where it may be
+stopped.
 """
 
 import asyncio
@@ -42,6 +44,13 @@ class Worker:
             self.submit(job)
             return
         self.timer = loop.call_later(self.wait, self.submit, job)
+
+    def follow(self, job: Job) -> None:
+        """Run a short job after the one under way, instead of any that still waits for that."""
+        if self.future is not None:
+            self.future.cancel()
+        self.stop = threading.Event()
+        self.future = self.pool.submit(self.run, job, self.stop)
 
     def submit(self, job: Job) -> None:
         """Run a job as soon as the thread is free, which the one under way is told to leave."""

@@ -277,7 +277,7 @@ class RunFolder:
 
 
 def read_event(values: dict[str, Any]) -> Evaluated:
-    """A line of a history as an event; ValueError if a field is missing, foreign or of another kind."""
+    """A line of a history as an event; ValueError if a field is missing, foreign or misshapen."""
     kinds: dict[str, Any] = {f.name.rstrip("_"): f.type for f in fields(Evaluated)}
     if values.keys() != kinds.keys() or any(type(values[k]) is not t for k, t in kinds.items()):
         raise ValueError("not an evaluation")

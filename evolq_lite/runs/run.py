@@ -87,9 +87,9 @@ class Run:
     """A calibrated network with its folder, ready to search from where the folder has come to.
 
     `resume` opens the run in `out` (ValueError unless it was begun with the same options),
-    `replace` removes it first; FileExistsError if there is one and neither is given. `parts` are
-    what the source loads, if they are at hand already. A context: at its end the folder's lock is
-    released.
+    `replace` removes it first; FileExistsError if there is one and neither is given. `parts` and
+    `hashes` are what the source loads and checks, if they are at hand already. A context: at its
+    end the folder's lock is released.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class Run:
         replace: bool = False,
         device: torch.device | str = "cpu",
         parts: Parts | None = None,
+        hashes: dict[str, str] | None = None,
         lock: bool = True,
     ) -> None:
         self.source, self.quant, self.search = source, quant, search
@@ -126,7 +127,7 @@ class Run:
                 device=str(self.parts.images.device),
                 chunk=self.chain.chunk,
                 seed=search.seed,
-                sha256=source.hashes(),
+                sha256=hashes or source.check(),
                 calibrated=digest_of(scales_of(self.qmodel), {}),
             )
             self.folder.enter(self.state)

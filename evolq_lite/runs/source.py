@@ -5,7 +5,6 @@ another process, or another machine, and loads the same there. What identifies i
 of files, so that a run resumes after its files have moved.
 """
 
-import hashlib
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,19 +14,19 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig
 from evolq_lite.data import (
+    check_images,
     checked,
-    list_folder,
+    hash_images,
     load_demo,
     load_images,
-    load_timm,
-    read_class_map,
     subset,
     transform_of,
 )
 from evolq_lite.files import sha256
+from evolq_lite.folders import Listing, label_images, list_folder
+from evolq_lite.networks import Loaded, load_network
 
 DEMO_QUANT = QuantConfig(weight_bits=3, act_bits=8)
 DEMO_IMAGES = 500
@@ -64,8 +63,12 @@ class Source(Hashable, Protocol):
         """Where its files lie; they may move."""
         ...
 
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of all that the result depends on."""
+    def check(self, progress: Progress = quiet) -> dict[str, str]:
+        """Make sure that all files are there and whole; SHA-256 of all the result depends on."""
+        ...
+
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how things were read, a sentence each."""
         ...
 
     def lack(self) -> str:
@@ -93,7 +96,7 @@ def demo_test(network: str) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Embedded:
-    """An embedded network, "vit" or "cnn", on Typefaces-62, calibrated on `images` drawn by seed."""
+    """An embedded network, "vit" or "cnn", on Typefaces-62; `images` are drawn by seed."""
 
     network: str = "vit"
     images: int = DEMO_IMAGES
@@ -112,8 +115,11 @@ class Embedded:
     def paths(self) -> dict[str, str | None]:
         return {}
 
-    def hashes(self) -> dict[str, str]:
+    def check(self, progress: Progress = quiet) -> dict[str, str]:
         return {name: sha256(checked(name)) for name in self.files}
+
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
     def lack(self) -> str:
         try:
@@ -150,6 +156,7 @@ class Folders:
     calibration_images: int
     test_images: int | None  # a fixed random subset; None means all
     seed: int
+    image_size: int | None = None  # where the checkpoint does not tell
 
     @classmethod
     def at(
@@ -162,13 +169,13 @@ class Folders:
         calibration_images: int | None = None,
         test_images: int | None = None,
         seed: int = 0,
+        image_size: int | None = None,
     ) -> "Folders":
         """Without a number of calibration images 1,000, or all if there are fewer.
 
         ValueError for folders that cannot be read so, or that hold too few images.
         """
-        found, _ = list_folder(calibration)
-        tests, _ = list_folder(test, class_map)
+        found, tests = list_folder(calibration).paths, list_folder(test).paths
         if len(found) < 2:
             raise ValueError(
                 f"{calibration} holds 1 image; give at least 2: infoNCE compares images"
@@ -186,6 +193,7 @@ class Folders:
             wanted,
             test_images,
             seed,
+            image_size,
         )
 
     @property
@@ -197,6 +205,7 @@ class Folders:
             "model": self.model,
             "calibration_images": self.calibration_images,
             "test_images": self.test_images,
+            "image_size": self.image_size,
         }
 
     def paths(self) -> dict[str, str | None]:
@@ -207,17 +216,34 @@ class Folders:
             "class_map": self.class_map,
         }
 
-    def hashes(self) -> dict[str, str]:
-        tests, labels = self.choose_tests()
+    def check(self, progress: Progress = quiet) -> dict[str, str]:
+        """Open every image that will be needed, test images too; returns hashes of all files.
+
+        ValueError for a damaged image, and for classes that do not fit the network. Test images are
+        decoded, and not looked at.
+        """
+        classes = int(self.load_network().model.num_classes)  # type: ignore[arg-type]
+        paths, labels = self.choose_tests(classes)
         found = {
-            "calibration images": sha256(*self.choose_calibration()),
-            "test images": sha256(*tests),
-            "test labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
+            "calibration images": hash_images(check_images(self.choose_calibration(), progress)),
+            "test images": hash_images(check_images(paths, progress), labels),
         }
         for name in ("checkpoint", "class_map"):
             if (path := getattr(self, name)) is not None:
                 found[name.replace("_", " ")] = sha256(Path(path))
         return found
+
+    def notes(self) -> tuple[str, ...]:
+        """How the network was built, and which files of the folders are left out."""
+        loaded = self.load_network()
+        classes = int(loaded.model.num_classes)  # type: ignore[arg-type]
+        listings = list_folder(Path(self.calibration)), self.list_tests(classes)
+        left_out = (
+            f"Left out of {listing.folder}: {listing.omissions}."
+            for listing in listings
+            if listing.left_out
+        )
+        return (*loaded.notes, *listings[1].notes, *left_out)
 
     def lack(self) -> str:
         for path in (self.checkpoint, self.calibration):
@@ -226,59 +252,54 @@ class Folders:
         return ""
 
     def load(self, progress: Progress = quiet) -> Parts:
-        """ValueError for a network that is not supported, or whose classes are not the folders'."""
-        model = load_timm(self.model, None if self.checkpoint is None else Path(self.checkpoint))
-        chain_of(model)
-        self.check_classes(int(model.num_classes))  # type: ignore[arg-type]
+        """ValueError for a network that is not supported."""
+        model = self.load_network().model
         images = load_images(self.choose_calibration(), transform_of(model), progress)
         with torch.no_grad():
             targets = torch.cat([model(x) for x in images.split(BATCH)])
         return Parts(model, images, targets)
 
     def test(self, batch: int) -> Iterator[Tensor]:
-        tests, _ = self.choose_tests()
-        checkpoint = None if self.checkpoint is None else Path(self.checkpoint)
-        transform = transform_of(load_timm(self.model, checkpoint))
-        for i in range(0, len(tests), batch):
-            yield load_images(tests[i : i + batch], transform)
+        model = self.load_network().model
+        paths, _ = self.choose_tests(int(model.num_classes))  # type: ignore[arg-type]
+        transform = transform_of(model)
+        for i in range(0, len(paths), batch):
+            yield load_images(paths[i : i + batch], transform)
 
     def labels(self) -> Tensor:
-        return self.choose_tests()[1]
+        classes = int(self.load_network().model.num_classes)  # type: ignore[arg-type]
+        return self.choose_tests(classes)[1]
+
+    def load_network(self) -> Loaded:
+        """The float network, and what is to be known of how it was built."""
+        checkpoint = None if self.checkpoint is None else Path(self.checkpoint)
+        return load_once(self.model, checkpoint, self.image_size)
 
     def choose_calibration(self) -> list[Path]:
         """Calibration images, drawn by seed."""
-        found, _ = list_folder(Path(self.calibration))
+        found = list_folder(Path(self.calibration)).paths
         return [found[int(i)] for i in subset(len(found), self.calibration_images, self.seed)]
 
-    def choose_tests(self) -> tuple[list[Path], Tensor]:
-        """Test images and labels: all, or a fixed random subset."""
-        found, labels = self.list_tests()
-        if self.test_images is None:
-            return found, labels
-        picked = subset(len(found), self.test_images, 0, "test images").sort().values
-        return [found[int(i)] for i in picked], labels[picked]
-
-    def list_tests(self) -> tuple[list[Path], Tensor]:
-        """All images of the test folder with their classes."""
+    def list_tests(self, classes: int) -> Listing:
+        """All images of the test folder with their classes, for a network of so many."""
         class_map = None if self.class_map is None else Path(self.class_map)
-        return list_folder(Path(self.test_folder), class_map)
+        return label_images(list_folder(Path(self.test_folder)), classes, class_map)
 
-    def check_classes(self, classes: int) -> None:
-        """ValueError unless the test folder and the class map fit a network of so many classes."""
-        _, labels = self.list_tests()
-        if self.class_map is not None:
-            lines = len(read_class_map(Path(self.class_map)))
-            if lines != classes:
-                raise ValueError(
-                    f"{self.class_map} lists {lines} class folders, the network has {classes} "
-                    "classes; list all of them in index order, those without images too"
-                )
-        folders = len(labels.unique())
-        if int(labels.max()) >= classes or (self.class_map is None and folders != classes):
-            raise ValueError(
-                f"{self.test_folder} has {folders} class folders, the network {classes} classes; "
-                "give --class-map FILE with the class folders in index order"
-            )
+    def choose_tests(self, classes: int) -> tuple[list[Path], Tensor]:
+        """Test images and labels: all, or a fixed random subset."""
+        listing = self.list_tests(classes)
+        labels = listing.labels
+        assert labels is not None
+        if self.test_images is None:
+            return listing.paths, labels
+        picked = subset(len(labels), self.test_images, 0, "test images").sort().values
+        return [listing.paths[int(i)] for i in picked], labels[picked]
+
+
+@lru_cache(maxsize=1)
+def load_once(name: str, checkpoint: Path | None, image_size: int | None) -> Loaded:
+    """A network that several questions are asked about, kept from one reading."""
+    return load_network(name, checkpoint, image_size)
 
 
 def absolute(path: Path | None) -> str | None:

@@ -194,13 +194,11 @@ class Workers:
     """
 
     def __init__(self, client: Any, patience: float = PATIENCE) -> None:
-        from distributed import KilledWorker
         from distributed.client import ClosedClientError
         from distributed.comm import CommClosedError
 
         self.client, self.patience, self.work = client, patience, evaluate
         self.lost = (
-            KilledWorker,
             ClosedClientError,
             CommClosedError,
             CancelledError,
@@ -223,7 +221,7 @@ class Workers:
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
                 memory_limit=None,
                 silence_logs="ERROR",
                 env=KEEP_MEMORY,
@@ -260,9 +258,10 @@ class Workers:
     def each(self, work: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
         """`work` on every task: number and result, as they come; what was lost is asked again.
 
-        LostWorkers when workers were lost `TRIES` times, with nothing done in between.
+        LostWorkers when a task kills its workers, or when workers hang or vanish `TRIES` times with
+        nothing done in between.
         """
-        from distributed import wait
+        from distributed import KilledWorker, wait
 
         left, tries = dict(enumerate(tasks)), 0
         while left:
@@ -272,12 +271,15 @@ class Workers:
                 while waiting:
                     # Twice as long each time: workers that start again load their data first.
                     patience = 2**tries * self.patience
-                    done, waiting = wait(waiting, patience, "FIRST_COMPLETED")
+                    with self.client.as_current():
+                        done, waiting = wait(waiting, patience, "FIRST_COMPLETED")
                     for future in done:
                         result = future.result()
                         del left[futures[future]]
                         tries = 0
                         yield futures[future], result
+            except KilledWorker as error:  # Dask has tried it on several
+                raise LostWorkers(f"workers die of a task, see their logs ({error})") from None
             except self.lost as error:
                 tries += 1
                 self.recover(list(futures), error)

@@ -1,17 +1,17 @@
 # %% [markdown]
 # # 1. Uniform quantization
 #
-# **Afterwards you can** derive scale and zero point from a range of values; say what rounding and
-# clipping each cost, and trade one against the other; choose between one scale per tensor and one
-# per channel; predict what one more bit buys.
+# **After this lesson you can** derive scale and zero point from a range of values; say what
+# rounding and clipping each cost, and trade one against the other; choose between one scale per
+# tensor and one per channel; predict what one more bit buys.
 #
-# **You need** PyTorch tensors. Nothing about quantization.
+# **Prerequisites:** PyTorch tensors. No knowledge of quantization is assumed.
 #
 # **Time:** 25 minutes to read, 1 minute to run.
 #
 # **Works offline:** yes. The network and the images are in `data/`.
 #
-# **Module to read beside it:** `evolq_lite/numerics.py`.
+# **Read alongside:** `evolq_lite/numerics.py`.
 
 # %%
 import inspect
@@ -29,27 +29,36 @@ torch.set_num_threads(2)
 # %% [markdown]
 # ## The idea
 #
-# A network's weights are real numbers in 32 bits each. Hardware multiplies small integers faster,
-# and with less energy and memory. So each real number $x$ is replaced by an integer $q$ out of
-# $2^b$ possible ones, and by one rule that leads back:
+# A network's weights are real numbers stored in 32 bits each. Hardware multiplies small integers
+# faster, with less energy and memory. So each real number $x$ is replaced by one of $2^b$ integers,
+# $q$, together with a rule that maps it back:
 #
 # $$q = \mathrm{clamp}\big(\mathrm{round}(x / s) + z,\; q_{lo},\; q_{hi}\big), \qquad
 # x' = (q - z)\, s$$
 #
-# $x$: the real number; $s > 0$: the *scale*, the distance between two neighbouring levels; $z$: the
-# *zero point*, the integer that stands for 0; $q_{lo}, q_{hi}$: the smallest and the largest
-# integer, for $b$ bits signed $-2^{b-1}$ and $2^{b-1} - 1$, unsigned $0$ and $2^b - 1$; $x'$: what
-# the network computes with from now on. *Uniform* means that all levels are equally far apart.
+# $x$: the real number; $s > 0$: the *scale*, the distance between neighboring levels; $z$: the
+# *zero point*, the integer that stands for 0; $q_{lo}, q_{hi}$: the smallest and largest integer
+# ($-2^{b-1}$ and $2^{b-1} - 1$ for $b$ signed bits, $0$ and $2^b - 1$ for unsigned); $x'$: the
+# value that the network computes with from now on. *Uniform* means that all levels are equally
+# spaced.
 #
-# Scale and zero point follow from the range that the integers should cover. From $m \le 0$ to
-# $M \ge 0$ (a range is widened to hold 0), with $2^b - 1$ steps between $2^b$ levels:
+# Scale and zero point follow from the range that the integers should cover. For a range from $m \le
+# 0$ to $M \ge 0$ (a range is always widened to include 0), with $2^b - 1$ steps between $2^b$
+# levels:
 #
 # $$\text{symmetric: } s = \frac{2 \max(|m|, |M|)}{2^b - 1}, \; z = 0; \qquad
 # \text{asymmetric: } s = \frac{M - m}{2^b - 1}, \; z = q_{lo} - \mathrm{round}(m / s)$$
 #
-# ($z = 0$ is for signed integers; unsigned ones have it in their middle, $2^{b-1}$.)
+# ($z = 0$ is for signed integers; unsigned integers have their zero point in the middle, at
+# $2^{b-1}$.)
 #
-# Here are six numbers and signed integers of 3 bits.
+# You may know the symmetric scale as $\max(|m|, |M|) / (2^{b-1} - 1)$. That version ties the
+# largest value to the largest integer, $2^{b-1} - 1$, and leaves the smallest integer, $-2^{b-1}$,
+# unused. Ours spreads all $2^b$ levels, hence $2^b - 1$ steps, over the whole range, whose length
+# is $2 \max(|m|, |M|)$. Its steps are smaller (at 3 bits by a factor of 6/7); in exchange the
+# largest positive value lies half a step beyond the last integer. FQ-ViT defines it this way.
+#
+# Here are six numbers, quantized to signed 3-bit integers.
 
 # %%
 x = torch.tensor([-0.8, -0.4, -0.1, 0.0, 0.25, 1.0])
@@ -61,13 +70,12 @@ for value, after in zip(x.tolist(), back.tolist()):
     print(f"{value:6.2f} -> integer {round(after / float(scale)):2d} -> {after + 0:7.4f}")
 
 # %% [markdown]
-# The largest value is clipped: 1.0 / s is 3.5, and the largest integer is 3. A symmetric range
-# ends half a step before its largest value, because signed integers reach one step further down
-# than up.
+# The largest value is clipped: 1.0 / s is 3.5, but the largest integer is 3. A symmetric range ends
+# half a step before its largest value because signed integers reach one step further down than up.
 #
-# *Fake* quantization means that quantizing and going back are done at once, in float: the result
-# is exactly what an integer network would see, and it runs everywhere. The whole of it is short
-# enough to read:
+# *Fake* quantization does both steps at once, in float: quantize, then map back. The result is
+# exactly what an integer network would see, and it runs on any hardware. The code is short enough
+# to read in full:
 
 # %%
 Code(
@@ -76,10 +84,10 @@ Code(
 )
 
 # %% [markdown]
-# **Symmetric or not.** With $z = 0$ the range reaches as far down as up. That suits weights, which
-# lie around 0, and it makes products cheap. Activations after a GELU are nearly all positive; a
-# symmetric range would waste half of its integers there, so $z$ moves the range to where the values
-# are.
+# **Symmetric or not.** With $z = 0$ the range extends equally far below and above zero. That suits
+# weights, which are centered around 0, and it makes products cheap. Activations after a GELU are
+# almost all positive, so a symmetric range would waste half of its integers there. An asymmetric
+# range uses $z$ to move to where the values are.
 
 # %%
 positive = torch.linspace(-0.17, 3.0, 2001)  # the range of a GELU's output
@@ -92,14 +100,14 @@ for symmetric in (True, False):
 # %% [markdown]
 # ## Two errors
 #
-# Inside the range, $x'$ is off by at most $s/2$: the *rounding* error. Outside it, $x'$ is the
-# nearest end of the range, however far $x$ lies: the *clipping* error. A larger scale clips less
-# and rounds more. The values of a real layer are many small ones and a few large ones, so the best
-# range is not the whole range.
+# Inside the range, $x'$ is off by at most $s/2$: this is the *rounding* error. Outside the range,
+# $x'$ is the nearest end of the range, however far away $x$ is: this is the *clipping* error. A
+# larger scale clips less and rounds more coarsely. A real layer has many small values and a few
+# large ones, so the best range is not the whole range.
 #
 # The *power* of a tensor is the mean of its squares. The *lost share* is the mean of $(x' - x)^2$
-# divided by it: 1 % means that the error is a hundredth of the signal in power, a tenth in size.
-# Signal to noise in decibels is $-10 \log_{10}$ of that share.
+# divided by the power: 1 % means that the error has a hundredth of the signal's power, or a tenth
+# of its size. The signal-to-noise ratio in decibels is $-10 \log_{10}$ of that share.
 #
 # Move the sliders. The tensors are real: weights and inputs of the vision transformer in `data/`.
 
@@ -109,30 +117,32 @@ QuantizerPanel()
 # %% [markdown]
 # **Predict, then try.**
 #
-# 1. The weights of `blocks.0.attn.qkv` at 4 bits: how much of the range would you keep? Guess, then
-#    find the least error with *Range kept*. Does the best share grow or shrink with more bits?
-# 2. Take the input of `blocks.5.mlp.fc2`, symmetric. How many levels are in use? And asymmetric?
-# 3. Tick *Per channel* at 3 bits, with the whole range kept. Does it help the weights of
-#    `blocks.0.attn.qkv` or the input of `blocks.5.mlp.fc2` more, and why?
+# 1. Take the weights of `blocks.0.attn.qkv` at 4 bits. How much of the range would you keep? Guess,
+#    then find the smallest error with *Range kept*. Does the best share grow or shrink with more
+#    bits?
+# 2. Take the input of `blocks.5.mlp.fc2` with *Symmetric* checked. How many levels are in use? And
+#    with it unchecked?
+# 3. Check *Per channel* at 3 bits, with the whole range kept. Which benefits more, the weights of
+#    `blocks.0.attn.qkv` or the input of `blocks.5.mlp.fc2`, and why?
 #
 # <details><summary>What you should have seen</summary>
 #
-# 1. Well below the whole range at 3 or 4 bits (the least error is at 30 % for 3 bits, at 45 % for
-#    4), and more of it with every bit: with many levels, rounding is small anyway, and clipping is
-#    what remains.
-# 2. Symmetric, about half of the integers are below zero, where a GELU's output hardly goes, and
-#    stay unused. Asymmetric, all of them are in use.
-# 3. The weights of `qkv`: the lost share of the power falls from 34 % to 5 %, for the input of
-#    `fc2` from 21 % to 8 %. It helps where channels differ in size: each gets the scale that suits
-#    it.
+# 1. Far less than the whole range at 3 or 4 bits (the error is smallest at 30 % for 3 bits and at
+#    45 % for 4), and more with every bit: with many levels the rounding error is small anyway, so
+#    clipping is what remains.
+# 2. With a symmetric range, about half of the integers lie below zero, where a GELU's output hardly
+#    goes, so they stay unused. With an asymmetric range, all of them are in use.
+# 3. The weights of `qkv`: their lost share of the power falls from 34 % to 5 %; for the input of
+#    `fc2` it falls from 21 % to 8 %. Per-channel scales help where channels differ in size, because
+#    each channel gets the scale that suits it.
 #
 # </details>
 #
 # ## What one more bit buys
 #
 # One more bit halves the scale, so it halves the rounding error and quarters its power. In decibels
-# of signal to noise that is $20 \log_{10} 2 \approx 6.02$ dB a bit, for every tensor, as long as
-# the error is rounding.
+# of signal-to-noise ratio that is $20 \log_{10} 2 \approx 6.02$ dB per bit, for any tensor, as long
+# as the error is mostly rounding.
 
 # %%
 demo = eq.load_demo("vit", calibration=2)
@@ -169,45 +179,46 @@ for name, values in ratios.items():
 figure
 
 # %% [markdown]
-# The line of 6 dB holds from about 4 bits on. Below, most weights round to 0, and a bit buys less
-# or more than the rule says. That is where the choice of the scale decides, and where this course
-# goes.
+# The 6 dB rule holds from about 4 bits up. Below that, most weights round to 0, and a bit buys less
+# or more than the rule says. That is where the choice of the scale matters most, and that is where
+# this course goes.
 #
 # ## Check yourself
 #
-# Open an answer to see whether, and why, it is right.
+# Open an answer to see whether it is right, and why.
 #
-# **1. Values from -2 to 2, two bits, symmetric. How large can a rounding error be?**
+# **1. Values range from -2 to 2; you use two bits and a symmetric range. How large can the rounding
+# error be?**
 #
 # <details><summary>1/6</summary>No: that would take 12 steps between -2 and 2. Two bits give 4
-# levels, hence 3 steps.</details>
+# levels and therefore 3 steps.</details>
 # <details><summary>2/3</summary>Right: the scale is (2 - (-2)) / 3 = 4/3, and rounding is off by at
-# most half of it. (The value 2 itself is clipped: it would need the level 2 s, which signed
-# integers lack.)</details>
+# most half a scale. (The value 2 itself is clipped: it would need the level 2 s, which signed 2-bit
+# integers do not have.)</details>
 # <details><summary>4/3</summary>That is the scale. The nearest level is at most half a scale
 # away.</details>
 #
-# **2. The scale is made half as large, the bits stay the same. What happens?**
+# **2. You halve the scale and keep the number of bits. What happens?**
 #
 # <details><summary>Rounding and clipping errors both shrink</summary>No: the covered range is half
-# as long, so more values are clipped.</details>
-# <details><summary>Rounding shrinks, clipping grows</summary>Right. Choosing the scale is choosing
-# between the two.</details>
-# <details><summary>Nothing, if the zero point moves along</summary>No: the zero point moves the
-# range, it cannot make it longer.</details>
+# as wide, so more values are clipped.</details>
+# <details><summary>Rounding shrinks, clipping grows</summary>Right. Choosing the scale means
+# trading one for the other.</details>
+# <details><summary>Nothing, if the zero point moves along</summary>No: the zero point shifts the
+# range but cannot widen it.</details>
 #
 # **3. Why are weights quantized per channel, but activations per tensor?**
 #
-# <details><summary>Weights need more precision</summary>Not as such. The reason lies in the product
-# of the two.</details>
-# <details><summary>Only the output side's scales can be taken out of the sum</summary>Right. A
-# product sums over input channels: a scale per output channel of the weights, and one for the whole
-# input, multiply the finished integer sum once. A scale per input channel would have to be applied
-# inside the sum, term by term, and the sum would no longer be one of integers.</details>
+# <details><summary>Weights need more precision</summary>Not as such. The reason lies in how the two
+# are multiplied.</details>
+# <details><summary>Only scales on the output side factor out of the sum</summary>Right. A product
+# sums over input channels. A weight scale per output channel and a single scale for the input
+# multiply the finished integer sum once. A scale per input channel would have to be applied inside
+# the sum, term by term, and the terms would no longer be integers.</details>
 #
 # ## Sources
 #
 # B. Jacob et al., *Quantization and Training of Neural Networks for Efficient
 # Integer-Arithmetic-Only Inference*, CVPR 2018, arXiv 1712.05877: scale, zero point, and why
-# integers suffice. Y. Lin et al., *FQ-ViT*, IJCAI 2022, arXiv 2111.13824: the symmetric scale as it
-# is defined here.
+# integers are enough. Y. Lin et al., *FQ-ViT*, IJCAI 2022, arXiv 2111.13824: the symmetric scale as
+# defined here.

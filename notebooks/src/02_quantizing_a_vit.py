@@ -1,17 +1,18 @@
 # %% [markdown]
 # # 2. Quantizing a vision transformer
 #
-# **Afterwards you can** name what is quantized in a transformer block, and what is not; choose an
-# observer and say what it trades; explain power-of-two factors and log2 attention; read from a
-# figure what each bit-width costs.
+# **After this lesson you can** name what is quantized in a transformer block, and what is not;
+# choose an observer and say what it trades; explain power-of-two factors and log2 attention; read
+# from a figure what each bit-width costs.
 #
-# **You need** lesson 1, and a rough idea of a transformer block: attention, MLP, residual sums.
+# **Prerequisites:** lesson 1, and a rough idea of a transformer block: attention, MLP, residual
+# sums.
 #
 # **Time:** 30 minutes to read, 1 minute to run.
 #
 # **Works offline:** yes. The network, the images and the results are in `data/`.
 #
-# **Module to read beside it:** `evolq_lite/layers.py`, `observers.py`, `convert.py`.
+# **Read alongside:** `evolq_lite/quantizer.py`, `layers.py`, `observers.py`, `convert.py`.
 
 # %%
 import inspect
@@ -25,6 +26,7 @@ from evolq_lite.experiments.report import shipped
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.layers import QuantBlock, QuantProducts
 from evolq_lite.panels import ViTPanel
+from evolq_lite.quantizer import Quantizer
 
 torch.set_num_threads(2)
 demo = eq.load_demo("vit", calibration=100, seed=0)
@@ -32,20 +34,20 @@ demo = eq.load_demo("vit", calibration=100, seed=0)
 # %% [markdown]
 # ## The idea
 #
-# Nearly all the work of a transformer is matrix products. A product is cheap when *both* operands
-# are integers, for then
+# Almost all the work in a transformer is matrix products. A product is cheap when *both* operands
+# are integers, because then
 #
 # $$\sum_c x'_{ic}\, w'_{co} = s_x\, s_{w,o} \sum_c (q_{ic} - z)\, k_{co}$$
 #
 # $x'$: quantized inputs with one scale $s_x$ and zero point $z$ for the whole tensor; $w'$:
-# quantized weights with a scale $s_{w,o}$ for each output channel $o$ (symmetric, no zero point);
-# $q, k$: their integers; $i$: a token; $c$: an input channel. The sum is one of integers, and the
-# scales multiply it once, at the end.
+# quantized weights with a scale $s_{w,o}$ for each output channel $o$ (symmetric, so no zero
+# point); $q, k$: their integers; $i$: a token; $c$: an input channel. The sum contains only
+# integers, and the scales multiply it once, at the end.
 #
 # So every operand of every product gets a *quantizer*, weights and activations alike. `quantize`
-# makes a copy of a timm model that shares the float weights; `calibrate` shows it images, and
-# *observers* choose the first scales. Here is one block of the embedded network, 3-bit weights and
-# 8-bit activations (W3A8).
+# makes a copy of a timm model that shares the float weights. `calibrate` shows it images, and
+# *observers* choose the first scales. Here is one block of the shipped network with 3-bit weights
+# and 8-bit activations (W3A8).
 
 # %%
 config = eq.QuantConfig(weight_bits=3, act_bits=8)
@@ -55,29 +57,45 @@ lines = eq.describe(qmodel).splitlines()
 print("\n".join([lines[0], *(line for line in lines if "blocks.0." in line), lines[-1]]))
 
 # %% [markdown]
-# Softmax, GELU and LayerNorm stay float: they are a small part of the work, and hard to do in
+# Softmax, GELU and LayerNorm stay in float: they are a small part of the work and hard to do in
 # integers. Residual sums are quantized too, because in an integer network they travel between
 # layers.
 #
-# The code of the block is timm's own, with quantizers added. These are its two main parts, the
-# products of attention and the residual sums. (`centred(x)` gives the integers $q - z$, and `unit`
-# is the scale that one of them is worth.)
+# Each of these points is a `Quantizer`. Before calibration it only watches what passes through it;
+# afterwards it rounds. `to_integers(x)` gives the integers $q - z$, and `step_size` is the scale
+# $s$, what one integer is worth:
 
 # %%
-source = textwrap.dedent(inspect.getsource(QuantProducts.forward)) + "\n\n"
-Code(source + inspect.getsource(QuantBlock), language="python")
+Code(inspect.getsource(Quantizer), language="python")
 
 # %% [markdown]
+# Attention contains two products, queries times keys and probabilities times values. All five
+# operands are quantized: `q`, `k`, the scores, the probabilities and `v`. Each product is computed
+# on integers, and the scales multiply it once, as in the formula above.
+
+# %%
+Code(textwrap.dedent(inspect.getsource(QuantProducts.forward)), language="python")
+
+# %% [markdown]
+# The block around it is timm's own, with two more points: one on each residual sum.
+
+# %%
+Code(textwrap.dedent(inspect.getsource(QuantBlock.forward)), language="python")
+
+# %% [markdown]
+# This code defines what is right. The searches of later lessons run an equivalent in
+# `evolq_lite/fast.py`, which gives the same integers in a fraction of the time.
+#
 # ## Observers: where the first scale comes from
 #
-# An observer looks at values and chooses a range. MinMax takes all of it, so a single outlier
-# spoils the scale of the rest. Percentile leaves out the outermost 0.01 % on each side. MSE shrinks
-# both ends of the range together, step by step, and keeps the range with the least squared error,
-# for each channel of a weight. MovingAverage averages the ends of successive batches; with one
-# batch, as here, it is MinMax.
+# An observer looks at values and chooses a range. MinMax takes the whole range, so a single outlier
+# spoils the scale for all other values. Percentile ignores the outermost 0.01 % on each side. MSE
+# shrinks both ends of the range together, step by step, and keeps the range with the smallest
+# squared error; for weights it does so per channel. MovingAverage averages the ends over successive
+# batches; with a single batch, as here, it is the same as MinMax.
 #
-# The input of the last `fc2`, after the GELU, has such outliers. We let every observer choose a
-# range for it at 4 bits.
+# The input of the last `fc2`, after the GELU, has such outliers. Let every observer choose a range
+# for it at 4 bits.
 
 # %%
 seen = []
@@ -100,21 +118,22 @@ for name, loss in losses.items():
     print(f"{name:15} loses {100 * loss / power:6.2f} % of the power")
 
 # %% [markdown]
-# Here the percentile loses least, although MSE looks for the least error: it shrinks both ends of
-# the range by the same factor, and a GELU's short negative end, close to -0.17, is where many
-# values lie. An observer only finds what it can try.
+# Percentile loses least here, even though MSE searches for the smallest error. MSE shrinks both
+# ends of the range by the same factor, but many values lie at a GELU's short negative end, close to
+# -0.17. An observer can only find what it tries.
 #
-# And the least squared error is not yet the best network: the loss of the *network* is what counts,
-# and it weighs some values more than others. That is the reason to search scales with the network's
-# own output as the judge, from lesson 4 on.
+# And the smallest squared error does not guarantee the best network. What counts is the loss of the
+# *network*, which weighs some values more than others. That is why, from lesson 4 on, the network's
+# own output judges the scales.
 #
 # ## Two remedies of FQ-ViT
 #
-# **Power-of-two factors.** The inputs of a LayerNorm, our residual sums, differ in size between
-# channels: in large transformers by orders of magnitude, in our small one by a factor of 2 to 3.
-# One scale for all is too coarse for small channels; a scale for each would stand inside a sum over
-# channels, that of the LayerNorm's mean and variance. FQ-ViT's remedy: one scale, divided by 1, 2,
-# 4 or 8 in each channel. Those factors are shifts, which integers can do.
+# **Power-of-two factors.** The inputs of a LayerNorm, our residual sums, differ in size from
+# channel to channel: by orders of magnitude in large transformers, by a factor of 2 to 3 in our
+# small one. One scale for all channels is too coarse for the small ones. A scale per channel would
+# end up inside a sum over channels, because the LayerNorm needs their mean and variance. FQ-ViT's
+# remedy is a single scale, divided by 1, 2, 4 or 8 in each channel. Those factors are bit shifts,
+# which integers handle well.
 
 # %%
 with torch.no_grad():
@@ -146,9 +165,10 @@ print(said)
 figure
 
 # %% [markdown]
-# **Log2 attention.** Softmax outputs are probabilities, most of them tiny. Uniform levels waste
-# themselves on large values that hardly occur. Levels at 1, 1/2, 1/4, ... follow the data. (It is
-# an option here, off by default: with it, the product with the values becomes shifts.)
+# **Log2 attention.** Softmax outputs are probabilities, most of them tiny. Uniform levels are
+# wasted on large values that rarely occur. Levels at 1, 1/2, 1/4, ... follow the data. (This is an
+# option here and off by default. With it, the product with the values becomes a series of bit
+# shifts.)
 
 # %%
 tokens = eq.chain_of(demo.model).trace(demo.calibration[:50])[3]
@@ -169,12 +189,13 @@ for bits in (3, 4, 8):
 
 # %% [markdown]
 # Log2 levels are dense near 0 and far apart near 1 (1, then 1/2). More bits add levels only at the
-# small end, so from 4 bits on nothing is gained, and at 8 bits uniform levels are better.
+# small end, so beyond 4 bits nothing is gained, and at 8 bits uniform levels are better.
 #
 # ## What each bit-width costs
 #
-# Every combination of bits was measured on all 9,920 test images; computing it takes half an hour,
-# so this figure is drawn from the shipped results (`python -m evolq_lite reproduce C1` makes them).
+# We measured every combination of bits on all 9,920 test images by *top-1*, the share of images
+# whose likeliest label is right. That takes half an hour, so this figure comes from the shipped
+# results (`python -m evolq_lite reproduce C1` computes them).
 
 # %%
 figure, verdict = shipped("C1")
@@ -182,18 +203,18 @@ print(textwrap.fill(verdict, 100))
 figure
 
 # %% [markdown]
-# Two things to notice. With 8-bit activations little is lost between 8 and 4 bits of weights;
-# below, networks fall off a cliff. And no observer is best everywhere. At 3-bit weights and 8-bit
-# activations MSE is ahead on the ViT, and far behind on the CNN, where shrinking the range shifts
-# the means that its layers expect. At 4-bit activations the range of the activations decides: on
-# the CNN with 8-bit weights MinMax loses half of the accuracy, and MSE nothing. (There both
-# networks are even worse at 8-bit weights than at 4-bit ones. That is no slip of the pen; we have
-# not looked for the reason.)
+# Notice two things. First, with 8-bit activations little is lost between 8-bit and 4-bit weights;
+# below that, networks fall off a cliff. Second, no observer is best everywhere. With 3-bit weights
+# and 8-bit activations, MSE is ahead on the ViT and far behind on the CNN, where shrinking the
+# range shifts the means that its layers expect. With 4-bit activations, the range of the
+# activations decides: on the CNN with 8-bit weights, MinMax loses half of the accuracy and MSE
+# loses nothing. (There, both networks do even worse with 8-bit weights than with 4-bit weights.
+# That is not a typo; we have not looked into the reason.)
 #
-# Now see one setting at a time: the network is quantized and tested while you wait, on 473 of the
-# test images. Upper right: how far what leaves each part of the network is from float, relative to
-# its size. Below: characters whose label changed, float → quantized; the mark says whether the
-# quantized network is right.
+# Now try one setting at a time: the panel quantizes the network and tests it on 473 of the test
+# images while you wait. Upper right: how far the output of each part of the network is from float,
+# relative to its size. Below: characters whose label changed, float → quantized; the mark says
+# whether the quantized network is right.
 
 # %%
 ViTPanel()
@@ -201,20 +222,23 @@ ViTPanel()
 # %% [markdown]
 # **Predict, then try.**
 #
-# 1. W8A8 against float: how many of the 473 labels will change, and do they change for the worse?
-# 2. At W3A8, change the observer from `minmax` to `mse`. By how much does top-1 move? Why is a
-#    better range worth most at few bits?
-# 3. At W8A4 untick *Power-of-two factors*, and then at W8A8. What happens to top-1 each time?
+# 1. Compare W8A8 with float: how many of the 473 labels will change, and will the changes be for
+#    the worse?
+# 2. At W3A8, change the observer from `minmax` to `mse`. By how much does top-1 change? Why does a
+#    better range help most at few bits?
+# 3. Uncheck *Power-of-two factors*, first at W8A4 and then at W8A8. What happens to top-1 each
+#    time?
 #
 # <details><summary>What you should have seen</summary>
 #
-# 1. About five, for better and for worse: the interval of the difference holds zero.
-# 2. By two to three points. With 8 levels, a range that serves one outlier leaves few levels to
-#    the rest; with 256 levels there are enough for both.
-# 3. At 4 bits of activations it falls from about 38 % to about 12 %; at 8 bits the difference is
-#    within the noise. Residual sums carry everything from block to block, and one scale for all
-#    channels costs most when levels are few. (The figure above has 22 % for W8A4 and MinMax: it
-#    calibrates on 500 images instead of 100, whose outliers reach further.)
+# 1. About five, some for better and some for worse: the interval of the difference includes zero.
+# 2. By two to three points. With 8 levels, a range that accommodates one outlier leaves few levels
+#    for the rest; with 256 levels there are enough for both.
+# 3. With 4-bit activations it falls from about 38 % to about 12 %; with 8-bit activations the
+#    difference is within the noise. Residual sums carry everything from block to block, and a
+#    single scale for all channels costs most when there are few levels. (The figure above shows 22
+#    % for W8A4 and MinMax because it calibrates on 500 images instead of 100, and their outliers
+#    reach further.)
 #
 # </details>
 #
@@ -224,28 +248,29 @@ ViTPanel()
 #
 # <details><summary>The attention probabilities</summary>No: they are an operand of the product with
 # the values, so they are quantized.</details>
-# <details><summary>The softmax</summary>Right: what enters and leaves it is quantized, the function
+# <details><summary>The softmax</summary>Right: its input and output are quantized, but the function
 # itself is computed in float.</details>
 # <details><summary>The residual sums</summary>No: they are quantized, with power-of-two factors by
 # default.</details>
 #
-# **2. One value in a million of an activation tensor is ten times as large as all others. Which
-# observer suffers most?**
+# **2. In an activation tensor, one value in a million is ten times as large as all the others.
+# Which observer suffers most?**
 #
-# <details><summary>MinMax</summary>Right: the scale follows that one value, and all others share a
-# tenth of the levels.</details>
-# <details><summary>MSE</summary>Not so much: it clips the outlier if that lowers the squared error
-# of the whole.</details>
-# <details><summary>Percentile</summary>No: it leaves out the outermost 0.01 % at either end. (Of a
-# weight's channel, 48 values here, that is none: there it does what MinMax does.)</details>
+# <details><summary>MinMax</summary>Right: the scale follows that one value, and all the others
+# share a tenth of the levels.</details>
+# <details><summary>MSE</summary>Less: it clips the outlier if that lowers the overall squared
+# error.</details>
+# <details><summary>Percentile</summary>No: it ignores the outermost 0.01 % at either end. (A weight
+# channel has only 48 values here, so that is none of them: there it does the same as
+# MinMax.)</details>
 #
-# **3. Calibration images carry no labels here. What do they decide?**
+# **3. Calibration images have no labels here. What do they determine?**
 #
 # <details><summary>The weights</summary>No: weights stay as trained.</details>
 # <details><summary>The ranges of activations</summary>Right: activations exist only when images
-# pass through. (Weights are there without images, so their *first* scales need none. Lessons 5 and
-# 6 then let images improve them.)</details>
-# <details><summary>The bit-widths</summary>No: those are chosen by us.</details>
+# pass through the network. (Weights exist without images, so their *first* scales need none. In
+# lessons 5 and 6 images then improve them.)</details>
+# <details><summary>The bit-widths</summary>No: we choose those.</details>
 #
 # ## Sources
 #

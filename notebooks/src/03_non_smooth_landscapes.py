@@ -1,18 +1,18 @@
 # %% [markdown]
 # # 3. Non-smooth landscapes
 #
-# **Afterwards you can** draw the loss of a quantized network along a line of scales; tell its
-# jaggedness from the noise floor of the computation; say why the gradient through `round` is zero,
-# and what the straight-through estimator puts in its place; compare a ViT with a CNN, calibration
-# with test, and relative with absolute steps.
+# **After this lesson you can** plot the loss of a quantized network along a line of scales; tell
+# its jaggedness from the noise floor of the computation; say why the gradient through `round` is
+# zero, and what the straight-through estimator puts in its place; compare a ViT with a CNN,
+# calibration with test images, and relative with absolute steps.
 #
-# **You need** lessons 1 and 2: scales, and where they are in a network.
+# **Prerequisites:** lessons 1 and 2: scales, and where they are in a network.
 #
 # **Time:** 35 minutes to read, 2 minutes to run.
 #
 # **Works offline:** yes. The networks, the images and the results are in `data/`.
 #
-# **Module to read beside it:** `evolq_lite/landscape.py`.
+# **Read alongside:** `evolq_lite/landscape.py`.
 
 # %%
 import inspect
@@ -32,9 +32,15 @@ from evolq_lite.experiments import CLAIMS
 from evolq_lite.experiments.c2_landscape import minima_of
 from evolq_lite.experiments.report import known, shipped
 from evolq_lite.figures import PETROFF, new_figure
-from evolq_lite.landscape import direction, line, local_minima, noise_floor
+from evolq_lite.landscape import (
+    direction,
+    layer_objective,
+    line,
+    local_minima,
+    noise_floor,
+    other_ways,
+)
 from evolq_lite.panels import LandscapePanel
-from evolq_lite.panels.landscape import layer_objective, other_ways
 from evolq_lite.panels.pictures import draw_lines
 
 torch.set_num_threads(2)
@@ -42,17 +48,17 @@ torch.set_num_threads(2)
 # %% [markdown]
 # ## The idea
 #
-# A search of scales minimises a loss, and how it should search depends on what that loss looks like
-# around the present scales. A layer has a hundred scales or more, too many to draw. So we look
+# A search over scales minimizes a loss, and how it should search depends on what that loss looks
+# like around the current scales. A layer has a hundred scales or more, too many to draw. So we look
 # along a line:
 #
 # $$f(r) = L\big(s + r\, d\big), \qquad d_i = s_i\, g_i$$
 #
 # $L$: the loss of the whole network as a function of the scales of one layer, here infoNCE against
-# the float network's logits (lesson 4; all that matters now is that lower is better); $s$: the
-# first scales, from calibration; $r$: the *radius*; $d$: a direction; $g_i$: a random number from
-# the normal distribution, one for each scale $i$. So $r = 0.01$ means that scales move by about one
-# per cent of themselves. Some move up, some move down.
+# the float network's logits (lesson 4 explains it; for now, lower is better); $s$: the first
+# scales, from calibration; $r$: the *radius*; $d$: a direction; $g_i$: a normally distributed
+# random number for each scale $i$. So $r = 0.01$ means that each scale moves by about one percent
+# of its size, some up and some down.
 
 # %%
 demo = eq.load_demo("vit", calibration=100, seed=0)
@@ -66,8 +72,8 @@ here = float(objective(start[None])[0])
 print(f"{len(start)} scales, from {start.min():.3f} to {start.max():.3f}; loss {here:.4f}")
 
 # %% [markdown]
-# `line` asks the objective at points of such a line, nothing more. It never sees a network: only a
-# function from vectors to numbers.
+# `line` evaluates the *objective* at points on such a line, nothing more. It never sees a network:
+# an objective is any function from vectors of scales to numbers.
 
 # %%
 Code(inspect.getsource(line), language="python")
@@ -76,10 +82,10 @@ Code(inspect.getsource(line), language="python")
 # ## Three looks at one line
 #
 # The same direction, within 10 %, 1 % and 0.1 % of the first scales. Each picture shows the middle
-# tenth of the one before. A smooth function would look more and more like a straight line.
+# tenth of the previous one. A smooth function would look more and more like a straight line.
 
 # %%
-along = direction(start, "gaussian", seed=0)
+along = direction(start, seed=0)
 steps = (0.1, 0.01, 0.001)
 looks = {r: line(objective, start, along, torch.linspace(-r, r, 21)) for r in steps}
 said = "; ".join(f"within {r:.1%}: {float(v.max() - v.min()):.4f}" for r, v in looks.items())
@@ -92,20 +98,20 @@ print("highest minus lowest,", said)
 figure
 
 # %% [markdown]
-# It does not get straight, and the changes shrink far less than the radius: a hundredth of the
-# radius leaves more than a third of the range.
+# It does not straighten out, and the changes shrink far less than the radius: at a hundredth of the
+# radius, more than a third of the range remains.
 #
 # ## Is that the landscape, or noise?
 #
 # The network is deterministic: the same scales give the same loss, bit for bit. But another
-# computer, another kernel, another batch size adds up the same products in another order, and the
-# last digit of a sum differs. Usually that is nothing. Here the sum is rounded to one of 256 levels
-# next, and a sum that lies just beside the middle between two levels falls to the other side. Some
-# of these flips make others, and the loss moves.
+# computer, kernel (the routine that multiplies matrices) or batch size adds the same products in a
+# different order, and the last digit of a sum changes. Usually that does not matter. Here the sum
+# is then rounded to one of 256 levels, and a sum that lies almost exactly between two levels can
+# land on the other side. Some of these flips cause others, and the loss moves.
 #
 # So we compute the same line in four ways: as before; in chunks of 10 images; with products in
-# float instead of integers; with the last bit of the block's inputs changed. On paper they are the
-# same function.
+# float instead of integers; and with the last bit of the block's inputs changed. On paper they are
+# the same function.
 
 # %%
 make = partial(
@@ -117,7 +123,7 @@ make = partial(
 )
 radii = torch.linspace(-0.01, 0.01, 21)
 points = (start + radii[:, None] * along).abs()
-floor, ways = noise_floor([objective, *other_ways(objective, make)], points)
+floor, ways = noise_floor([objective, *other_ways(objective, make, chunks=(10,))], points)
 names = ("as before", "chunks of 10", "float products", "last bits")
 moved = (ways - ways[0]).abs().amax(1)
 for name, difference in zip(names, moved.tolist()):
@@ -140,19 +146,19 @@ figure
 
 # %% [markdown]
 # The *noise floor* is the largest difference between such computations. A bump below it says
-# nothing about the network, and a search that gains less than it has gained nothing that would last
-# on another machine. A *local minimum* counts as deeper than the floor if the line rises by more
-# than the floor on both sides of it before it gets any lower. The grey band is as high as the
-# floor, half of it above 0 and half below. The bumps here are larger: the landscape itself is
-# jagged. (One of the four ways may change nothing at all: sums of integers are exact in any order,
-# and where no integer kernel is used, *float products* is what was computed before. Floors differ
-# between machines. And a floor is the largest of a few differences, so it grows with the points at
-# which one looks: 21 here, fewer below and in the panel.)
+# nothing about the network, and a search that gains less than the floor has gained nothing that
+# would carry over to another machine. A *local minimum* counts as deeper than the floor if the line
+# rises by more than the floor on both sides before it gets any lower. The gray band is as tall as
+# the floor, half of it above 0 and half below. The bumps here are larger, so the landscape itself
+# is jagged. (One of the four ways may change nothing at all: integer sums are exact in any order,
+# and where no integer kernel is used, *float products* is what was computed in the first place.
+# Floors differ between machines. And a floor is the largest of a few differences, so it grows with
+# the number of points: 21 here, fewer below and in the panel.)
 #
 # ## Where the jumps come from
 #
-# When a scale moves, the integers of its channel stay, until one of them flips. How many of the
-# layer's weights have other integers than at the first scales?
+# When a scale moves, the integers of its channel stay the same until one of them flips. How many of
+# the layer's weights have a different integer than at the first scales?
 
 # %%
 weight = qmodel.blocks[2].attn.qkv.weight.detach()
@@ -164,36 +170,34 @@ def codes(scales):
     return (eq.fake_quantize(weight, scales, zero, integers, axis=0) / scales[:, None]).round()
 
 
-neighbour = start * (
-    1 + 0.003 * torch.randn(len(start), generator=torch.Generator().manual_seed(5))
-)
-print(f"weights whose integer differs, of {weight.numel()}")
+neighbor = start * (1 + 0.003 * torch.randn(len(start), generator=torch.Generator().manual_seed(5)))
+print(f"weights whose integer differs, out of {weight.numel()}")
 for r in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
-    flips = [int((codes(c + r * direction(c)) != codes(c)).sum()) for c in (start, neighbour)]
-    print(f"radius {r:.0e}: from the first scales {flips[0]:4}, from a neighbour {flips[1]:4}")
+    flips = [int((codes(c + r * direction(c)) != codes(c)).sum()) for c in (start, neighbor)]
+    print(f"radius {r:.0e}: from the first scales {flips[0]:4}, from a neighbor {flips[1]:4}")
 tied = ((weight / start[:, None]).abs().amax(1) - 3.5).abs() < 1e-5
 print(f"channels whose largest weight is 3.5 scales: {int(tied.sum())} of {len(start)}")
 
 # %% [markdown]
-# From the first scales, the smallest step flips dozens of integers. That is no accident: MinMax
-# makes the scale $2 \max|w| / 7$, so the largest weight of *every* channel is 3.5 scales, half way
-# between two integers. If it is positive, both ways lead to 3, the largest integer. If it is
-# negative, the last bit of the scale decides between -3 and -4. A search that begins there begins
-# on an edge. From a neighbour, flips become rare as the step shrinks.
+# From the first scales, even the smallest step flips dozens of integers. That is no accident:
+# MinMax sets the scale to $2 \max|w| / 7$, so the largest weight of *every* channel is 3.5 scales,
+# halfway between two integers. If that weight is positive, both directions lead to 3, the largest
+# integer. If it is negative, the last bit of the scale decides between -3 and -4. A search that
+# starts there starts on an edge. From a neighbor, flips become rare as the step shrinks.
 #
-# And still the loss moves. We take mean changes over eight random directions from such a neighbour,
+# And still the loss moves. We average its change over eight random directions from such a neighbor,
 # for the ViT and for the CNN. A smooth function would follow the dotted slope: a tenth of the step,
 # a tenth of the change.
 
 # %%
-demos = {"ViT": (demo, qmodel, "blocks.2", "attn.qkv")}
+demos = {"ViT": (demo, qmodel, "blocks.2", "attn.qkv", 10)}
 other = eq.load_demo("cnn", calibration=100, seed=0)
 qcnn = eq.quantize(other.model, eq.QuantConfig(weight_bits=3, act_bits=8))
 eq.calibrate(qcnn, other.calibration)
-demos["CNN"] = (other, qcnn, "layer2.0", "conv1")
+demos["CNN"] = (other, qcnn, "layer2.0", "conv1", 1)  # single images have another kernel
 sizes = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]
 changes, floors = {}, {}
-for name, (d, q, block, layer) in demos.items():
+for name, (d, q, block, layer, chunk) in demos.items():
     make = partial(
         layer_objective, block=block, layer=layer, images=d.calibration, targets=d.targets
     )
@@ -203,7 +207,7 @@ for name, (d, q, block, layer) in demos.items():
     middle = f(center[None])
     away = [torch.stack([center + r * direction(center, seed=k) for k in range(8)]) for r in sizes]
     changes[name] = [float((f(points.abs()) - middle).abs().mean()) for points in away]
-    floors[name], _ = noise_floor([f, *other_ways(f, make)], away[1][:4].abs())
+    floors[name], _ = noise_floor([f, *other_ways(f, make, [chunk])], away[1][:4].abs())
     listed = ", ".join(f"{r:.0e}: {c:.1e}" for r, c in zip(sizes, changes[name]))
     print(f"{name} mean change at radius {listed}; noise floor {floors[name]:.0e}")
 
@@ -224,22 +228,22 @@ for i, (name, values) in enumerate(changes.items()):
 smooth = changes["CNN"][0] * np.array(sizes[:4]) / sizes[0]
 axes.loglog(sizes[:4], smooth, ":", color="0.4", label="a smooth function")
 axes.set(xlabel="radius, share of every scale", ylabel="mean |change of the loss|")
-axes.set_title("From a neighbour of the first scales")
+axes.set_title("From a neighbor of the first scales")
 axes.legend()
 figure
 
 # %% [markdown]
-# Neither follows the slope. But at small radii the two part. The ViT's loss still moves where no
-# integer of the layer flips: what flips there are activations. The CNN's calms down, until it is
-# lost in its noise. At a radius of 10 % it was the CNN that changed more. So how rough a landscape
-# is depends on the radius at which you look, and a comparison must name it.
+# Neither follows the slope. But at small radii the two diverge. The ViT's loss still moves where no
+# integer of the layer flips: the flips are in the activations. The CNN's loss calms down until it
+# disappears in its noise. At a radius of 10 %, the CNN changed more. So how rough a landscape is
+# depends on the radius at which you look, and any comparison must state it.
 #
 # ## Why not follow the gradient?
 #
-# `round` is flat except where it jumps: its derivative is 0 wherever it has one. Between two flips
-# a quantized weight is a fixed integer times the scale, so it does move a little; but what it makes
-# is rounded again as an activation, and the loss becomes a staircase. Here is a neuron with three
-# weights, small enough to see it.
+# `round` is flat except where it jumps: its derivative is 0 wherever it exists. Between two flips a
+# quantized weight is a fixed integer times the scale, so it does move a little. But its product is
+# rounded again as an activation, so the loss becomes a staircase. Here is a neuron with three
+# weights, small enough to see this.
 
 # %%
 x, w = torch.tensor([0.9, -0.6, 0.4]), torch.tensor([0.55, -0.83, -0.31])
@@ -272,21 +276,22 @@ axes.legend()
 figure
 
 # %% [markdown]
-# The true gradient is 0 almost everywhere: it says nothing. The *straight-through estimator*
-# pretends that `round(x)` has derivative 1, as if rounding were not there:
+# The true gradient is 0 almost everywhere, so it carries no information. The *straight-through
+# estimator* pretends that `round(x)` has derivative 1, as if there were no rounding:
 
 # %%
 print(inspect.getsource(eq.round_ste))
 
 # %% [markdown]
-# The forward pass keeps the rounded value; only the slope is made up. It is the slope of another,
-# smooth network. Does it predict what the real one does? We compare, over 20 random directions from
-# the first scales, what the estimated slope says with what happens. The *rank correlation* says how
-# far two lists agree in their order: 1 is the same order, 0 no relation, -1 the reverse.
+# The forward pass keeps the rounded value; only the slope is made up. It is the slope of a
+# different, smooth network. Does it predict what the real one does? Over 20 random directions from
+# the first scales, we compare what the estimated slope predicts with what actually happens. The
+# *rank correlation* measures how well two lists agree in their order: 1 means the same order, 0 no
+# relation, -1 the reverse order.
 
 # %%
 gradient, _ = objective.gradient(start)
-ways20 = torch.stack([direction(start, "gaussian", seed=100 + k) for k in range(20)])
+ways20 = torch.stack([direction(start, seed=100 + k) for k in range(20)])
 for r in (0.001, 0.01, 0.1):
     predicted = r * ways20 @ gradient
     actual = objective((start + r * ways20).abs()) - here
@@ -303,15 +308,16 @@ for r in (1e-4, 1e-3, 1e-2, 1e-1):
     print(f"downhill by {r:.0e}: predicted {predicted:+.1e}, actual {actual:+.1e}")
 
 # %% [markdown]
-# Of what happens in a random direction, the estimator foresees nearly nothing: within 0.1 % the
-# jumps are some 300 times as large as the changes that it predicts. Straight downhill, by its own
-# account, the loss is higher after the smallest step, and lower after 1 % and 10 %, though by other
-# amounts than predicted. So it does not see the stairs, but it may see which way they lead. Lesson
-# 5 lets gradients race against searches at equal cost.
+# In a random direction, the estimator predicts almost nothing: within 0.1 % the jumps are some 300
+# times as large as the changes it predicts. If we follow its own downhill direction, the loss is
+# higher after the smallest step and lower after 1 % and 10 %, though not by the predicted amounts.
+# So the estimator does not see the individual stairs, but it may see which way they lead. In lesson
+# 5, gradients race against searches at equal cost.
 #
 # ## Steps: relative or absolute?
 #
-# The paper's mutation moves every scale by up to 0.001, whatever its size. But the sizes differ:
+# The paper's mutation moves every scale by up to 0.001, regardless of its size. But the sizes
+# differ:
 
 # %%
 rows = []
@@ -325,16 +331,17 @@ for name, layer, low, median, high in rows:
     print(f"{name} {layer:20}  {low:9.4f} {median:8.4f} {high:8.4f}   {0.1 / median:5.1f} %")
 
 # %% [markdown]
-# The same absolute step is a larger share of a small scale: under it, each layer is asked another
-# question. Relative steps ask all layers and networks the same one. (Within a layer it matters as
-# well: compare the smallest scale of `mlp.fc1` with its largest.)
+# The same absolute step is a larger share of a small scale, so it asks each layer a different
+# question. Relative steps ask all layers and networks the same question. (The difference matters
+# within a layer, too: compare the smallest scale of `mlp.fc1` with its largest.)
 #
 # ## ViT against CNN, layer by layer
 #
-# The paper says that the landscape over the scales is very jagged. A summary of it, which we could
-# not check against its text, adds that attention is worse than the MLP and that CNNs are smooth. We
-# measured it: eight lines a layer, 500 calibration images, six layers. This is the shipped result
-# of `python -m evolq_lite reproduce C2`, which takes about 50 minutes on one core.
+# The paper says that the landscape over the scales is very jagged. A summary of the paper, which we
+# could not check against its text, adds that attention is worse than the MLP and that CNNs are
+# smooth. We measured this with eight lines per layer, 500 calibration images and six layers. Here
+# is the shipped result of `python -m evolq_lite reproduce C2`, which takes about 50 minutes on one
+# core.
 
 # %%
 figure, verdict = shipped("C2")
@@ -360,58 +367,58 @@ for r in results:
         )
 
 # %% [markdown]
-# So the claim *holds partly* here. Every layer of the ViT that we look at is jagged above the noise
-# floor. But both layers of the CNN are jagged as well, and attention has no more minima than the
-# MLP. It does change the loss more: from the first scales to the ends of a line by four times as
-# much (the column *mean change*, tested at the end of the verdict). On test images, which the paper
-# looks at, that difference is within chance, and it is the CNN whose loss changes more.
+# So the claim *partly holds* here. Every ViT layer that we look at is jagged above the noise floor.
+# But both CNN layers are jagged as well, and attention has no more minima than the MLP. Moving
+# attention scales does change the loss more: about four times as much from the first scales to the
+# ends of a line (the column *mean change*). On test images, which the paper uses, that difference
+# could be chance, and it is the CNN whose loss changes more.
 #
 # Is the ViT at least worse than the CNN? That depends on what counts as noise. A lower floor finds
-# more minima, and the CNN's own floors are a tenth of the ViT's or less. Under one floor for all
-# six layers the ViT has more minima; with each layer's own floor the difference is within chance.
-# Another measure, the total variation (the way up and down in units of the range), is lower in both
-# layers of the CNN than in any of the ViT, and highest in the MLP. Where a paper says "rugged" or
-# "smooth", look for its definition. And these are two small networks, a single block of each, and
-# eight lines a layer, all through the first scales with their edge.
+# more minima, and the CNN's own floors are at most a tenth of the ViT's. With one floor for all six
+# layers, the ViT has more minima; with each layer's own floor, the difference could be chance.
+# Another measure, the total variation (all ups and downs added together, in units of the range), is
+# lower in both CNN layers than in any ViT layer, and highest in the MLP. When a paper says "rugged"
+# or "smooth", look for its definition. And remember that these are two small networks, a single
+# block of each, and eight lines per layer, all through the first scales with their edge.
 #
 # ## Calibration against test
 #
-# A search sees calibration images. What we want is a low loss on *other* images. Do both landscapes
-# have their low places in common? We move all attention scales of the ViT to 30 random neighbours,
-# and only look: nothing is chosen by the test images.
+# A search sees calibration images. What we want is a low loss on *other* images. Are the low places
+# of the two landscapes the same? We move all attention scales of the ViT to 30 random neighbors and
+# only look: the test images do not choose anything.
 
 # %%
 images, labels = (part[::20] for part in demo.test)
 seen = eq.BlockObjective(chain, chain.searchable, demo.calibration, demo.targets)
 probe = eq.BlockObjective(chain, chain.searchable, images, labels, fitness=F.cross_entropy)
 s = seen.start
-near = torch.stack([s + 0.01 * direction(s, "gaussian", k) for k in range(30)]).abs()
+near = torch.stack([s + 0.01 * direction(s, seed=k) for k in range(30)]).abs()
 calibration, test = seen(near), probe(near)
 rho = spearmanr(calibration, test).statistic
 figure = new_figure(
     5.4,
     3.2,
-    f"Test loss of {len(images)} images over the fitness on 100 calibration images, 30 neighbours "
+    f"Test loss of {len(images)} images over the fitness on 100 calibration images, 30 neighbors "
     f"of the first scales. Rank correlation {rho:.2f}.",
 )
 axes = figure.add_subplot()
-axes.plot(calibration, test, "o", color=PETROFF[0], label="neighbours, radius 1 %")
+axes.plot(calibration, test, "o", color=PETROFF[0], label="neighbors, radius 1 %")
 axes.plot(seen(s[None]), probe(s[None]), "P", color=PETROFF[1], ms=11, label="first scales")
 axes.ticklabel_format(useOffset=False)
 axes.set(xlabel="calibration fitness", ylabel="test loss (a probe)")
 axes.set_title(f"rank correlation {rho:.2f}")
 axes.legend()
-print(f"rank correlation {rho:.2f} over {len(near)} neighbours")
+print(f"rank correlation {rho:.2f} over {len(near)} neighbors")
 figure
 
 # %% [markdown]
-# Neighbours that are better on calibration images tend to be better on test images, but only tend
-# to (30 neighbours leave the correlation uncertain by about 0.3 either way). So a part of what a
-# search gains on calibration images is lost on others: *overfitting*, which lesson 4 measures, and
-# the reason why a gain counts only on images that took no part.
+# Neighbors that are better on calibration images tend to be better on test images, but it is only a
+# tendency (with 30 neighbors the correlation is uncertain by about 0.3 either way). So part of what
+# a search gains on calibration images is lost on others. This is *overfitting*, which lesson 4
+# measures, and it is the reason why a gain counts only on images that the search has not seen.
 #
-# Now look for yourself: lines and planes, all layers of both networks, with the noise floor in the
-# picture.
+# Now look for yourself: lines and planes through all layers of both networks, with the noise floor
+# in the picture.
 
 # %%
 LandscapePanel()
@@ -419,21 +426,21 @@ LandscapePanel()
 # %% [markdown]
 # **Predict, then try.**
 #
-# 1. From 3 to 8 weight bits at radius 0.01: by what factor do the changes shrink? Does the line
+# 1. Go from 3 to 8 weight bits at radius 0.01. By what factor do the changes shrink? Does the line
 #    become smooth?
-# 2. Radius 1e-5, for the ViT and for the CNN: what do you expect at the middle of the line, and
-#    what beside it?
-# 3. Back at the first settings, switch to the test loss. Is the lowest point where it was?
+# 2. Set the radius to 1e-5, for the ViT and for the CNN. What do you expect at the middle of the
+#    line, and what next to it?
+# 3. Press *Reset*, then switch to the test loss. Is the lowest point where it was?
 #
 # <details><summary>What you should have seen</summary>
 #
 # 1. By a factor of more than ten. The line stays jagged, with as many minima, and most of them are
-#    still deeper than the noise floor, which has sunk as well: smaller stairs are still stairs.
-# 2. A needle at the middle in both: the first scales lie on the edge where the largest weights
-#    flip, so the smallest step changes the loss. Beside it the CNN is nearly flat, and the ViT is
-#    not: its activations go on flipping.
-# 3. No: the calibration fitness is lowest at the left end, the test loss about half way to it. Low
-#    places of the two landscapes need not coincide.
+#    still deeper than the noise floor, which has dropped as well: smaller stairs are still stairs.
+# 2. Both have a spike in the middle: the first scales lie on the edge where the largest weights
+#    flip, so even the smallest step changes the loss. Next to it the CNN is nearly flat, and the
+#    ViT is not: its activations keep flipping.
+# 3. No: the calibration fitness is lowest at the left end, the test loss about halfway to it. The
+#    low places of the two landscapes need not coincide.
 #
 # </details>
 #
@@ -443,35 +450,35 @@ LandscapePanel()
 # do you know?**
 #
 # <details><summary>The network has improved by 1e-4</summary>Not on another machine: there the
-# order of the two may be reversed.</details>
-# <details><summary>Nothing yet: the gain is below the noise floor</summary>Right. It is a property
-# of these scales <em>on this kernel</em>, not of the network.</details>
-# <details><summary>The code has an error, since the same loss cannot differ</summary>No: sums in
-# another order differ in the last digit, and rounding makes that visible.</details>
+# order of the two could be reversed.</details>
+# <details><summary>Nothing yet: the gain is below the noise floor</summary>Right. The gain is a
+# property of these scales <em>on this kernel</em>, not of the network.</details>
+# <details><summary>The code has a bug, since the same loss cannot differ</summary>No: sums in a
+# different order differ in the last digit, and rounding makes that visible.</details>
 #
 # **2. What is the derivative of a quantized network's loss with respect to a scale in an early
 # layer?**
 #
-# <details><summary>Zero almost everywhere</summary>Right: activations are rounded after it, so the
-# loss is a staircase in that scale.</details>
-# <details><summary>What the straight-through estimator says</summary>No: that is a slope made up as
-# if rounding were not there.</details>
+# <details><summary>Zero almost everywhere</summary>Right: activations are rounded after that layer,
+# so the loss is a staircase in that scale.</details>
+# <details><summary>What the straight-through estimator says</summary>No: that slope is made up, as
+# if there were no rounding.</details>
 # <details><summary>It does not exist anywhere</summary>It fails to exist only at the jumps; on each
-# step it exists and is zero.</details>
+# step of the staircase it exists and is zero.</details>
 #
-# **3. Layer A has scales near 0.1, layer B near 0.01. Under absolute steps of 0.001 B looks more
+# **3. Layer A has scales near 0.1, layer B near 0.01. With absolute steps of 0.001, B looks more
 # rugged. Is it?**
 #
 # <details><summary>Yes, its loss changes more</summary>The change is real, but A moved by 1 % and B
-# by 10 %: two different questions were asked.</details>
+# by 10 %: those are two different questions.</details>
 # <details><summary>Unknown until both move by the same share</summary>Right: a relative step asks
 # both the same question.</details>
-# <details><summary>No, small scales make smooth layers</summary>Nothing of that kind follows from
-# the size of a scale.</details>
+# <details><summary>No, small scales make smooth layers</summary>Nothing like that follows from the
+# size of a scale.</details>
 #
 # ## Sources
 #
 # N. Frumkin, D. Gope, D. Marculescu, *Jumping through Local Minima*, ICCV 2023, arXiv 2308.10814:
-# the claim that scale landscapes of ViTs are jagged. It is about the *test* loss, and its official
-# code has no program for landscapes, so directions and spans here are ours. Y. Bengio et al., arXiv
-# 1308.3432: the straight-through estimator.
+# the claim that the scale landscapes of ViTs are jagged. It concerns the *test* loss, and the
+# official code has no program for landscapes, so the directions and radii here are our own choice.
+# Y. Bengio et al., arXiv 1308.3432: the straight-through estimator.

@@ -1,17 +1,17 @@
 # %% [markdown]
 # # 4. The infoNCE loss
 #
-# **Afterwards you can** write infoNCE down and compute it; explain what temperature and negatives
-# do; compare it with MSE, cosine and KL on real logits; show that a search overfits its calibration
-# images.
+# **After this lesson you can** write down infoNCE and compute it; explain what temperature and
+# negatives do; compare it with MSE, cosine and KL on real logits; show that a search overfits its
+# calibration images.
 #
-# **You need** lessons 1 to 3. Contrastive learning is not needed.
+# **Prerequisites:** lessons 1 to 3. No knowledge of contrastive learning is assumed.
 #
 # **Time:** 30 minutes to read, 1 minute to run.
 #
 # **Works offline:** yes. The network and the images are in `data/`.
 #
-# **Module to read beside it:** `evolq_lite/fitness.py`.
+# **Read alongside:** `evolq_lite/fitness.py`.
 
 # %%
 import inspect
@@ -34,15 +34,16 @@ demo = eq.load_demo("vit", calibration=300, seed=0)
 images, targets = demo.calibration[:100], demo.targets[:100]
 
 # %% [markdown]
-# ## What should a search minimise?
+# ## What should a search minimize?
 #
-# Calibration images have no labels here. What we do have is the float network: its logits say, for
-# every image, what the quantized network *should* answer. A *fitness* is a distance between the two
-# sets of logits, outputs of the quantized network and targets of the float one. Lower is better.
+# Calibration images have no labels here. What we do have is the float network: for every image, its
+# logits tell us what the quantized network *should* answer. A *fitness* is a distance between two
+# sets of logits: the *outputs* of the quantized network and the *targets* of the float network.
+# Lower is better.
 #
 # There are many such distances. Here are four of them, for the ViT at four bit-widths: the mean
 # squared error of the logits (MSE); 1 minus the cosine of the angle between the two; the divergence
-# KL(target ‖ output) of their softmaxes; and infoNCE, to which we come below.
+# KL(target ‖ output) of their softmaxes; and infoNCE, which is explained below.
 
 # %%
 outputs = {}
@@ -59,24 +60,25 @@ for bits, logits in outputs.items():
     print(f"W{bits}A8  {values}   {same}")
 
 # %% [markdown]
-# All four rise as bits are taken away. (The lowest value of infoNCE is not 0; below we see what it
-# is.) They part where it matters to a search, between candidates that are nearly alike.
+# All four rise as bits are removed. (The lowest value of infoNCE is not 0; we will see below what
+# it is.) They disagree where it matters to a search: between candidates that are nearly alike.
 #
 # ## InfoNCE
 #
-# Evol-Q compares every output with the targets of *all* images in the batch. The output should be
-# like the target of its own image, the *positive*, and unlike those of the others, the *negatives*.
+# Evol-Q compares every output with the targets of *all* images in the batch. The output should
+# resemble the target of its own image, the *positive*, and not those of the other images, the
+# *negatives*.
 #
 # $$L = -\frac{2T}{N} \sum_{i=1}^{N}
 # \log \frac{\exp(q_i \cdot k_i / T)}{\sum_{j=1}^{N} \exp(q_i \cdot k_j / T)}$$
 #
 # $q_i$: the output for image $i$, scaled to length 1; $k_j$: the target of image $j$, scaled to
-# length 1, so that $q_i \cdot k_j$ is the cosine of the angle between the two; $N$: images in a
-# batch; $T$: the *temperature*. It is the cross-entropy of a classifier that has to find, for each
-# output, its image among the $N$. The factor $2T$ cancels the $1/T$ that $T$ brings into the
-# gradient.
+# length 1, so that $q_i \cdot k_j$ is the cosine of the angle between the two; $N$: the number of
+# images in a batch; $T$: the *temperature*. InfoNCE is the cross-entropy of a classifier that must
+# find, for each output, its own image among the $N$. The factor $2T$ cancels the $1/T$ that the
+# temperature brings into the gradient.
 #
-# In code it is five lines. Next to it the formula, term by term:
+# In code it takes five lines. The cell after it computes the formula term by term:
 
 # %%
 Code(inspect.getsource(eq.info_nce), language="python")
@@ -96,14 +98,15 @@ print(f"library {float(eq.info_nce(outputs[3][:4], targets[:4], T)):.6f}")
 # %% [markdown]
 # ## Temperature and negatives
 #
-# The gradient of $L$ in an output has two parts. The positive pulls with weight $1 - p_{ii}$, each
-# negative pushes with weight $p_{ij}$, where $p_{ij}$ is the softmax over the batch. A small $T$
-# makes the softmax sharp: only the negatives that are most alike count, and images that are told
-# apart well count no more. A large $T$ makes it nearly uniform: all negatives count alike.
+# The gradient of $L$ with respect to an output has two parts. The positive pulls with weight $1 -
+# p_{ii}$, and each negative pushes with weight $p_{ij}$, where $p_{ij}$ is the softmax over the
+# batch. A small $T$ makes the softmax sharp: only the most similar negatives count, and images that
+# are already told apart no longer do. A large $T$ makes it nearly uniform: all negatives count
+# equally.
 #
-# For each output the pull and all pushes have the same weight in sum. But what points along the
-# output itself changes no cosine. The panel leaves that part out and compares the lengths of what
-# is left: near its own target, the pull points along the output, and little of it is left.
+# For each output, the pull has the same weight as all the pushes together. But the part that points
+# along the output itself changes no cosine. The panel omits that part and compares the lengths of
+# what remains. Near its own target, the pull points along the output, so little of it remains.
 
 # %%
 InfoNCEPanel()
@@ -112,38 +115,39 @@ InfoNCEPanel()
 # **Predict, then try.**
 #
 # 1. Lower the temperature from 3 to 0.05. What happens to the loss, and to the hardest negative's
-#    part of the weight that all negatives share?
-# 2. Compare batches of 64 and 2 at T = 3. Why does the loss depend on the batch, and the cosine
-#    distance hardly?
+#    share of the weight of all negatives?
+# 2. Compare batches of 64 and 2 at T = 3. Why does the loss depend so much on the batch size, and
+#    the cosine distance so little?
 # 3. At T = 3, go from 3 to 8 bits, closer to the float network. Does the negatives' share of the
-#    gradient shrink with the distance?
+#    gradient shrink along with the distance?
 #
 # <details><summary>What you should have seen</summary>
 #
-# 1. The loss falls from 19 to 0.01, and the hardest negative's part rises from 4 % (equal parts
-#    would be 3 %) to 78 %: nearly every image is told apart from nearly every other, and what is
-#    left comes from a few pairs.
-# 2. With a nearly uniform softmax the loss is $2T \log N$ (25 for 64 images, 4 for 2), less a
-#    number between about 1 and 2 that depends on the outputs. So the batch decides most of it. The
-#    cosine distance sees one image at a time.
-# 3. No, it rises from 29 % to 77 %. The pull vanishes as output and target become one, the push
-#    does not. So the float network itself is no minimum of this loss. The next section says what
-#    is.
+# 1. The loss falls from 19 to 0.01, and the hardest negative's share rises from 4 % (equal shares
+#    would be 3 %) to 78 %: nearly every image is told apart from nearly every other, and the
+#    remaining loss comes from a few pairs.
+# 2. With a nearly uniform softmax, the loss is $2T \log N$ (25 for 64 images, 4 for 2) minus a
+#    number between about 1 and 2 that depends on the outputs. So the batch size determines most of
+#    it. The cosine distance looks at one image at a time.
+# 3. No, it rises from 29 % to 77 %. The pull vanishes as the output approaches its target, but the
+#    push does not. So the float network itself is not a minimum of this loss. The next section
+#    explains what is.
 #
 # </details>
 #
 # ## What is left of infoNCE at T = 3?
 #
-# For large $T$ the exponentials are nearly straight, and but for terms of the order of $1/T$
+# For large $T$ the exponentials are nearly linear, and up to terms of order $1/T$
 #
 # $$L \approx 2T \log N - \frac{2}{N} \sum_i q_i \cdot (k_i - \bar k), \qquad
 # \bar k = \frac{1}{N} \sum_j k_j$$
 #
-# So the negatives act only through their mean $\bar k$: the loss is a cosine distance to *centred*
-# targets, and their hardness is forgotten. The paper's code has T = 3. Is that large? Cosines lie
-# between -1 and 1, so exponents lie within a third of 0. We measure it: 40 random neighbours of the
-# 3-bit network's scales, and the rank correlation between losses over them. A correlation of 1
-# means that any search that compares candidates would decide alike.
+# So the negatives act only through their mean $\bar k$: the loss is a cosine distance to *centered*
+# targets, and how hard each negative is no longer matters. The paper's code uses T = 3. Is that
+# large? Cosines lie between -1 and 1, so the exponents lie between -1/3 and 1/3. Let us measure it:
+# we take 40 random neighbors of the 3-bit network's scales and compute the rank correlation between
+# losses over them. A correlation of 1 means that any search that compares candidates would make the
+# same decisions.
 
 # %%
 qmodel = eq.quantize(demo.model, eq.QuantConfig(weight_bits=3, act_bits=8))
@@ -165,7 +169,7 @@ near = torch.stack([start + 0.01 * direction(start, seed=seed) for seed in range
 objective(near)
 
 
-def centred(outputs, targets):
+def centered(outputs, targets):
     """Cosine distance to targets without their mean, up to a constant."""
     q, k = F.normalize(outputs, dim=1), F.normalize(targets, dim=1)
     return -(q * (k - k.mean(0))).sum(1).mean()
@@ -173,7 +177,7 @@ def centred(outputs, targets):
 
 table = {
     "cosine": [float(eq.cosine(logits, targets)) for logits in seen],
-    "centred cosine": [float(centred(logits, targets)) for logits in seen],
+    "centered cosine": [float(centered(logits, targets)) for logits in seen],
 }
 print("rank correlation of infoNCE with   " + "   ".join(table))
 for temperature in (0.05, 0.2, 1.0, 3.0, 10.0):
@@ -182,12 +186,12 @@ for temperature in (0.05, 0.2, 1.0, 3.0, 10.0):
     print(f"T = {temperature:<5}                          {found[0]:.3f}   {found[1]:14.3f}")
 
 # %% [markdown]
-# At T = 3 infoNCE is, for a search, nearly the centred cosine: they order almost all candidates
-# alike. It is near to the plain cosine as well, though not the same. Negatives as such come into
-# play below T = 0.2. That does not refute the paper's comparison of losses; it says what is being
-# compared.
+# For a search, infoNCE at T = 3 is nearly the centered cosine: the two rank almost all candidates
+# alike. It is close to the plain cosine as well, though not the same. Individual negatives come
+# into play below T = 0.2. This does not refute the paper's comparison of losses; it clarifies what
+# is being compared.
 #
-# The centring has a price. The float network's own logits are not the best outputs:
+# Centering has a price. The float network's own logits are not the best outputs:
 
 # %%
 own = F.normalize(targets, dim=1)
@@ -201,13 +205,13 @@ for name, logits in (
     print(f"{name:30} infoNCE at T = 0.05 {values[0]}, at T = 3 {values[1]}")
 
 # %% [markdown]
-# Outputs that lean away from the mean target get a lower loss at T = 3 than the float network. A
-# search may therefore win a little by leaning, and not by coming closer.
+# At T = 3, outputs that lean away from the mean target get a lower loss than the float network
+# itself. So a search may gain a little by leaning away instead of coming closer.
 #
 # ## Four losses side by side
 #
-# What does each of them see? We change the float network's logits in three ways, of which the first
-# two change no label:
+# What does each of them see? We change the float network's logits in three ways. The first two
+# change no label:
 
 # %%
 changes = {
@@ -223,8 +227,8 @@ for name, logits in changes.items():
     print(f"{name:22}{row}")
 
 # %% [markdown]
-# MSE sees all three. Cosine and infoNCE do not see the length of an output; KL does not see a
-# constant that is added to all logits, since probabilities do not change. And on real neighbours?
+# MSE sees all three. Cosine and infoNCE ignore the length of an output. KL ignores a constant added
+# to all logits, because the probabilities do not change. And on real neighbors?
 
 # %%
 values = np.array([[float(loss(logits, targets)) for loss in losses.values()] for logits in seen])
@@ -233,7 +237,7 @@ names = list(losses)
 pairs = "; ".join(
     f"{names[i]} and {names[j]} {rank[i, j]:.2f}" for i in range(4) for j in range(i + 1, 4)
 )
-figure = new_figure(4.6, 3.6, f"Rank correlation of losses over 40 neighbours: {pairs}.")
+figure = new_figure(4.6, 3.6, f"Rank correlation of losses over 40 neighbors: {pairs}.")
 axes = figure.add_subplot()
 image = axes.imshow(rank, cmap="cividis", vmin=0, vmax=1)
 axes.set_xticks(range(4), names)
@@ -242,16 +246,16 @@ for i in range(4):
     for j in range(4):
         color = "black" if rank[i, j] > 0.6 else "white"
         axes.text(j, i, f"{rank[i, j]:.2f}", ha="center", va="center", color=color)
-axes.set_title("Rank correlation over 40 neighbours", fontsize="medium")
+axes.set_title("Rank correlation over 40 neighbors", fontsize="medium")
 figure.colorbar(image, ax=axes)
 figure
 
 # %% [markdown]
-# Cosine, MSE and infoNCE mostly agree; KL goes its own way, because it weighs a logit by the
-# probability of its class, and so sees little but the leading classes.
+# Cosine, MSE and infoNCE mostly agree. KL goes its own way because it weights each logit by the
+# probability of its class and so sees little beyond the leading classes.
 #
-# Which is the best guide? No correlation can tell, only a search with each of them, tested on
-# images that took no part. That takes an hour and more, so here is the shipped result of
+# Which is the best guide? Correlations cannot tell. Only a search with each loss can, tested on
+# images that the search has not seen. That takes over an hour, so here is the shipped result of
 # `python -m evolq_lite reproduce C4` (three seeds for each loss):
 
 # %%
@@ -261,19 +265,20 @@ figure
 
 # %% [markdown]
 # (*fisher*: the squared difference of the logits, each weighted by how much it matters for the
-# float network's probabilities; close to the network it is KL to second order.)
+# float network's probabilities. For outputs close to the float network's, it equals KL to second
+# order.)
 #
-# All of them help, and with 1,000 images most of them equally: which loss it is matters less than
-# that there is one. KL, which went its own way above, is then as good a guide as infoNCE. With
-# fewer images its gains are smaller. The shares in the verdict are about overfitting, which is what
-# comes next: they are largest for KL, Fisher and infoNCE at a low temperature.
+# All of them help, and with 1,000 images most help equally: having a loss matters more than which
+# one. KL, which went its own way above, is then as good a guide as infoNCE; with fewer images its
+# gains are smaller. The lost shares in the table are about overfitting, our next topic: they are
+# largest for KL, Fisher and infoNCE at a low temperature.
 #
 # ## Overfitting
 #
-# A search lowers the loss on its calibration images. Does the loss fall on other images as well? We
-# search all attention scales with infoNCE, once on 10 and once on 100 images, and compute the same
-# loss on 200 fresh images at each improvement. (Both in batches of the same size, because the loss
-# depends on it.)
+# A search lowers the loss on its calibration images. Does the loss fall on other images, too? We
+# search all attention scales with infoNCE, once on 10 images and once on 100, and at each
+# improvement compute the same loss on 200 fresh images. (Both use batches of the same size, because
+# the loss depends on it.)
 
 # %%
 histories = {}
@@ -299,7 +304,7 @@ for count in (10, 100):
     histories[count] = np.array(history)
 said = {
     count: f"{count} images: {h[-1, 0]:+.4f} on its own, {h[-1, 1]:+.4f} on fresh images, so "
-    f"{1 - h[-1, 1] / h[-1, 0]:.0%} of the gain is missing there"
+    f"{1 - h[-1, 1] / h[-1, 0]:.0%} of the gain is lost there"
     for count, h in histories.items()
 }
 for line in said.values():
@@ -316,47 +321,47 @@ figure.axes[0].set_ylabel("change of infoNCE")
 figure
 
 # %% [markdown]
-# The gap between the two lines is overfitting: scales that suit these images and not images as
-# such. It is much smaller with 100 images than with 10; Evol-Q takes 1,000. The paper holds that
-# infoNCE helps against overfitting; whether it does so better than other losses is the question
-# here. One search with one seed cannot tell. C4 above
-# has three: at T = 3 infoNCE loses less than KL and Fisher with every number of images, but three
-# seeds are too few to call that significant, and MSE and cosine are close to it. Whatever the loss,
-# **the fitness that a search has reached is no evidence that it helped.**
+# The gap between the two lines is overfitting: the scales suit these images rather than images in
+# general. It is much smaller with 100 images than with 10; Evol-Q uses 1,000. The paper says that
+# infoNCE helps against overfitting. Does it help more than other losses? One search with one seed
+# cannot tell. C4 above has three seeds: at T = 3, infoNCE loses less of its gain than KL and Fisher
+# with every number of images, but three seeds are too few to call that significant, and MSE and
+# cosine are close to it. Whatever the loss, **the fitness that a search reaches is not evidence
+# that it helped.**
 #
 # ## Check yourself
 #
-# **1. All outputs are equal to their targets. What is infoNCE for a batch of N images?**
+# **1. All outputs equal their targets. What is infoNCE for a batch of N images?**
 #
-# <details><summary>0</summary>No: the softmax gives the positive less than probability 1, since the
-# negatives have some as well.</details>
+# <details><summary>0</summary>No: the softmax gives the positive a probability below 1, since the
+# negatives get some as well.</details>
 # <details><summary>More than 0, and it depends on T and on the other images</summary>Right: for
 # large T it is near 2 T log N.</details>
-# <details><summary>2 T log N exactly</summary>Only if all cosines were equal. The own target is
-# more alike than the others, so the loss is somewhat lower.</details>
+# <details><summary>2 T log N exactly</summary>Only if all cosines were equal. An output resembles
+# its own target more than the others, so the loss is somewhat lower.</details>
 #
-# **2. Two candidates have the same cosine distance, infoNCE at T = 3 prefers the second. Why can
-# that be?**
+# **2. Two candidates have the same cosine distance, but infoNCE at T = 3 prefers the second. How is
+# that possible?**
 #
-# <details><summary>Its outputs are less like the mean target</summary>Right: to first order that is
-# the only other thing that the loss sees.</details>
-# <details><summary>It gets the hardest pair of images right</summary>Hardly: at T = 3 one negative
-# has about the same weight as any other.</details>
+# <details><summary>Its outputs resemble the mean target less</summary>Right: to first order, that
+# is the only other thing the loss sees.</details>
+# <details><summary>It gets the hardest pair of images right</summary>Unlikely: at T = 3 each
+# negative has about the same weight.</details>
 # <details><summary>Its logits are larger</summary>No: outputs are scaled to length 1
 # first.</details>
 #
-# **3. A search on 50 images reaches a lower fitness than one on 500. Which scales do you take?**
+# **3. A search on 50 images reaches a lower fitness than one on 500. Which scales do you choose?**
 #
-# <details><summary>Those from 50 images: lower is better</summary>No: the two numbers are about
+# <details><summary>Those from 50 images: lower is better</summary>No: the two numbers describe
 # different images, and fewer images are easier to overfit.</details>
-# <details><summary>Whichever does better on images that neither has seen</summary>Right, and those
-# images must not be the test images, or the test has chosen.</details>
-# <details><summary>Those from 500, always</summary>Likely, but the fitness does not say so: it
+# <details><summary>Whichever does better on images that neither search has seen</summary>Right. And
+# those must not be the test images; otherwise the test set has made the choice.</details>
+# <details><summary>Those from 500, always</summary>Probably, but the fitness cannot tell you: it
 # takes fresh images to know.</details>
 #
 # ## Sources
 #
 # N. Frumkin, D. Gope, D. Marculescu, *Jumping through Local Minima*, ICCV 2023, arXiv 2308.10814:
-# infoNCE as fitness; T = 3 is that of its code. X. Chen, S. Xie, K. He, *An Empirical Study of
+# infoNCE as fitness; T = 3 is the value in its code. X. Chen, S. Xie, K. He, *An Empirical Study of
 # Training Self-Supervised Vision Transformers* (MoCo v3), ICCV 2021, arXiv 2104.02057: this form of
-# the loss. A. van den Oord, Y. Li, O. Vinyals, arXiv 1807.03748: where the name comes from.
+# the loss. A. van den Oord, Y. Li, O. Vinyals, arXiv 1807.03748: the origin of the name.

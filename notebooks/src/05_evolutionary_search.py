@@ -1,18 +1,18 @@
 # %% [markdown]
 # # 5. Evolutionary search
 #
-# **Afterwards you can** drive a search by ask and tell; say what population, tournament and
-# mutation width do; count how much of a population the paper's 15 members really are; race
-# searches and gradients at equal cost, and say what such a race shows and what it does not.
+# **After this lesson you can** drive a search by ask and tell; say what population, tournament and
+# mutation width do; count how many of the paper's 15 members really differ; race searches and
+# gradients at equal cost, and say what such a race shows and what it does not.
 #
-# **You need** lesson 1 (scales, and why rounding makes steps). Lessons 3 and 4 help: they look at
-# the landscape and at the loss that are searched here.
+# **Prerequisites:** lesson 1 (scales, and why rounding makes steps). Lessons 3 and 4 help: they
+# cover the landscape and the loss that are searched here.
 #
 # **Time:** 30 minutes to read, 2 minutes to run.
 #
 # **Works offline:** yes. The network, the images and the results are in `data/`.
 #
-# **Module to read beside it:** `evolq_lite/search.py`, and `descent.py` for the gradients.
+# **Read alongside:** `evolq_lite/search.py`, and `descent.py` for the gradients.
 
 # %%
 import inspect
@@ -26,16 +26,16 @@ import evolq_lite as eq
 from evolq_lite.descent import COST_OF_GRADIENT, descend
 from evolq_lite.experiments.report import shipped
 from evolq_lite.figures import MARKERS, PETROFF, new_figure
+from evolq_lite.landscape import JaggedBowl
 from evolq_lite.panels import EvolutionPanel
-from evolq_lite.panels.evolution import JaggedBowl
 from evolq_lite.search import (
     SPSA,
     CoordinateSearch,
     EvolQ,
-    FromCmaes,
     LogSpace,
     Optimizer,
     RandomSearch,
+    SepCMA,
 )
 
 torch.set_num_threads(2)
@@ -43,27 +43,28 @@ torch.set_num_threads(2)
 # %% [markdown]
 # ## The idea
 #
-# A search wants scales with a low loss, and all that it may do is try: propose scales, hear their
-# loss, propose others. It needs no gradient; the paper holds that a gradient is no reliable guide
-# where a loss jumps, and the end of this lesson puts that to the test. *Evolution* keeps the best
-# proposals so far, the *population*, and makes new ones from them. The paper's rule for a new one,
-# the *child*, is
+# A search looks for scales with a low loss, and all it can do is try: propose scales, observe their
+# loss, propose others. It needs no gradient. The paper argues that a gradient is not a reliable
+# guide where a loss jumps; the end of this lesson puts that to the test. *Evolution* keeps the best
+# proposals so far, the *population*, and makes new ones from them. The paper's rule for making a
+# new one, the *child*, is
 #
 # $$\mathrm{child}_i = \big|\, \mathrm{parent}_i + u_i \,\big|, \qquad u_i \sim U(-\epsilon,
 # \epsilon)$$
 #
-# $i$: number of a scale; $u_i$: a random number, drawn anew for each scale, uniform between
-# $-\epsilon$ and $\epsilon$; $\epsilon$: the *mutation width*, 0.001 for weights of 3 and 4 bits;
-# the bars: a scale is positive, so a negative one is mirrored. All scales of a block move at once.
+# $i$: the index of a scale; $u_i$: a random number, drawn separately for each scale, uniform
+# between $-\epsilon$ and $\epsilon$; $\epsilon$: the *mutation width*, 0.001 for 3-bit and 4-bit
+# weights; the bars: scales are positive, so a negative value is mirrored. All scales of a block
+# move at once.
 #
-# Who is the parent? Draw a *tournament* of 10 members with replacement; the best of them wins. The
-# child joins the population of 15, and the worst member leaves. That is the whole algorithm, and
-# its source is hardly longer:
+# Which member is the parent? Draw a *tournament* of 10 members with replacement; the best of them
+# wins. The child joins the population of 15, and the worst member leaves. That is the whole
+# algorithm, and its source is hardly longer:
 
 # %%
 Code(
     textwrap.dedent(
-        inspect.getsource(RandomSearch.mutated)
+        inspect.getsource(RandomSearch.mutate)
         + "\n"
         + inspect.getsource(EvolQ.parent)
         + "\n"
@@ -75,10 +76,10 @@ Code(
 # %% [markdown]
 # ## Ask and tell, by hand
 #
-# An optimizer here knows nothing of networks. `ask` returns candidates, one a row; somebody
-# evaluates them; `tell` takes their values. The *objective* is of the kind that lesson 6
-# explains: from the 192 attention scales of the last block of a ViT with 3-bit weights to their
-# infoNCE loss on 100 calibration images.
+# An optimizer here knows nothing about networks. `ask` returns *candidates*, one per row; someone
+# evaluates them; `tell` receives their values. The *objective*, the function to minimize, maps the
+# 192 attention scales of the last block of a ViT with 3-bit weights to their infoNCE loss on 100
+# calibration images. Lesson 6 shows how it is built.
 
 # %%
 demo = eq.load_demo("vit", calibration=500, seed=0)
@@ -102,16 +103,16 @@ for number in range(1, 9):
 
 # %% [markdown]
 # Seven of these eight children are worse than the start, and the one that is better gains two parts
-# in 100,000. These are the differences that the search lives on. (Lesson 3 measures from which size
-# on they are more than noise.) `eq.minimize(objective, search, evaluations=8)` is this loop.
+# in 100,000. The search lives on differences this small. (Lesson 3 measures how large they must be
+# to exceed the noise.) `eq.minimize(objective, search, evaluations=8)` runs this loop.
 #
 # ## What is a population of 15?
 #
-# The paper visits a block, starts with 15 copies of its present scales, makes 3 children, keeps the
-# best member, and goes on to the next block, where 15 copies begin again. So when the third child
-# is drawn, at most 2 of 15 members differ from the start: **at least 13 are copies**. And the best
-# member takes part in a tournament of $S$ draws from $K$ members with probability
-# $1 - (1 - 1/K)^S$.
+# The paper visits a block, starts with 15 copies of its current scales, makes 3 children, keeps the
+# best member, and moves on to the next block, which again starts with 15 copies. So when the third
+# child is drawn, at most 2 of the 15 members differ from the start: **at least 13 are copies**. The
+# probability that the best of $K$ members takes part in a tournament of $S$ draws is $1 - (1 -
+# 1/K)^S$.
 
 # %%
 print(f"best member in the tournament: {1 - (1 - 1 / 15) ** 10:.1%}")
@@ -123,13 +124,13 @@ for seed in range(10):
 print("copies of the start after 3 candidates, ten visits:", *left)
 
 # %% [markdown]
-# So the second and the third child often come from the start again, even after a better one was
-# found. In a visit this short, evolution is close to trying three random neighbours and keeping the
-# best. What makes the paper's search evolve is that the next visit starts from what the last one
+# So the second and third child often come from the start again, even after a better member was
+# found. In a visit this short, evolution is close to trying three random neighbors and keeping the
+# best. What makes the paper's search evolve is that each visit starts from what the previous one
 # kept.
 #
-# Does a real population help, given time? A toy can be run often enough to tell: two scales, a
-# bowl, and roundings that make it jagged. 30 searches each:
+# Does a real population help, given enough time? We can run a toy problem often enough to tell: two
+# scales, a bowl, and roundings that make it jagged. Each row averages 30 searches:
 
 # %%
 toy = JaggedBowl()
@@ -144,15 +145,16 @@ for evaluations in (3, 30, 100):
     print(f"{evaluations:3} candidates: {', '.join(row)}")
 
 # %% [markdown]
-# With 3 candidates the size of the population makes no difference that these numbers could show.
-# With 30, sixty members are a burden: tournaments of 10 rarely meet the few good ones. With 100, a
-# single member is behind a population of 15, because it can only go down: it has no second place to
-# start from when it sits in a pit. (Whether a single member also loses to sixty cannot be told:
-# their difference is about one standard error.)
+# With 3 candidates, these numbers show no effect of the population size. With 30, sixty members are
+# a burden: tournaments of 10 rarely include the few good ones. With 100, a single member falls
+# behind a population of 15 because it can only go down: when it sits in a pit, it has no second
+# place to start from. (We cannot tell whether a single member also loses to sixty: their difference
+# is about one standard error.)
 #
-# See it happen. *Step* makes one candidate, *Play* a hundred, *Reset* begins anew. White circles
-# are members; where several are one and the same, their number stands beside. The panel opens after
-# 12 candidates. Its second landscape is the real block of above.
+# Watch it happen. *Step* makes one candidate, *Play* a hundred, *Restart* begins again from the
+# start. White circles are members; where several are identical, their number is shown. A candidate
+# is *accepted* if it is better than all before it; others may still join the population. The panel
+# opens after 12 candidates. Its second landscape is the real block from above.
 
 # %%
 EvolutionPanel(made=12)
@@ -160,43 +162,46 @@ EvolutionPanel(made=12)
 # %% [markdown]
 # **Predict, then try.**
 #
-# 1. On the toy, play with a mutation width of 0.0001, of 0.001 and of 0.03. Which gets stuck, which
-#    gets far, and what goes wrong with the third?
+# 1. On the toy, play with mutation widths of 0.0001, 0.001 and 0.03. Which gets stuck, which gets
+#    far, and what goes wrong with the third?
 # 2. Set *Tournament* to 1, so that any member may be the parent, and play with seeds 0, 1 and 2. Is
-#    the search faster or slower than with 10? Do the copies of the start live longer?
+#    the search faster or slower than with 10? Do the copies of the start survive longer?
 # 3. Choose the real block with seed 0 and press *Step* three times, as in one visit of the paper.
-#    How many copies of the start are left? How many candidates does it take until none is?
+#    How many copies of the start are left? How many candidates does it take until none are left?
 #
 # <details><summary>What you should have seen</summary>
 #
-# 1. 0.0001 stays in the pit in which it starts, near 0.89. 0.001 jumps over the walls between pits
-#    and gets below 0.3. 0.03 is wider than the bowl: with seed 0, one child of a hundred is
-#    accepted.
-# 2. Slower with each of the three seeds: good members wait to be drawn. Copies of the start live
-#    longer, with seed 0 until candidate 34 instead of 23.
+# 1. 0.0001 stays in the pit where it starts, near 0.89. 0.001 jumps over the walls between pits and
+#    gets below 0.3. 0.03 is wider than the bowl: with seed 0, one child in a hundred joins the
+#    population.
+# 2. Slower with each of the three seeds: good members have to wait to be drawn. Copies of the start
+#    survive longer: with seed 0, until candidate 34 instead of 23.
 # 3. All 15: the first three children were no better than the start, so they were dropped. After 12
-#    candidates 12 copies are left, and the last one goes with candidate 27.
+#    candidates 12 copies are left, and the last one disappears with candidate 27.
 #
 # </details>
 #
 # ## Rivals at equal cost
 #
-# Is evolution a good way to spend evaluations? Give other methods the same number. A candidate
-# costs one *forward*; a gradient costs about three, because the way back costs about two.
+# Is evolution a good way to spend evaluations? Give other methods the same budget. A candidate
+# costs one *forward pass*; a gradient costs about three, because the backward pass costs about two.
 #
 # - **Random search** mutates the start, again and again: evolution without learning.
-# - **EvolQ, relative** multiplies each scale by up to 1 % more or less. The paper's width is the
-#   same for all scales, so small scales are moved by a larger share.
+# - **EvolQ, relative** changes each scale by up to 1 % of its size. The paper's width is the same
+#   for all scales, so small scales move by a larger share.
 # - **SPSA** estimates a slope from two candidates, $x + cd$ and $x - cd$ with random signs $d$, and
-#   steps down it.
+#   steps downhill.
 # - **Coordinate search** moves one scale at a time.
 # - **Separable CMA-ES** learns a width for each scale from generations of candidates. (It needs the
-#   package `cmaes`; without it the race goes on with the others.)
+#   package `cmaes`; without it, the race runs with the other methods.)
 # - **SGD** (with momentum) and **Adam** follow a gradient that pretends that rounding has slope 1:
-#   the straight-through estimator, `round_ste` of lesson 3.
+#   the straight-through estimator, `round_ste` from lesson 3.
 #
-# Steps are the paper's 0.001, or 1 % of each scale, which is about as much. (A coordinate moves ten
-# times as far, being alone.) Three seeds each; gradients draw nothing, so one run.
+# Steps are the paper's 0.001, or 1 % of each scale, which is about the same. (Coordinate search
+# moves ten times as far, because it moves one scale at a time.) Each method gets three seeds; the
+# gradient methods use no random numbers, so they run once.
+#
+# **Predict, then run:** bet on a winner before you run the next two cells.
 
 # %%
 budget, seeds = 60, (0, 1, 2)
@@ -206,12 +211,12 @@ methods = {
     "EvolQ, relative": lambda seed: EvolQ(start, value, 0.01, seed=seed, relative=True),
     "SPSA": lambda seed: LogSpace(start, lambda x: SPSA(x, value, 0.01, seed)),
     "coordinates": lambda seed: LogSpace(start, lambda x: CoordinateSearch(x, value, 0.1, seed)),
-    "separable CMA-ES": lambda seed: LogSpace(start, lambda x: FromCmaes(x, value, 0.01, seed)),
+    "separable CMA-ES": lambda seed: LogSpace(start, lambda x: SepCMA(x, value, 0.01, seed)),
 }
 
 
-def raced(search: Optimizer) -> list[float]:
-    """The values of the start and of all candidates."""
+def race(search: Optimizer) -> list[float]:
+    """The fitness of the start and of every candidate."""
     told = [value]
     eq.minimize(objective, search, budget, lambda vector, found: told.append(found))
     return told
@@ -222,9 +227,9 @@ for name, make in methods.items():
     try:
         searches = [make(seed) for seed in seeds]
     except ValueError as error:
-        print(f"{name} is left out: {error}")
+        print(f"{name} is skipped: {error}")
         continue
-    curves[name] = np.array([raced(search) for search in searches])
+    curves[name] = np.array([race(search) for search in searches])
     ends[name] = [search.best[0] for search in searches]
 
 for name in ("SGD", "Adam"):
@@ -237,27 +242,27 @@ for name in ("SGD", "Adam"):
     ends[name] = [best]
 
 # %% [markdown]
-# The two printed lines are the fitness along the gradients' ways, against the start, in 1e-3: they
-# go down, and they jump. (The first number is the start itself, computed by the kernels that
-# gradients need; that it is not 0 is the noise of lesson 3.) As for all methods, the best vector
-# that was met counts.
+# The two printed lines show the fitness along the gradient paths relative to the start, in units of
+# 1e-3: they go down, and they jump. (The first number is the start itself, computed with the
+# kernels that gradients need; that it is not 0 is the noise of lesson 3.) For every method, the
+# best vector found along the way counts.
 #
-# A search can overfit even 192 numbers to 100 images, so the second column looks at the scales that
+# A search can overfit even 192 numbers to 100 images, so the last column evaluates the scales that
 # each method found on 400 *other* calibration images, which no method has seen.
 
 # %%
 fresh = eq.BlockObjective(chain, "blocks.5", demo.calibration[100:], demo.targets[100:])
 fresh_start = float(fresh(start[None])[0])
 gains = {name: 1e3 * (np.minimum.accumulate(rows, 1) - value) for name, rows in curves.items()}
-print(f"{'fitness against the start, 1e-3':32}{'searched':>8}  (lowest, highest)   other images")
+print(f"{'fitness minus start, 1e-3':35}{'searched':>8}  (lowest, highest)   other images")
 for name in sorted(gains, key=lambda name: gains[name][:, -1].mean()):
     end = gains[name][:, -1]
     other = 1e3 * (fresh(torch.stack(ends[name])).mean() - fresh_start)
-    print(f"{name:32}{end.mean():8.2f}  ({end.min():5.2f}, {end.max():5.2f}){other:15.2f}")
+    print(f"{name:35}{end.mean():8.2f}  ({end.min():5.2f}, {end.max():5.2f}){other:15.2f}")
 
 said = ", ".join(f"{name} {rows[:, -1].mean():.1f}" for name, rows in gains.items())
 figure = new_figure(
-    8.5, 4.2, f"Best fitness against the start after {budget} forwards, in 1e-3: {said}."
+    8.5, 4.2, f"Best fitness relative to the start after {budget} forward passes, in 1e-3: {said}."
 )
 axes = figure.add_subplot()
 for i, (name, rows) in enumerate(gains.items()):
@@ -265,36 +270,36 @@ for i, (name, rows) in enumerate(gains.items()):
     costs = np.arange(rows.shape[1])
     axes.plot(costs, rows.mean(0), markevery=(3 * i % 20, 20), label=name, **style)
     axes.fill_between(costs, rows.min(0), rows.max(0), color=PETROFF[i], alpha=0.15, lw=0)
-axes.set(xlabel="cost in forwards", ylabel="best fitness against the start, 1e-3")
-axes.set_title("One block, 100 images; lines: means, bands: all of 3 seeds", fontsize="medium")
+axes.set(xlabel="cost in forward passes", ylabel="best fitness relative to the start, 1e-3")
+axes.set_title("One block, 100 images; lines: means, bands: range of 3 seeds", fontsize="medium")
 axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 figure
 
 # %% [markdown]
 # ## What this race shows, and what it does not
 #
-# On this block, at this cost, every method finds something better than the start, and the gradient
-# is not stuck: the best that SGD meets on its way is far below all searches, on other images too;
-# then it climbs again, so it matters that the best vector counts. Adam, whose first step is equally
-# long (1 % of each scale), ends where the paper's search ends. Among the searches, SPSA and
-# evolution with relative steps end lowest. Coordinates are last: 60 forwards move at most 60 of 192
-# scales. Separable CMA-ES draws 19 candidates a generation, so it has learned three times only. On
-# other images about half of each gain is left, at most two thirds, and there the paper's search is
-# no better than random search.
+# On this block and at this cost, every method finds something better than the start, and the
+# gradient does not get stuck: the best point along SGD's path is far below all searches, on other
+# images too. Then SGD climbs again, so it matters that the best vector counts. Adam, whose first
+# step is equally long (1 % of each scale), ends where the paper's search ends. Among the searches,
+# SPSA and evolution with relative steps end lowest. Coordinate search comes last: 60 forward passes
+# move at most 60 of 192 scales. Separable CMA-ES draws 19 candidates per generation, so it has
+# learned only three times. On other images about half of each gain remains, at most two thirds, and
+# there the paper's search is no better than random search.
 #
-# It does not show which method is best. This is one block of a small network, one set of 100
-# images, one step for each method that nobody has tuned, and three seeds; some bands overlap. Try
-# it: give EvolQ (paper) a step of 3e-3, and it comes up beside SPSA; give Adam 0.03, and it passes
-# both. Nor is a fitness an accuracy: no test image was read here.
+# The race does not show which method is best. This is one block of a small network, one set of 100
+# images, one untuned step size per method, and three seeds; some bands overlap. Try it: give EvolQ
+# (paper) a step of 3e-3, and it catches up with SPSA; give Adam 0.03, and it passes both. Nor is
+# fitness the same as accuracy: no test image was used here.
 #
-# The claim itself, that gradients fail where evolution goes on, is measured on the whole network:
-# all blocks, three step sizes for each method, three seeds with images of their own, and the test
-# images at the end. *paper* goes block by block, where a candidate of a late block costs less than
-# one forward; *evolq* is the same rule on all blocks at once, *evolq adaptive* lets its width
-# follow success; *sepcma* is separable CMA-ES; *fisher adam* is Adam on a loss weighted by Fisher
-# information. Each method shows the best of its three steps; for all but SGD that is the widest, so
-# a wider grid could change their order. In the right picture the methods are ordered by fitness,
-# best first, not by gain. Where two have one colour, the marker tells them apart.
+# The claim itself, that gradients fail where evolution keeps improving, is measured on the whole
+# network: all blocks, three step sizes per method, three seeds with their own images, and the test
+# images at the end. *paper* goes block by block, where a candidate in a late block costs less than
+# one forward pass; *evolq* applies the same rule to all blocks at once; *evolq adaptive* adjusts
+# its width to its success; *sepcma* is separable CMA-ES; *fisher adam* is Adam on a loss weighted
+# by Fisher information. Each method shows the best of its three steps. For all but SGD that is the
+# widest step, so a wider grid could change the order. In the right picture the methods are ordered
+# by fitness, best first, not by gain. Where two share a color, the marker tells them apart.
 
 # %%
 try:
@@ -307,39 +312,39 @@ figure
 # %% [markdown]
 # ## Check yourself
 #
-# Open an answer to see whether, and why, it is right.
+# Open an answer to see whether it is right, and why.
 #
-# **1. Population 15, 3 candidates. How many *different* members can take part in the tournament for
-# the third candidate?**
+# **1. The population has 15 members and a visit makes 3 candidates. How many *different* members
+# can take part in the tournament for the third candidate?**
 #
-# <details><summary>15</summary>No: all 15 begin as copies of one vector, and each candidate adds at
+# <details><summary>15</summary>No: all 15 start as copies of one vector, and each candidate adds at
 # most one that differs.</details>
-# <details><summary>3</summary>Right: the start and two children. The other members are copies of
-# the start, 13 of 15 or more.</details>
+# <details><summary>3</summary>Right: the start and two children. The other members, 13 of 15 or
+# more, are copies of the start.</details>
 # <details><summary>10</summary>No: ten are drawn, with replacement; most of them are the same
 # vector.</details>
 #
-# **2. You ask for 15 candidates at once, `search.ask(15)`, to evaluate them on 15 machines. What is
-# different from asking 15 times for one?**
+# **2. You ask for 15 candidates at once, `search.ask(15)`, to evaluate them on 15 machines. How
+# does that differ from asking for one candidate 15 times?**
 #
-# <details><summary>Nothing: 15 candidates are 15 candidates</summary>No: asked one by one, each can
-# have an earlier one as its parent.</details>
+# <details><summary>Not at all: 15 candidates are 15 candidates</summary>No: asked for one by one,
+# each can have an earlier one as its parent.</details>
 # <details><summary>All 15 have parents from the same population</summary>Right: they cannot learn
-# from each other. The paper asks for one at a time; more at once is an extension here.</details>
-# <details><summary>The population must be 15</summary>No: how many are asked for and how many are
-# kept are two choices.</details>
+# from each other. The paper asks for one at a time; asking for several at once is an extension
+# here.</details>
+# <details><summary>The population must be 15</summary>No: how many you ask for and how many you
+# keep are separate choices.</details>
 #
-# **3. A gradient method makes 60 steps, evolution tries 60 candidates, and the gradient method ends
+# **3. A gradient method takes 60 steps, evolution tries 60 candidates, and the gradient method ends
 # lower. Is it the better method?**
 #
-# <details><summary>Yes, at the same number of steps it is ahead</summary>Steps are not what one
-# pays for: a gradient costs about three forwards, so it had three times the budget.</details>
-# <details><summary>Not known from this</summary>Right: compare at equal cost, with step sizes
-# chosen equally well for both, over several seeds, and on images that neither has searched
-# on.</details>
+# <details><summary>Yes, at the same number of steps it is ahead</summary>Steps are not the cost: a
+# gradient costs about three forward passes, so it had three times the budget.</details>
+# <details><summary>This does not tell us</summary>Right: compare at equal cost, with step sizes
+# tuned equally well for both, over several seeds, and on images that neither has seen.</details>
 # <details><summary>No, gradients do not exist here</summary>Between two jumps of the loss there is
-# one, but it knows nothing of the jumps. The straight-through estimator is a substitute that can
-# point down well, as SGD shows above. </details>
+# one, but it does not see the jumps. The straight-through estimator is a substitute that can point
+# downhill well, as SGD shows above.</details>
 #
 # ## Sources
 #

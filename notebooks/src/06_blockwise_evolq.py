@@ -1,17 +1,17 @@
 # %% [markdown]
 # # 6. Block-wise Evol-Q
 #
-# **Afterwards you can** name the scales that Evol-Q searches; run the whole block-wise search; read
-# its history; say with an interval and a test whether it helped; stop a search and go on with it.
+# **After this lesson you can** name the scales that Evol-Q searches; run the whole block-wise
+# search; read its history; say with an interval and a test whether it helped; stop a search and
+# resume it.
 #
-# **You need** lessons 1, 2, 4 and 5: quantizers, the blocks of a ViT, infoNCE, ask and tell.
+# **Prerequisites:** lessons 1, 2, 4 and 5: quantizers, the blocks of a ViT, infoNCE, ask and tell.
 #
 # **Time:** 30 minutes to read, 2 minutes to run.
 #
 # **Works offline:** yes. The network and the images are in `data/`.
 #
-# **Module to read beside it:** `evolq_lite/evolve.py`, with `objective.py`, `genome.py`,
-# `chain.py`.
+# **Read alongside:** `evolq_lite/evolve.py`, with `objective.py`, `genome.py`, `chain.py`.
 
 # %%
 import inspect
@@ -39,10 +39,10 @@ print(f"{weights:,} weights; calibration images {tuple(demo.calibration.shape)}"
 # %% [markdown]
 # ## The task
 #
-# 62 characters, A-Z, a-z, 0-9, in free typefaces. The test typefaces were never seen in training
-# or calibration. Some pairs (O 0 o, l I 1) are hard for people too. Here are 30 calibration images
-# and what the *float network* takes them for; the search will see no other labels than these
-# predictions.
+# The network reads 62 characters, A-Z, a-z and 0-9, in free typefaces. The test typefaces were
+# never used in training or calibration. Some characters (O 0 o, l I 1) are hard for people, too.
+# Here are 30 calibration images and what the *float network* reads in them; these predictions are
+# the only labels that the search will see.
 
 # %%
 characters_figure(demo.calibration[:30], demo.targets[:30].argmax(1))
@@ -51,16 +51,16 @@ characters_figure(demo.calibration[:30], demo.targets[:30].argmax(1))
 # ## The idea
 #
 # Lesson 5 searched one block. A network has many, and their scales depend on each other. Evol-Q
-# goes from block to block, last to first, improves each a little, and begins again: the loss is
-# always that of the whole network, the genome always that of one block.
+# goes from block to block, last to first, improves each a little, and starts over. The loss is
+# always that of the whole network, but only the scales of one block change at a time.
 #
 # ## Quantize and calibrate
 #
-# `quantize` makes a copy that shares the weights, with a quantizer at every operand of every
-# matrix product. Weights get one scale per output channel, activations one per tensor (the sums
-# before a LayerNorm also a power of two per channel). `calibrate`
-# shows it the calibration images once, and the observers choose the first scales: from the smallest
-# to the largest value seen (MinMax). Three bits are eight values, so much is lost in rounding.
+# `quantize` makes a copy that shares the weights, with a quantizer at every operand of every matrix
+# product. Weights get one scale per output channel, activations one per tensor (the sums before a
+# LayerNorm also get a power of two per channel). `calibrate` shows it the calibration images once,
+# and the observers choose the first scales, which cover the range from the smallest to the largest
+# value seen (MinMax). Three bits allow only eight values, so rounding loses a lot.
 
 # %%
 config = eq.QuantConfig(weight_bits=3, act_bits=8)
@@ -76,16 +76,17 @@ print(
 # %% [markdown]
 # ## A chain, a genome, an objective
 #
-# The network becomes a chain of segments. The *genome* of a block is the vector of its attention
-# weight scales. The *objective* maps such a vector to one number: the infoNCE distance between the
-# logits of the quantized network with these scales and the float network's logits. The inputs of
-# the block are kept, so only the blocks from there on run again.
+# The network becomes a *chain* of segments that run one after another. The *genome* of a block is
+# the vector of its attention weight scales. The *objective* maps such a vector to one number: the
+# infoNCE distance between the logits of the quantized network with these scales and the float
+# network's logits. The inputs of the block are stored, so only this block and the ones after it run
+# again.
 #
 # $$L = -\frac{2T}{N} \sum_{i=1}^{N}
 # \log \frac{\exp(q_i \cdot k_i / T)}{\sum_j \exp(q_i \cdot k_j / T)}$$
 #
-# $q_i$: normalised logits of the quantized network for image $i$; $k_j$: those of the float
-# network for image $j$; $N$: images in a batch; $T$: temperature.
+# $q_i$: normalized logits of the quantized network for image $i$; $k_j$: those of the float network
+# for image $j$; $N$: the number of images in a batch; $T$: the temperature.
 
 # %%
 chain = eq.chain_of(qmodel)
@@ -98,8 +99,8 @@ start_fitness = objective(start[None])[0]
 print(f"fitness of the first scales: {start_fitness:.6f}")
 
 # %% [markdown]
-# **Predict, then run:** walk in a straight line from the first scales to a random neighbour, every
-# scale moved by at most 0.001. Does the fitness change smoothly?
+# **Predict, then run:** walk in a straight line from the first scales to a random neighbor, moving
+# every scale by at most 0.001. Does the fitness change smoothly?
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -110,14 +111,14 @@ for t, value in zip(line, values, strict=True):
     print(f"{t:5.3f} of the way: {1e4 * (value - start_fitness):+8.3f} e-4")
 
 # %% [markdown]
-# It does not: it goes up and down, by more on the way than from end to end. The steps are those of
-# lesson 3: integers that flip.
+# It does not: it goes up and down, by more along the way than from end to end. These are the steps
+# of lesson 3: integers that flip.
 
 # %% [markdown]
 # ## One block by hand
 #
-# Evolution as ask and tell: draw parents by tournament, add uniform noise, keep the better.
-# Evaluating never writes to the model, so nothing has changed after this cell.
+# Evolution as ask and tell: draw parents by tournament, add uniform noise, keep what is better.
+# Evaluating never writes to the model, so this cell leaves it unchanged.
 
 # %%
 search = eq.EvolQ(start, float(start_fitness), step=1e-3, population=15, tournament=10, seed=0)
@@ -127,9 +128,9 @@ print(f"after 12 candidates: {fitness:.6f} (start {start_fitness:.6f})")
 # %% [markdown]
 # ## The whole search
 #
-# Passes over all blocks, last to first, three candidates a visit, and a commit: this is the
-# paper's loop. The paper makes 10 passes on 1,000 images; here it is 10 on 500, so that the cell
-# takes about a minute. This is the loop:
+# The paper's loop passes over all blocks, last to first. Each visit to a block tries three
+# candidates and then *commits*: it writes the best scales into the model. The paper makes 10 passes
+# on 1,000 images; here we use 500 images, so that the cell takes about a minute. This is the loop:
 
 # %%
 Code(inspect.getsource(eq.evolve), language="python")
@@ -138,24 +139,19 @@ Code(inspect.getsource(eq.evolve), language="python")
 options = eq.SearchConfig(passes=10, cycles=3, population=15, tournament=10)
 history = []
 with tqdm(total=evaluations_of(chain, options), unit="evaluation") as bar:
-
-    def note(evaluation: eq.Evaluation) -> None:
-        history.append(evaluation.as_dict())
-        bar.update()
-
-    eq.evolve(
-        chain, demo.calibration, demo.targets, options, options.width(config.weight_bits), note
-    )
-accepted = sum(line["accepted"] for line in history[1:])
+    for event in eq.evolve(chain, demo.calibration, demo.targets, options):
+        if isinstance(event, eq.Evaluated):
+            history.append(event)
+            bar.update()
+accepted = sum(event.accepted for event in history[1:])
 print(f"{len(history)} evaluations, {accepted} better than all before")
 history_figure(history)
 
 # %% [markdown]
 # ## Did it help? The test images, once
 #
-# Until here no test image was read. Now all three networks see each of them once. The gain is
-# *paired*: only images on which exactly one of two networks is right say anything about the
-# difference.
+# So far no test image was used. Now all three networks see each of them once. The gain is *paired*:
+# only images on which exactly one of the two networks is right say anything about the difference.
 
 # %%
 images, labels = demo.test
@@ -172,8 +168,8 @@ top1_figure(results, gain)
 # %% [markdown]
 # ## Characters whose label changed
 #
-# `before → evolved`, with ✓ for right and ✗ for wrong. Look for pairs that only size or a detail
-# tells apart.
+# `before → evolved`, with ✓ for right and ✗ for wrong. Look for pairs that differ only in size or
+# in a detail.
 
 # %%
 changed_figure(images, labels, found["before"], found["evolved"])
@@ -187,66 +183,67 @@ confusion_figure(found["float"], labels)
 # %% [markdown]
 # ## Your own search
 #
-# The panel runs the same search, in a folder of its own (`runs/panel` beside this notebook). Set
-# the options, press *Run*, watch; *Pause* waits, *Cancel* stops, *Resume* goes on from the last
-# finished block, even tomorrow: every candidate is on the disk. The command line reads the same
-# folder: `python -m evolq_lite demo --resume --out notebooks/runs/panel --step 0.001`, from the
-# repository's root, with the other options as they were set here.
+# The panel runs the same search in its own folder (`runs/panel` next to this notebook). Set the
+# options, press *Run*, and watch. *Pause* waits, *Cancel* stops, and *Resume* continues where the
+# run stopped, even tomorrow: every candidate is saved to disk. The command line reads the same
+# folder: run `python -m evolq_lite demo --resume --out notebooks/runs/panel --step 0.001` from the
+# repository root, with any other options set as they were here.
 
 # %%
 SearchPanel()
 
 # %% [markdown]
-# *Accepted* means here: better than all before. (In lesson 5's panel it meant: has joined the
-# population.)
+# As in lesson 5, *accepted* means better than all candidates before it.
 #
 # **Predict, then try.**
 #
-# 1. Population 1 instead of 15: does the search still work, and what is it then?
-# 2. Mutation width 0.1, a hundred times the paper's. What becomes of the accepted share?
-# 3. Cycles 1 and passes 20, against cycles 10 and passes 2: the same number of candidates, 120.
-#    Which would you rather have, and why?
+# 1. Set the population to 1 instead of 15. Does the search still work, and what does it become?
+# 2. Set the mutation width to 0.1, a hundred times the paper's. What happens to the accepted share?
+# 3. Compare 1 cycle and 20 passes with 10 cycles and 2 passes. (A *pass* visits every block once;
+#    *cycles* are the candidates per visit.) Both try 120 candidates. Which would you prefer, and
+#    why?
 #
 # <details><summary>What you should have seen</summary>
 #
-# 1. It works. With one member, the parent is always the best so far: a (1+1) search. Three cycles a
-#    visit hardly make use of a population, since all its members begin as copies.
-# 2. Hardly any candidate is accepted: scales are about 0.1 themselves, so the children are no
-#    neighbours of their parents any more.
-# 3. Many short visits let every block answer to the present state of the others. Long visits save
-#    nothing here, because the cost of a visit's preparation is small. The difference on one seed is
-#    within the noise: say so, and use several seeds. (No claim of lesson 7 has measured it.)
+# 1. It works. With one member, the parent is always the best so far: a (1+1) search. Three cycles
+#    per visit hardly use a population, since all its members start as copies.
+# 2. Hardly any candidate is accepted: the scales themselves are about 0.1, so children no longer
+#    resemble their parents.
+# 3. Many short visits let every block respond to the current state of the others. Long visits save
+#    nothing here, because preparing a visit costs little. With one seed the difference is within
+#    the noise: say so, and use several seeds. (None of the claims in lesson 7 measures this.)
 #
 # </details>
 #
-# Every run ends with a look at the test images. Choosing options by that look would be choosing by
-# the test set; lesson 7 shows what that is worth.
+# Every run ends with a look at the test images. Choosing options by that look means choosing by the
+# test set; lesson 7 shows what that is worth.
 #
 # ## Check yourself
 #
-# **1. Why may the inputs of block 5 be kept while its scales are searched?**
+# **1. Why can the inputs of block 5 be stored while its scales are searched?**
 #
-# <details><summary>They depend on blocks 0 to 4 only</summary>Right: a candidate differs in block
-# 5, so everything before it stays the same, bit for bit.</details>
+# <details><summary>They depend only on blocks 0 to 4</summary>Right: a candidate differs only in
+# block 5, so everything before it stays the same, bit for bit.</details>
 # <details><summary>They change too little to matter</summary>No: they do not change at all. If they
-# did, differences as small as those the search ranks could not be told from noise.</details>
+# did, the tiny differences that the search ranks would be lost in noise.</details>
 # <details><summary>They are quantized</summary>That is true, but not the reason.</details>
 #
-# **2. Why is the search's own fitness no proof that it helped?**
+# **2. Why does the search's own fitness not prove that it helped?**
 #
 # <details><summary>The fitness has a random part</summary>No: it is deterministic here.</details>
-# <details><summary>It was minimised on these very images</summary>Right: what fits 500 images may
-# be luck with these 500. The gain must be measured on images, here typefaces, that took no part.
-# </details>
-# <details><summary>infoNCE is a poor loss</summary>Perhaps, but even a perfect loss would be too
-# good on the images that it was minimised on.</details>
+# <details><summary>It was minimized on these very images</summary>Right: what fits 500 images may
+# be luck with these 500. The gain must be measured on images, here typefaces, that the search has
+# not seen.</details>
+# <details><summary>infoNCE is a poor loss</summary>Perhaps, but even a perfect loss would look too
+# good on the images it was minimized on.</details>
 #
-# **3. The official code tests after every block and keeps the best snapshot. What is wrong?**
+# **3. The official code tests after every block and keeps the best snapshot. What is wrong with
+# that?**
 #
-# <details><summary>It takes too long</summary>It does take long, but that only wastes
+# <details><summary>It takes too long</summary>It does take long, but that only costs
 # time.</details>
 # <details><summary>The best of many noisy results is too good on average</summary>Right: the test
-# set has then chosen the scales, and its accuracy is no longer a measurement.</details>
+# set then chooses the scales, so its accuracy is no longer a measurement.</details>
 # <details><summary>Nothing, since all snapshots come from the search</summary>The search did not
 # look at test images, but the choice among its snapshots did.</details>
 #

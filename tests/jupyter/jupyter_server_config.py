@@ -7,3 +7,4 @@ c.ServerApp.open_browser = False
 c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
 c.LabApp.news_url = None
 c.LabApp.extension_manager = "readonly"
+c.LabApp.expose_app_in_browser = True  # so that tests can change the theme

@@ -1,0 +1,162 @@
+"""Results as files: `C5.jsonl` holds one line per cell of claim C5, and one line per machine.
+
+    {"environment":0,"machine":{"python":"3.11.7", ...},"crc32":"..."}
+    {"claim":"C5","cell":{...},"result":{...},"seconds":47.7,"environment":0,"version":1,"crc32":""}
+
+A cell is a set of parameters, a result is what was measured for them, and `environment` says which
+of the machines named above computed it. The checksum is that of everything before it in its line:
+a line that was cut or changed is noticed and omitted, and its cell is computed again. Lines are
+appended by one process only; workers hand their results to it.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pandas as pd
+
+from evolq_lite.files import parse_json, write_whole
+
+VERSION = 1  # of what a cell means; results of another version are kept, but not used
+CHECKSUM = b',"crc32":"'
+RESULT = {
+    "claim": str,
+    "cell": dict,
+    "result": dict,
+    "seconds": float,
+    "environment": int,
+    "version": int,
+}
+MACHINE = {"environment": int, "machine": dict}
+
+Cell = dict[str, Any]
+Result = dict[str, Any]
+log = logging.getLogger("evolq_lite")
+
+
+def seal(content: dict[str, Any]) -> bytes:
+    """A JSON object as one line that ends with a checksum of itself."""
+    body = json.dumps(content, separators=(",", ":")).encode()[:-1]  # without the last brace
+    return body + CHECKSUM + f'{crc32(body):08x}"}}\n'.encode()
+
+
+def unseal(line: bytes) -> dict[str, Any]:
+    """What a sealed line says; ValueError if it is not as it was written."""
+    body, _, end = line.rpartition(CHECKSUM)
+    if end != f'{crc32(body):08x}"}}\n'.encode():
+        raise ValueError("its checksum differs")
+    content = parse_json(body + b"}")
+    kinds = {key: type(value) for key, value in content.items()}
+    if kinds not in (RESULT, MACHINE):
+        raise ValueError("it is neither a result nor a machine")
+    return content
+
+
+class ResultFile:
+    """The results of one claim in a folder. Who repairs or appends must hold the folder's lock."""
+
+    def __init__(self, folder: Path, claim: str) -> None:
+        self.path, self.claim = folder / f"{claim}.jsonl", claim
+
+    def find(self, cells: Sequence[Cell]) -> list[dict[str, Any] | None]:
+        """The line of each cell, None where its result is not there."""
+        lines = [content for _, content in self.whole_lines() if "cell" in content]
+        if others := [line for line in lines if line["version"] != VERSION]:
+            log.warning(
+                "%s holds %d results of version %d, and this is version %d: they stay in the file, "
+                "and their cells are computed again",
+                self.path,
+                len(others),
+                others[0]["version"],
+                VERSION,
+            )
+        known = {
+            as_text(line["cell"]): line
+            for line in lines
+            if (line["version"], line["claim"]) == (VERSION, self.claim)
+        }
+        return [known.get(as_text(cell)) for cell in cells]
+
+    def read(self, cells: Sequence[Cell]) -> pd.DataFrame:
+        """One row for each of these cells whose result is there, in the order of the cells.
+
+        Columns are the cell's parameters, what was measured, and `seconds`. The number of test
+        images is called `test_images`, because `images` is the number of calibration images.
+        """
+        return pd.DataFrame([row_of(line) for line in self.find(cells) if line is not None])
+
+    def repair(self) -> None:
+        """Remove damaged lines, so that all lines are JSON and the next one begins a new line."""
+        whole = b"".join(line for line, _ in self.whole_lines())
+        if self.path.is_file() and self.path.read_bytes() != whole:
+            write_whole(self.path, whole)
+
+    def append(self, content: dict[str, Any]) -> None:
+        """Add a result, and its machine if that is new; they are on the disk afterwards.
+
+        `content` is what `cells.compute` returns, its `environment` a description of the machine.
+        """
+        machine, new = content["environment"], b""
+        numbers: dict[str, int] = {}  # of machines, by what is known of them
+        last = -1
+        for _, line in self.whole_lines():
+            last = max(last, line["environment"])
+            if "machine" in line:
+                numbers[as_text(line["machine"])] = line["environment"]
+        number = numbers.get(as_text(machine))
+        if number is None:
+            number = last + 1
+            new = seal({"environment": number, "machine": machine})
+        new += seal({**content, "environment": number})
+        with open(self.path, "ab") as file:
+            file.write(new)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def whole_lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """Each line that is as it was written, with what it says; others are logged."""
+        data = self.path.read_bytes() if self.path.is_file() else b""
+        for number, line in enumerate(data.splitlines(keepends=True), 1):
+            try:
+                yield line, unseal(line)
+            except ValueError as error:
+                log.warning(
+                    "line %d of %s is damaged (%s); it is omitted, and its cell is computed again",
+                    number,
+                    self.path,
+                    error,
+                )
+
+
+def as_text(content: dict[str, Any]) -> str:
+    """A text that two equal objects share, whatever the order of their keys."""
+    return json.dumps(content, sort_keys=True)
+
+
+def row_of(line: dict[str, Any]) -> dict[str, Any]:
+    """A result as a row of a table."""
+    measured = {
+        "test_images" if key == "images" else key: value for key, value in line["result"].items()
+    }
+    return {**line["cell"], **measured, "seconds": line["seconds"]}
+
+
+def where(results: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """The results whose columns have these values."""
+    for key, value in values.items():
+        results = results[results[key] == value]
+    return results
+
+
+def by(results: pd.DataFrame, *keys: str) -> dict[Any, pd.DataFrame]:
+    """Results in groups that agree in `keys`, the rows of each group in the order of seeds.
+
+    Groups are named by the value of one key, or by a tuple of several, in the order of the cells.
+    """
+    ordered = results.sort_values("seed", kind="stable")
+    groups = ordered.groupby(keys[0] if len(keys) == 1 else list(keys), sort=False)
+    return dict(iter(groups))
