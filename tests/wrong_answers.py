@@ -137,7 +137,6 @@ WRONG = {
             "least, best = error, params",
         ),
         ("the smaller share among equals", "if error < least", "if error <= least"),
-        ("mean of absolute errors", "- values) ** 2).mean()", "- values).abs()).mean()"),
         ("symmetric", "symmetric=False", "symmetric=True"),
     ],
     "A1-5": [
@@ -151,7 +150,6 @@ WRONG = {
         ("variance", "(x**2).sum() / (noise**2).sum()", "x.var() / noise.var()"),
         ("from the top", "range(2, 9)", "range(8, 1, -1)"),
         ("asymmetric", "symmetric=True", "symmetric=False"),
-        ("unsigned", "eq.IntRange(bits, True)", "eq.IntRange(bits, False)"),
         ("a float", "return bits\n    return None", "return float(bits)\n    return None"),
     ],
     "A2-1": [
@@ -319,7 +317,7 @@ WRONG = {
         (
             "all images",
             "torch.special.entr(weights)",
-            "torch.special.entr(weights) * len(weights) / (len(weights) - 1)",
+            "(torch.special.entr(weights) * len(weights) / (len(weights) - 1))",
         ),
         ("squares", "torch.special.entr(weights).sum(1).exp()", "1 / (weights**2).sum(1)"),
     ],
@@ -483,7 +481,6 @@ WRONG = {
             "self.members.append((value, child))",
             "self.members.insert(0, (value, child))",
         ),
-        ("NaN kept", "math.inf if value != value else value", "value"),
         ("best is a member", "self.best = (child, value)", "self.best = (value, child)"),
         ("not sorted", "sorted(self.members, key=lambda member: member[0])", "list(self.members)"),
         ("greedy", "self.members[winner][1]", "self.members[0][1]"),
@@ -552,6 +549,7 @@ WRONG = {
 SUBTLE = {
     "A1-4": [
         ("the last share is not tried", "range(81)", "range(81 - (len(values) > 5000))"),
+        ("mean of absolute errors", "- values) ** 2).mean()", "- values).abs()).mean()"),
         ("coarse shares", "range(81)", "range(0, 81, 2)"),
     ],
     "A2-3": [("the first six points", "kernel(points)", "kernel(points[:6][:3])")],
@@ -824,8 +822,7 @@ RIGHT = {
                 return x - (x - x.round()).detach()
             def scale_gradient(x, scale, smallest, largest):
                 s = torch.tensor(scale.item(), dtype=scale.dtype, requires_grad=True)
-                q = torch.minimum(torch.maximum(
-                    round_straight(x / s), torch.tensor(smallest)), torch.tensor(largest))
+                q = torch.clamp(round_straight(x / s), min=smallest, max=largest)
                 (g,) = torch.autograd.grad(torch.nn.functional.mse_loss(q * s, x), s)
                 return g
         """)),

@@ -50,7 +50,8 @@ UNUSUAL = frozenset(
         f_locals f_globals f_builtins f_code gi_frame cr_frame ag_frame settrace setprofile
         _getframe modules displayhook
         __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __bool__ __torch_function__ __array__
-        __torch_dispatch__ __instancecheck__ __int__ __index__ __float__ __set_name__ __init_subclass__ __del__
+        __torch_dispatch__ __instancecheck__ __int__ __index__ __float__ __set_name__
+        __init_subclass__ __del__
         """,
     )
 )

@@ -90,7 +90,7 @@ def trying(what):
 # %% [markdown]
 # ## Exercise 1: scale and zero point
 #
-# **Difficulty:** easy · **Minutes:** 15 · **Points:** 3 (public checks 1, hidden tests 2)
+# **Difficulty:** easy · **Minutes:** 30 · **Points:** 3 (public checks 1, hidden tests 2)
 #
 # Return a tuple `(scale, zero_point)` of two plain numbers for the real values from `lo` to `hi`. With
 # $b$ bits the integers run from $-2^{b-1}$ (signed) or $0$ (unsigned), $2^b$ of them in all.
@@ -199,7 +199,7 @@ same(scale_and_zero_point(0.0, 0.0, 2, True, True)[0] / EPS, 1.0, "scale of zero
 # %% [markdown]
 # ## Exercise 2: there and back
 #
-# **Difficulty:** easy · **Minutes:** 15 · **Points:** 2 (public checks 1, hidden tests 1)
+# **Difficulty:** easy · **Minutes:** 30 · **Points:** 2 (public checks 1, hidden tests 1)
 #
 # *Fake quantization* is quantizing and going back at once:
 #
@@ -243,10 +243,10 @@ same(x, before, "the argument x itself, which must not change")
 on_grid = torch.tensor([-1.0, 0.0, 0.5])
 quantize_and_back(on_grid, 0.5, 0, -8, 7).add_(1)
 same(on_grid, [-1.0, 0.0, 0.5], "x after the result was changed: return a new tensor, not x")
-x = torch.tensor([-100.0, -4.0, -3.0, 0.0, 11.0, 12.0, 13.0, 100.0])
+x = torch.tensor([-100.0, -4.0, -3.0, 0.0, 0.5, 1.5, 11.0, 12.0, 13.0, 100.0])
 same(
     quantize_and_back(x, 1.0, 3, 0, 15),
-    [-3.0, -3.0, -3.0, 0.0, 11.0, 12.0, 12.0, 12.0],
+    [-3.0, -3.0, -3.0, 0.0, 0.0, 2.0, 11.0, 12.0, 12.0, 12.0],
     "x from -100 to 100, integers 0 to 15, zero point 3, scale 1",
 )
 same(quantize_and_back(torch.zeros(2, 3), 0.1, -5, -8, 7), torch.zeros(2, 3), "a tensor of zeros")
@@ -294,7 +294,7 @@ check_quantize()
 # %% [markdown]
 # ## Exercise 3: one scale per channel
 #
-# **Difficulty:** medium · **Minutes:** 20 · **Points:** 3 (public checks 1, hidden tests 2)
+# **Difficulty:** medium · **Minutes:** 40 · **Points:** 3 (public checks 1, hidden tests 2)
 #
 # Return a tuple `(integers, scales)`: the integers as `torch.int8` in the shape of `x`, and the scales, of
 # shape `(channels,)`, one for each channel along `axis`. `x` has two or more dimensions. Quantize to
@@ -405,7 +405,7 @@ check_channels()
 # %% [markdown]
 # ## Exercise 4: an observer that clips
 #
-# **Difficulty:** hard · **Minutes:** 25 · **Points:** 4 (public checks 1, hidden tests 3: memory 1, least error 1, limits 1)
+# **Difficulty:** hard · **Minutes:** 50 · **Points:** 4 (public checks 1, hidden tests 3: memory 1, least error 1, limits 1)
 #
 # Complete the class: `update(x)` sees a batch; `params()` returns a tuple `(scale, zero_point)` of two
 # tensors of shape `()`, for the clip with the least squared error.
@@ -506,12 +506,14 @@ share, scale, zero_point = observed([many, torch.tensor([[15.0]])])
 same(share, 0.2, "the share for 4,000 values up to 3 and then one of 15")
 observer = ClippingObserver(eq.IntRange(2, False))
 observer.update(flat)
-first, again = observer.params(), observer.params()
+with trying("params called a second time, after one batch"):
+    first, again = observer.params(), observer.params()
 same(again[0], first[0], "the scale when params is called a second time")
 observer.update(outlier)
 observer.update(many)
 observer.params()
 same(observer.share, 0.5, "the share when batches follow after params was called")
+same(observed([torch.zeros(5)])[0], 1.0, "the share for zeros, where all shares are equal")
 print("Exercise 4: the public checks pass.")
 
 # %% nbgrader={"grade": false, "grade_id": "A1-4-picture", "locked": true, "schema_version": 3, "solution": false, "task": false}
@@ -636,7 +638,7 @@ for bits in (2, 3, 4):  # the last share is the best one
 # %% [markdown]
 # ## Exercise 5: how many bits?
 #
-# **Difficulty:** easy · **Minutes:** 10 · **Points:** 2 (public checks 1, hidden tests 1)
+# **Difficulty:** easy · **Minutes:** 20 · **Points:** 2 (public checks 1, hidden tests 1)
 #
 # The signal-to-noise ratio in decibels is $10 \log_{10} \big(\sum x^2 / \sum (x' - x)^2\big)$.
 # Return the smallest number of bits, an integer from 2 to 8, with which the ratio is at least `decibels`,
@@ -731,7 +733,7 @@ check_bits()
 # %% [markdown]
 # ## Question 1
 #
-# **Minutes:** 10 · **Points:** 2, marked by hand
+# **Minutes:** 20 · **Points:** 2, marked by hand
 #
 # Two or three sentences. With few bits, the share of the range with the least error is far below 1; with
 # many bits it comes close to 1. Why? Name the two errors, and say which of them more bits reduce.
@@ -753,7 +755,7 @@ check_bits()
 # %% [markdown]
 # ## Question 2
 #
-# **Minutes:** 10 · **Points:** 2, marked by hand
+# **Minutes:** 20 · **Points:** 2, marked by hand
 #
 # Two or three sentences. A colleague gives each *input* channel $c$ of a weight its own scale $s_c$. Write the
 # output sum with it: what is lost? Name a way in which such scales can still be used.
@@ -773,7 +775,7 @@ check_bits()
 # %% [markdown]
 # ## Question 3
 #
-# **Minutes:** 10 · **Points:** 2, marked by hand
+# **Minutes:** 20 · **Points:** 2, marked by hand
 #
 # Two or three sentences. For values from $-m$ to $m$ and $b$ signed bits, this course takes the scale
 # $2m / (2^b - 1)$; PyTorch usually takes $m / (2^{b-1} - 1)$. Which real values do the smallest and the

@@ -100,7 +100,7 @@ def trying(what):
 # %% [markdown]
 # ## Exercise 1: a step in a random direction
 #
-# **Difficulty:** easy · **Minutes:** 15 · **Points:** 2 (public checks 1, hidden tests 1)
+# **Difficulty:** easy · **Minutes:** 30 · **Points:** 2 (public checks 1, hidden tests 1)
 #
 # We look at a landscape over $d$ scales along lines, $f(r) = L(c + r\, u)$, with a center $c$ and a
 # direction $u$. Write two functions:
@@ -161,6 +161,7 @@ other = random_direction(center, 4, False)
 assert not torch.allclose(other, absolute), "another seed must give another direction"
 relative = random_direction(center, 3, True)
 same(relative, absolute * center, "relative direction: the absolute one times the center")
+same(random_direction(-center, 3, True), relative, "relative direction of a negative center")
 points = walk(torch.tensor([1.0, 0.1]), torch.tensor([1.0, -1.0]), torch.tensor([0.0, 0.5, 2.0]))
 same(points, [[1.0, 0.1], [1.5, 0.4], [3.0, 1.9]], "three points on a line, negatives mirrored")
 print("Exercise 1: the public checks pass.")
@@ -215,7 +216,7 @@ check_steps()
 # %% [markdown]
 # ## Exercise 2: how jagged is a line?
 #
-# **Difficulty:** medium · **Minutes:** 20 · **Points:** 3 (public checks 1, hidden tests 2)
+# **Difficulty:** medium · **Minutes:** 40 · **Points:** 3 (public checks 1, hidden tests 2)
 #
 # Write two functions of the values along a line, a tensor of shape `(n,)`:
 #
@@ -261,10 +262,6 @@ def local_minima(values, floor):
 
 
 # %% nbgrader={"grade": true, "grade_id": "A2-2-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-own_work(total_variation, "landscape")
-own_work(local_minima, "landscape")
-
-
 def same_integer(found, what):
     """Fail unless it is an integer of Python, NumPy or torch; returns it as Python's."""
     whole = type(found).__name__.startswith(("int", "uint")) and not isinstance(found, bool)
@@ -273,6 +270,9 @@ def same_integer(found, what):
     assert whole, f"{what}: expected an integer, not {type(found).__name__}"
     return int(found)
 
+
+own_work(total_variation, "landscape")
+own_work(local_minima, "landscape")
 
 slope, valley = torch.linspace(0, 3, 7), torch.linspace(-3, 3, 7).abs()
 zigzag = torch.tensor([2.0, 0.0, 2.0, 0.0, 2.0, 0.0, 2.0])
@@ -373,7 +373,7 @@ same(total_variation(torch.full((4,), 7.0)), 0.0, "total variation of a constant
 # %% [markdown]
 # ## Exercise 3: the noise floor
 #
-# **Difficulty:** easy · **Minutes:** 15 · **Points:** 2 (public checks 1, hidden tests 1)
+# **Difficulty:** easy · **Minutes:** 30 · **Points:** 2 (public checks 1, hidden tests 1)
 #
 # The same loss can be computed in several ways that differ in the order of their sums, and in a
 # quantized network one flipped rounding flips others. `kernels` is a list of functions that all compute the
@@ -391,7 +391,7 @@ same(total_variation(torch.full((4,), 7.0)), 0.0, "total variation of a constant
 # **Expected** (the embedded ViT at five points, its products computed with integers, and with
 # integers simulated in float):
 #
-# ![Fitness at five points near the start, computed in two ways: the points differ by up to 0.0035, the two ways at one point by up to 0.0004.](figures/A2-3.png)
+# ![Fitness at five points near the start, computed in two ways: the points differ by up to 0.0037, the two ways at one point by up to 0.0002.](figures/A2-3.png)
 
 
 # %% nbgrader={"grade": false, "grade_id": "A2-3", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -480,7 +480,7 @@ check_floor()
 # %% [markdown]
 # ## Exercise 4: a gradient through rounding
 #
-# **Difficulty:** hard · **Minutes:** 25 · **Points:** 4 (public checks 1, hidden tests 3)
+# **Difficulty:** hard · **Minutes:** 50 · **Points:** 4 (public checks 1, hidden tests 3)
 #
 # `torch.round` has derivative 0. The straight-through estimator keeps the value and pretends that the
 # derivative is 1. Write two functions:
@@ -490,7 +490,7 @@ check_floor()
 # - `scale_gradient(x, scale, smallest, largest)`: return a tensor of shape `()`, the derivative, by
 #   autograd, of the *mean* of $(x' - x)^2$ with respect to `scale` (a tensor of shape `()`), where
 #   $x' = s\, \mathrm{clamp}(\mathrm{round}(x / s), q_{lo}, q_{hi})$ with your rounding. Round
-#   first, then clamp.
+#   first, then clamp, with `torch.clamp`, which lets the gradient pass at the ends of the range as well.
 #
 # <details><summary>Hint</summary>
 #
@@ -538,6 +538,7 @@ one = torch.tensor(1.0)
 for values, expected, what in (
     ([0.75], 2 * 0.25 * 0.25, "one value inside: x = 0.75"),
     ([0.25], 2 * -0.25 * -0.25, "one value inside: x = 0.25"),
+    ([3.25], 2 * -0.25 * -0.25, "one value that rounds to the largest integer: x = 3.25"),
     ([5.0], 2 * -2.0 * 3.0, "one value above the range: x = 5"),
     ([-9.0], 2 * 5.0 * -4.0, "one value below the range: x = -9"),
     ([0.75, 5.0, 1.0, 2.0], (0.125 - 12.0) / 4, "the mean over 0.75, 5, 1, 2"),
@@ -615,7 +616,7 @@ same(slope, 2 * torch.round(x.detach()), "gradient of the squares of round_strai
 # %% [markdown]
 # ## Exercise 5: does the gradient point downhill?
 #
-# **Difficulty:** medium · **Minutes:** 15 · **Points:** 3 (public checks 1, hidden tests 2)
+# **Difficulty:** medium · **Minutes:** 30 · **Points:** 3 (public checks 1, hidden tests 2)
 #
 # A gradient through a pretended derivative may point anywhere. Take it at its word: go against it,
 # and look. From `center`, go to $|c - r\, \|c\|\, g / \|g\||$ for each radius $r$: a step
@@ -637,9 +638,9 @@ same(slope, 2 * torch.round(x.detach()), "gradient of the squares of round_strai
 # </details>
 #
 # **Expected** (the loss of the embedded ViT over the scales of block 5, along its gradient and
-# along a random direction; grey: the noise floor of exercise 3, 0.0004):
+# along a random direction; gray: a noise floor of 0.0004):
 #
-# ![The loss at radii from 0.001 to 0.1 against the gradient: higher, higher, higher, same, lower, lower, same; against the random direction: same, lower, same, same, higher, same, higher.](figures/A2-5.png)
+# ![The loss at radii from 0.001 to 0.1 against the gradient: higher, higher, higher, same, lower, lower, lower; against the random direction: same, lower, same, same, higher, same, higher.](figures/A2-5.png)
 
 
 # %% nbgrader={"grade": false, "grade_id": "A2-5", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -734,7 +735,7 @@ check_downhill()
 # %% [markdown]
 # ## Question 1
 #
-# **Minutes:** 10 · **Points:** 2, marked by hand
+# **Minutes:** 20 · **Points:** 2, marked by hand
 #
 # Two or three sentences. Somebody shows a line through the loss of a quantized network with 40 local minima
 # and concludes that the landscape is rugged. Which measurement do you ask for before you believe it, and how
@@ -756,7 +757,7 @@ check_downhill()
 # %% [markdown]
 # ## Question 2
 #
-# **Minutes:** 10 · **Points:** 2, marked by hand
+# **Minutes:** 20 · **Points:** 2, marked by hand
 #
 # Two or three sentences. The landscape is drawn once with calibration images and once with test images. For
 # which purpose may each be used, and what must not be chosen with the second?
@@ -776,7 +777,7 @@ check_downhill()
 # %% [markdown]
 # ## Question 3
 #
-# **Minutes:** 10 · **Points:** 2, marked by hand
+# **Minutes:** 20 · **Points:** 2, marked by hand
 #
 # Two or three sentences. In the picture of exercise 5 a step of 0.002 against the gradient makes the loss
 # *higher*, and steps of 0.02 and 0.05 make it lower. What does the straight-through estimator ignore, and why can it

@@ -107,7 +107,7 @@ def trying(what):
 # %% [markdown]
 # ## Exercise 1: the loss
 #
-# **Difficulty:** medium · **Minutes:** 25 · **Points:** 4 (public checks 1, hidden tests 1 and 2)
+# **Difficulty:** medium · **Minutes:** 50 · **Points:** 4 (public checks 1, hidden tests 1 and 2)
 #
 # `outputs` are the logits of the quantized network, `targets` those of the float network, for the
 # same images: row $i$ of both belongs to image $i$. With $q_i$ and $k_j$ the rows, each divided
@@ -245,7 +245,7 @@ check_limits()
 # %% [markdown]
 # ## Exercise 2: how many negatives count?
 #
-# **Difficulty:** medium · **Minutes:** 20 · **Points:** 3 (public checks 1, hidden tests 2)
+# **Difficulty:** medium · **Minutes:** 40 · **Points:** 3 (public checks 1, hidden tests 2)
 #
 # Image $i$ is pushed away from the predictions of the other images, each with a weight $p_{ij}$: the
 # softmax of $s_{ij} / T$ over $j \ne i$. If the weights are equal, all $N - 1$ negatives count; if
@@ -347,7 +347,7 @@ check_negatives()
 # %% [markdown]
 # ## Exercise 3: batches
 #
-# **Difficulty:** easy · **Minutes:** 15 · **Points:** 2 (public checks 1, hidden tests 1)
+# **Difficulty:** easy · **Minutes:** 30 · **Points:** 2 (public checks 1, hidden tests 1)
 #
 # The negatives of an image are the other images of its batch, so the batches belong to the loss.
 # Split `outputs` and `targets` alike, in the given order, into batches of `batch` images; the last one may
@@ -457,7 +457,7 @@ check_batches()
 # %% [markdown]
 # ## Exercise 4: what is left at a high temperature
 #
-# **Difficulty:** hard · **Minutes:** 20 · **Points:** 3 (public checks 1, hidden tests 2)
+# **Difficulty:** hard · **Minutes:** 40 · **Points:** 3 (public checks 1, hidden tests 2)
 #
 # Return a number: what is left of the loss of exercise 1 when $T$ is large. Then all $s_{ij} / T$ are small, and
 # $\log \frac{1}{N} \sum_j \exp(s_{ij} / T) \approx \frac{1}{N} \sum_j s_{ij} / T$. Put that into
@@ -476,7 +476,7 @@ check_batches()
 #
 # **Expected** (how alike infoNCE, its limit and plain cosine rank 20 candidates of block 5):
 #
-# ![Rank correlation of infoNCE, 20 candidates, with the limit: 0.50 at 0.07, 0.99 at 3; plain cosine: 0.37 at 0.07, 0.81 at 3.](figures/A3-4.png)
+# ![Rank correlation of infoNCE, 20 candidates, with the limit: 0.66 at 0.07, 1.00 at 3; plain cosine: 0.53 at 0.07, 0.88 at 3.](figures/A3-4.png)
 
 
 # %% nbgrader={"grade": false, "grade_id": "A3-4", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -560,7 +560,7 @@ check_high()
 # %% [markdown]
 # ## Exercise 5: an honest choice
 #
-# **Difficulty:** easy · **Minutes:** 10 · **Points:** 2 (public checks 1, hidden tests 1)
+# **Difficulty:** easy · **Minutes:** 20 · **Points:** 2 (public checks 1, hidden tests 1)
 #
 # Which temperature leads the search best? The loss itself cannot say: its value depends on $T$. So
 # for each temperature a search gives a vector of scales, and another measure, on images that the
@@ -583,7 +583,7 @@ check_high()
 # for test data. The differences are about one standard error, and without a search the divergence
 # is lower still: the procedure is honest, this one run settles nothing):
 #
-# ![Held-out divergence by temperature: 0.1720 for 0.07, 0.1759 for 0.2, 0.1750 for 1, 0.1750 for 3. Without a search: 0.1712. Chosen: 0.07, with 0.1971 on unseen images.](figures/A3-5.png)
+# ![Held-out divergence by temperature: 0.1712 for 0.07, 0.1734 for 0.2, 0.1681 for 1, 0.1717 for 3. Without a search: 0.1703. Chosen: 1, with 0.1956 on unseen images.](figures/A3-5.png)
 
 
 # %% nbgrader={"grade": false, "grade_id": "A3-5", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -713,7 +713,7 @@ check_choice()
 # %% [markdown]
 # ## Question 1
 #
-# **Minutes:** 10 · **Points:** 2, marked by hand
+# **Minutes:** 20 · **Points:** 2, marked by hand
 #
 # Two or three sentences; use your pictures of exercises 2 and 4. The paper's code takes $T = 3$. How many of the 99
 # negatives count there, and which simpler loss would rank candidates nearly alike? What does plain cosine lack?
@@ -732,7 +732,7 @@ check_choice()
 # %% [markdown]
 # ## Question 2
 #
-# **Minutes:** 10 · **Points:** 2, marked by hand
+# **Minutes:** 20 · **Points:** 2, marked by hand
 #
 # Two or three sentences. All images of a batch show the same character. What does that change for the negatives, and
 # what does it mean for how batches should be drawn?
@@ -751,7 +751,7 @@ check_choice()
 # %% [markdown]
 # ## Question 3
 #
-# **Minutes:** 10 · **Points:** 2, marked by hand
+# **Minutes:** 20 · **Points:** 2, marked by hand
 #
 # Two or three sentences. In exercise 4 you saw that at $T = 3$ infoNCE ranks candidates almost as its limit does.
 # Does this show that infoNCE is useless? Which experiment would tell, and on which images?
