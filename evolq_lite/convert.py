@@ -188,6 +188,11 @@ def check_same(model: nn.Module, qmodel: nn.Module) -> None:
     tolerance = 1e-3 if images.dtype == torch.float32 else 0.1
     ends = [*zip(traces[0][1:], traces[1][1:], strict=True), outputs]
     for name, (a, b) in zip(wanted.names, ends, strict=True):
+        if not torch.isfinite(b).all():
+            raise ValueError(
+                f"the float network computes NaN or infinite values, from {name} on; check the "
+                "checkpoint"
+            )
         scale = float(b.abs().max())
         difference = float((a - b).abs().max()) / max(scale, 1e-12)
         if not difference <= tolerance:

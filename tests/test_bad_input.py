@@ -25,6 +25,7 @@ from evolq_lite import (
     chain_of,
     cli,
     convert,
+    fast,
     quantize,
 )
 from evolq_lite import data as data_module
@@ -177,7 +178,7 @@ def test_devices(refused, demo_data, device):
 )
 def test_integer_execution_that_cannot_be(refused, demo_data, monkeypatch, more, words):
     """What is missing is named, and nothing is simulated in silence."""
-    monkeypatch.setattr(convert, "missing", lambda bits, _: "no VNNI here" if bits == 8 else "")
+    monkeypatch.setattr(fast, "missing", lambda bits, _: "no VNNI here" if bits == 8 else "")
     refused((*DEMO, "--execution", "integer", *more), *words)
 
 
