@@ -80,7 +80,8 @@ QuantizerPanel(bits=3)
 # - Some panels open with a stored picture (the sentence says *Stored result*) and start computing
 #   as soon as you change something. On a web page without a kernel, you see only that picture.
 # - Running the cell again replaces its panel with a fresh one. *Reset* brings back the settings
-#   that a panel opened with.
+#   that a panel opened with; other small buttons set those of a question. *Pin* keeps the picture
+#   below the next one, so that you can compare the two. *Save picture* writes it to a file (SVG).
 #
 # **Predict, then try.**
 #
