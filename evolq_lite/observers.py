@@ -10,7 +10,7 @@ the range that they take:
 | `MovingAverage` | smallest and largest of each batch, averaged with weight 0.9 on the past |
 | `Percentile` | leaves out the outermost 0.01 % on either side |
 | `MeanSquaredError` | the clip with the smallest squared error, searched for each channel |
-| `PowerOfTwo` | one range per tensor, each channel's scale divided by 1, 2, 4 or 8 (FQ-ViT's PTF) |
+| `PowerOfTwo` | one range per tensor; each channel divides its scale by a power of two (PTF) |
 """
 
 from collections.abc import Callable
@@ -161,7 +161,7 @@ class MeanSquaredError(Observer):
 
 
 class PowerOfTwo(Observer):
-    """FQ-ViT's power-of-two factor: one scale and zero point, channels divide by 1, 2, 4, 8.
+    """FQ-ViT's power-of-two factor: one scale and zero point, channels divide by 1, 2, 4, 8 ...
 
     Inputs of LayerNorm vary between channels by an order of magnitude (arXiv 2111.13824, section
     3.2). Factors that are powers of two are shifts in integer arithmetic. Needs an `axis`.
@@ -169,12 +169,23 @@ class PowerOfTwo(Observer):
 
     keeps_samples = True
 
+    def __init__(
+        self,
+        integers: IntRange,
+        axis: int | None = None,
+        symmetric: bool = False,
+        levels: int = 4,
+    ) -> None:
+        """`levels` is how many factors there are: 1, 2, 4 ... 2^(levels - 1)."""
+        super().__init__(integers, axis, symmetric)
+        self.levels = levels
+
     def params(self) -> tuple[Tensor, Tensor]:
         """Scales (channels,), coarsest / 2^k with least squared error; one zero point ()."""
         lo, hi = self.range()
         coarsest, zero_point = affine_params(lo.amin(), hi.amax(), self.integers, self.symmetric)
         values = torch.cat(self.samples, 1)
-        scales = torch.stack([coarsest / 2**k for k in range(4)])
+        scales = torch.stack([coarsest / 2**k for k in range(self.levels)])
         errors = torch.stack(
             [
                 (fake_quantize(values, s, zero_point, self.integers) - values).square_().mean(1)
@@ -184,7 +195,7 @@ class PowerOfTwo(Observer):
         return scales[errors.argmin(0)], zero_point
 
 
-OBSERVERS: dict[str, Callable[[IntRange, int | None, bool], Observer]] = {
+OBSERVERS: dict[str, Callable[..., Observer]] = {
     "minmax": MinMax,
     "moving_average": MovingAverage,
     "percentile": Percentile,

@@ -1,31 +1,21 @@
-"""Assignments: releases tell nothing, checks tell right from wrong, the grader is fair and tough.
-
-Most tests of the grader use toy assignments, which need no torch, so that a kernel is up in a
-second.
-"""
+"""Assignments: releases tell nothing, checks and hidden tests tell right from wrong."""
 
 import ast
-import csv
 import importlib.util
-import json
-import os
 import re
-import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
-from pathlib import Path
-from unittest.mock import ANY
 
 import nbformat
 import pytest
 from PIL import Image
-from wrong_answers import WRONG
+from toy_assignments import ASSIGNMENTS, hand_in, run_grader
+from wrong_answers import RIGHT, SUBTLE, WRONG
 
-ROOT = Path(__file__).resolve().parents[1]
-ASSIGNMENTS = ROOT / "notebooks" / "assignments"
 RELEASE = ASSIGNMENTS / "release"
 sys.path.insert(0, str(ASSIGNMENTS))
-from grading.source import (  # noqa: E402
+from grading.assignment import (  # noqa: E402
     grader_data,
     is_hidden,
     is_picture,
@@ -34,7 +24,6 @@ from grading.source import (  # noqa: E402
     student_version,
     without,
 )
-from grading.submission import Refused, read_assignments, tasks_of  # noqa: E402
 
 sys.path.remove(str(ASSIGNMENTS))
 SOURCES = {path.stem[:2]: path for path in sources()}
@@ -61,14 +50,15 @@ def test_there_are_four_assignments_of_twenty_points():
     for path in SOURCES.values():
         data = [grader_data(cell) for cell in read_source(path).cells]
         assert sum(d.points for d in data if d and d.grade) == 20
-        assert 1 <= sum(d.points for d in data if d and d.grade and d.solution) <= 2
+        assert [d.points for d in data if d and d.grade and d.solution] == [2, 2, 2]
 
 
 @each
 def test_every_exercise_says_what_a_student_must_know(name):
     notebook = read_source(SOURCES[name])
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    exercises = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    about, *exercises = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert about.startswith("About you") and "{release}" in about and "Help received" in about
     minutes = 0
     for number, exercise in enumerate(exercises, 1):
         title = exercise.splitlines()[0]
@@ -83,7 +73,7 @@ def test_every_exercise_says_what_a_student_must_know(name):
             assert {f"{name}-{number}{part}" for part in ("-check", "-hidden")} <= {
                 d.grade_id for d in mine
             }, title
-    assert 60 <= minutes <= 120
+    assert 180 <= minutes <= 330
 
 
 @each
@@ -141,7 +131,7 @@ def test_the_release_holds_no_line_of_a_solution_or_of_a_hidden_test(name):
     sources_of = [cell.source for cell in nbformat.read(released, 4).cells]
     public = {line.strip() for source in sources_of for line in source.splitlines()}
     assert not secret & public
-    for word in ("SOLUTION", "HIDDEN TESTS", "def check_", "Half a point"):
+    for word in ("SOLUTION", "HIDDEN TESTS", "def check_", "1 point:", "Accept:", "Reject:"):
         assert word not in text
     hidden = [cell for cell in notebook.cells if is_hidden(cell)]
     assert hidden and all(grader_data(cell).locked for cell in hidden)
@@ -150,7 +140,7 @@ def test_the_release_holds_no_line_of_a_solution_or_of_a_hidden_test(name):
 def test_regions_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="without an END"):
         without("### BEGIN SOLUTION\nx = 1", "SOLUTION")
-    with pytest.raises(ValueError, match="inside of another"):
+    with pytest.raises(ValueError, match="inside another"):
         without("### BEGIN SOLUTION\n### BEGIN SOLUTION", "SOLUTION")
     notebook = read_source(SOURCES["A1"])
     notebook.cells[1].source += "\n### BEGIN SOLUTION\n### END SOLUTION"
@@ -183,15 +173,24 @@ def prepared(name):
     return space
 
 
-def check(exercise, solution, *parts):
-    """Run the public check of an exercise on an answer, or other cells of tests."""
-    space = dict(prepared(exercise[:2]))
+def check(exercise, solution, hidden=False):
+    """Run the public check of an exercise on an answer, or its hidden tests behind it."""
+    name, space = exercise[:2], dict(prepared(exercise[:2]))
     exec(compile(solution, exercise, "exec"), space)
-    for part in parts or ("check",):
-        exec(compile(cells_of(exercise[:2])[f"{exercise}-{part}"][0], part, "exec"), space)
+    cells = {key: source for key, (source, _) in cells_of(name).items()}
+    public = compile(cells[f"{exercise}-check"], "check", "exec")
+    if not hidden:
+        exec(public, space)
+        return
+    with suppress(Exception):  # hidden tests may use what the public check defines
+        exec(public, space)
+    for key, source in cells.items():
+        if key.startswith(f"{exercise}-hidden"):
+            exec(compile(source, key, "exec"), space)
 
 
 EXERCISES = [f"A{a}-{e}" for a in range(1, 5) for e in range(1, 6)]
+LONG = ("A4-4", "A4-5")  # their hidden tests run whole searches
 
 
 @pytest.mark.parametrize("exercise", EXERCISES)
@@ -202,12 +201,17 @@ def test_public_checks_accept_the_solution_and_meet_the_stub_with_notimplemented
         check(exercise, stub)
 
 
-CASES = [(exercise, *case) for exercise, cases in WRONG.items() for case in cases]
+def cases_of(table):
+    """The cases of a table by exercise, one after another, and their names."""
+    cases = [(exercise, *case) for exercise, found in table.items() for case in found]
+    return pytest.mark.parametrize(
+        "case", cases, ids=[f"{exercise}-{kind}" for exercise, kind, *_ in cases]
+    )
 
 
 def test_every_typical_mistake_is_tried():
     assert list(WRONG) == EXERCISES and all(len(cases) >= 6 for cases in WRONG.values())
-    kinds = {kind.split(":")[0] for _, kind, *_ in CASES}
+    kinds = {kind.split(":")[0] for cases in WRONG.values() for kind, *_ in cases}
     assert kinds >= {
         "off by one in the range",
         "wrong axis",
@@ -218,10 +222,9 @@ def test_every_typical_mistake_is_tried():
     }
 
 
-@pytest.mark.parametrize(
-    ("exercise", "kind", "right", "wrong"), CASES, ids=[f"{e}-{kind}" for e, kind, *_ in CASES]
-)
-def test_public_checks_reject_a_wrong_answer_and_say_why(exercise, kind, right, wrong):
+@cases_of(WRONG)
+def test_public_checks_reject_a_wrong_answer_and_say_why(case):
+    exercise, _, right, wrong = case
     solution = cells_of(exercise[:2])[exercise][0]
     assert solution.count(right) == 1
     with pytest.raises(AssertionError) as failed:
@@ -229,15 +232,40 @@ def test_public_checks_reject_a_wrong_answer_and_say_why(exercise, kind, right, 
     assert len(str(failed.value)) > 15
 
 
-@pytest.mark.parametrize("exercise", [e for e in EXERCISES if e not in ("A4-4", "A4-5")])
+@cases_of(SUBTLE)
+def test_hidden_tests_reject_what_public_checks_cannot(case):
+    exercise, _, right, wrong = case
+    solution = cells_of(exercise[:2])[exercise][0]
+    assert solution.count(right) == 1
+    with pytest.raises(AssertionError) as failed:
+        check(exercise, solution.replace(right, wrong), hidden=True)
+    assert len(str(failed.value)) > 15
+
+
+@pytest.mark.parametrize("exercise", [e for e in EXERCISES if e not in LONG])
 def test_hidden_tests_reject_a_wrong_answer_by_themselves(exercise):
     source, _ = cells_of(exercise[:2])[exercise]
     _, right, wrong = WRONG[exercise][0]
-    if exercise != "A3-5":  # its hidden tests use a function of the public check
-        check(exercise, source, "hidden")
-        with pytest.raises(AssertionError):
-            check(exercise, source.replace(right, wrong), "hidden")
-    check(exercise, source, "check", "hidden")
+    check(exercise, source, hidden=True)
+    with pytest.raises(AssertionError):
+        check(exercise, source.replace(right, wrong), hidden=True)
+
+
+@cases_of(RIGHT)
+def test_right_answers_pass_whatever_way_they_go(case):
+    exercise, _, answer = case
+    check(exercise, answer)
+    if exercise not in LONG:
+        check(exercise, answer, hidden=True)
+
+
+@pytest.mark.parametrize("exercise", [e for e in EXERCISES if e not in LONG])
+def test_hidden_tests_say_on_which_input_an_answer_raised(exercise):
+    source, _ = cells_of(exercise[:2])[exercise]
+    raising = re.sub(r"^( +)(return|raise) .*$", r"\1raise ZeroDivisionError", source, flags=re.M)
+    with pytest.raises(AssertionError, match="your code raised ZeroDivisionError") as failed:
+        check(exercise, raising, hidden=True)
+    assert len(str(failed.value)) > len("your code raised ZeroDivisionError") + 10
 
 
 def test_functions_that_are_to_be_written_are_not_accepted_from_the_library():
@@ -250,487 +278,12 @@ def test_functions_that_are_to_be_written_are_not_accepted_from_the_library():
         )
 
 
-# The grader, on toy assignments
-
-
-def marked(grade_id, source, points=None, solution=False, markdown=False):
-    """A cell of a source, with nbgrader's metadata."""
-    data = {"grade": points is not None, "grade_id": grade_id, "locked": not solution}
-    data |= {"schema_version": 3, "solution": solution, "task": False}
-    if points is not None:
-        data["points"] = points
-    kind = " [markdown]" if markdown else ""
-    return f"# %%{kind} nbgrader={json.dumps(data)}\n{source}\n"
-
-
-def solved(source):
-    """A function whose last line is its solution."""
-    head, _, last = source.rpartition("\n")
-    return f"{head}\n    ### BEGIN SOLUTION\n{last}\n    ### END SOLUTION"
-
-
-def hidden(source):
-    """A cell of hidden tests."""
-    return f"# Hidden.\n### BEGIN HIDDEN TESTS\n{source}\n### END HIDDEN TESTS"
-
-
-DOUBLE, TOTAL, HALF = (
-    "def double(x):\n    return 2 * x",
-    "def total(values):\n    return sum(values)",
-    "def half(x):\n    return x / 2",
-)
-TOYS = {
-    "T1": [
-        marked("T1-setup", "import math"),
-        marked("T1-1", solved(DOUBLE), solution=True),
-        marked("T1-1-check", "assert double(2) == 4, f'twice 2 is 4, not {double(2)}'", 1),
-        marked("T1-1-hidden", hidden("for i in range(9):\n    assert double(i) == 2 * i, i"), 2),
-        marked("T1-2", solved(TOTAL), solution=True),
-        marked("T1-2-check", "assert total([1, 2]) == 3, 'a total of 3'", 1),
-        marked(
-            "T1-2-hidden",
-            hidden("sum(total(list(range(n))) == n * (n - 1) // 2 for n in (0, 3, 5))"),
-            3,
-        ),
-        marked("T1-3", "# The model answer.", 2, solution=True, markdown=True),
-    ],
-    "T2": [
-        marked("T2-1", solved(HALF), solution=True),
-        marked("T2-1-check", "assert half(4) == 2, 'half of 4 is 2'", 1),
-        marked("T2-1-hidden", hidden("print(f'leaderboard: {half(3):+.2f} points')"), 3),
-    ],
-}
-
-
-@pytest.fixture(scope="session")
-def toys(tmp_path_factory):
-    """A folder of the toy assignments' sources."""
-    folder = tmp_path_factory.mktemp("toys")
-    for name, cells in TOYS.items():
-        (folder / f"{name}.py").write_text("\n".join(cells))
-    return folder
-
-
-def answered(toys, name="T1", answers=(), **changes):
-    """A release with some cells filled in (grade_id -> source), as plain JSON."""
-    notebook = student_version(read_source(toys / f"{name}.py"))
-    for cell in notebook.cells:
-        grade_id = grader_data(cell).get("grade_id")
-        cell.source = {**dict(answers), **changes}.get(grade_id, cell.source)
-    return notebook
-
-
-def right(**more):
-    """Answers of T1 that are right, and others."""
-    return {"T1-1": DOUBLE, "T1-2": TOTAL, **more}
-
-
-def hand_in(folder, student, notebook, name="T1.ipynb"):
-    """Write a notebook, or bytes, or nothing, as a student's."""
-    (folder / student).mkdir(parents=True, exist_ok=True)
-    if notebook is not None:
-        data = notebook if isinstance(notebook, bytes) else json.dumps(notebook).encode()
-        (folder / student / name).write_bytes(data)
-
-
-def grade(folder, out, *options, status=0):
-    """Call the grader as make grade does; returns what it prints and the rows of grades.csv."""
-    command = [sys.executable, ASSIGNMENTS / "grade.py", folder, out, *options, "--jobs", 2]
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=1500, check=False
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    if status:
-        return done.stderr, []
-    with (out / "grades.csv").open(newline="", encoding="utf-8") as file:
-        return done.stdout, list(csv.DictReader(file))
-
-
-def code(body):
-    """T1-1 with another body."""
-    return right(**{"T1-1": f"def double(x):\n    {body}"})
-
-
-def submissions(toys, folder):
-    """Every kind of submission; returns what grades.csv must say: tests, exercises, notes, look."""
-    expected = {}
-
-    def student(name, notebook, says, file="T1.ipynb"):
-        hand_in(folder, name, notebook, file)
-        expected[name] = says
-
-    def with_cells(change, **answers):
-        notebook = answered(toys, answers=right(**answers))
-        notebook.cells = change(notebook.cells)
-        return notebook
-
-    def without_metadata(cells):
-        for cell in cells:
-            cell.metadata = {}
-            del cell["id"]
-        return cells
-
-    def extra(*sources, after):
-        def change(cells):
-            at = next(i for i, c in enumerate(cells) if grader_data(c).grade_id == after)
-            more = [nbformat.v4.new_code_cell(source) for source in sources]
-            return cells[: at + 1] + more + cells[at + 1 :]
-
-        return change
-
-    good = "T1-1 3/3, T1-2 4/4"
-    none, rest = "T1-1 0/3, T1-2 0/4", "T1-1 0/3, T1-2 4/4"
-    late = "Cell {0}-check: {1}. Cell {0}-hidden: {1}."
-    long, large = (
-        "it ran too long and was stopped",
-        "it used more than 300 MB of memory and was stopped",
-    )
-    student("good", answered(toys, answers=right()), ("7", good, "", ""))
-    student(
-        "half",
-        answered(toys, answers=right(**{"T1-2": "def total(values):\n    return 0"})),
-        ("4", "T1-1 3/3, T1-2 1/4", "", ""),
-    )
-    student(
-        "bad",
-        answered(toys, answers=right(**{"T1-1": "def double(x):\n    return x", "T1-2": "x"})),
-        ("0", none, "Cell T1-2: NameError: name 'x' is not defined.", ""),
-    )
-    student("stub", answered(toys), ("0", none, "", ""))
-    student(
-        "tampered",
-        answered(toys, **{"T1-1-check": "pass", "T1-1-hidden": "3", "T1-setup": "import os"}),
-        (
-            "0",
-            none,
-            " ".join(
-                f"Cell T1-{cell} was changed; the original was used."
-                for cell in ("setup", "1-check", "1-hidden")
-            ),
-            "",
-        ),
-    )
-    student(
-        "endless",
-        answered(toys, answers=code("while True: pass")),
-        ("4", rest, late.format("T1-1", long), ""),
-    )
-    student(
-        "stubborn",
-        answered(
-            toys,
-            answers=code(
-                "while True:\n        try:\n            while True: pass\n"
-                "        except BaseException: pass"
-            ),
-        ),
-        ("4", rest, late.format("T1-1", long), ""),
-    )
-    student(
-        "hog",
-        answered(toys, answers=code("return bytearray(10**9)")),
-        ("4", rest, late.format("T1-1", large), ""),
-    )
-    student(
-        "glutton",
-        answered(toys, answers=code("kept = []\n    while True: kept.append(bytearray(10**6))")),
-        ("4", rest, late.format("T1-1", large), ""),
-    )
-    student(
-        "dead",
-        answered(toys, answers=code("import os; os._exit(1)")),
-        ("4", rest, late.format("T1-1", "the kernel died in it"), "T1-1 uses os."),
-    )
-    student(
-        "leaves",
-        answered(toys, answers=code("exit()")),
-        ("4", rest, "", ""),
-    )
-    student(
-        "syntax",
-        answered(toys, answers=right(**{"T1-1": "def double(x:\n    return 2 * x"})),
-        ("4", rest, "Cell T1-1: SyntaxError: '(' was never closed (line 1).", ""),
-    )
-    student(
-        "cut-off",
-        with_cells(extra(*["while True: pass"] * 5, after="T1-1-hidden")),
-        (
-            "3",
-            "T1-1 3/3, T1-2 0/4",
-            " ".join(4 * [f"Cell a cell after T1-1-hidden: {long}."])
-            + " Cut off, because the limit of 12 s was reached: 2 test cells from T1-2-check on "
-            "were not run (4 points).",
-            "",
-        ),
-    )
-    student(
-        "not-a-notebook",
-        b"%PDF-1.4",
-        ("0", none, "T1.ipynb is not a notebook: it is not JSON.", ""),
-    )
-    student(
-        "list",
-        b"[1, 2]",
-        (
-            "0",
-            none,
-            "T1.ipynb is not a notebook: it holds no list of cells.",
-            "",
-        ),
-    )
-    student(
-        "strange",
-        json.dumps(
-            {"cells": [1, {"source": 3}, {"cell_type": "code", "metadata": 4, "source": [DOUBLE]}]}
-        ).encode(),
-        (
-            "3",
-            "T1-1 3/3, T1-2 0/4",
-            " ".join(
-                f"Cell T1-{cell} was missing; it was put back."
-                if cell not in ("2", "3")
-                else f"Cell T1-{cell} is missing."
-                for cell in ("setup", "1-check", "1-hidden", "2", "2-check", "2-hidden", "3")
-            ),
-            "",
-        ),
-    )
-    student(
-        "renamed",
-        answered(toys, answers=right()),
-        ("7", good, "By its cells, homework.ipynb is T1.", ""),
-        "homework.ipynb",
-    )
-    student(
-        "deleted",
-        with_cells(
-            lambda cells: [
-                c for c in cells if grader_data(c).grade_id not in ("T1-1", "T1-2-check")
-            ]
-        ),
-        ("4", rest, "Cell T1-1 is missing. Cell T1-2-check was missing; it was put back.", ""),
-    )
-    student(
-        "doubled",
-        with_cells(lambda cells: cells[:3] + cells[1:3] + cells[3:]),
-        ("7", good, "Cell T1-1 is there 2 times; all were read.", ""),
-    )
-    student(
-        "half-emoji",
-        answered(toys, answers=right(**{"T1-1": DOUBLE + "  # \ud83d"})),
-        ("7", good, "", ""),
-    )
-    student(
-        "magic",
-        answered(toys, answers=right(**{"T1-2": "%time 1\n" * 600})),
-        ("3", "T1-1 3/3, T1-2 0/4", ANY, ""),
-    )
-    student(
-        "latin",
-        "ä".encode("latin-1"),
-        ("0", none, "T1.ipynb is not a notebook: it is not UTF-8.", ""),
-    )
-    for name in ("thief", "pipe", "endless-file"):
-        student(name, None, ("0", none, "Nothing was handed in.", ""))
-    (folder / "thief" / "T1.ipynb").symlink_to(folder / "good" / "T1.ipynb")
-    (folder / "endless-file" / "T1.ipynb").symlink_to("/dev/zero")
-    os.mkfifo(folder / "pipe" / "T1.ipynb")
-    student("reversed", with_cells(lambda cells: cells[::-1]), ("7", good, "", ""))
-    student("stripped", with_cells(without_metadata), ("7", good, "Cell T1-3 is missing.", ""))
-    student(
-        "curious",
-        with_cells(
-            extra("def sum(values): return 0", "open('/dev/null')", after="T1-setup"),
-            **{"T1-2": "import math as m\nmath.pi = 3\n" + TOTAL},
-        ),
-        (
-            "3",
-            "T1-1 3/3, T1-2 0/4",
-            "",
-            "after T1-setup uses open. after T1-setup binds sum anew, which the tests use. "
-            "T1-2 binds math anew, which the tests use.",
-        ),
-    )
-    student(
-        "twice",
-        answered(toys, answers=right()),
-        ("7", good, "Not graded, as there is T1.ipynb: old.ipynb.", ""),
-    )
-    hand_in(folder, "twice", answered(toys), "old.ipynb")
-    return expected
-
-
-@pytest.fixture(scope="session")
-def graded_toys(toys, tmp_path_factory):
-    """All kinds of submissions, graded: what was expected, the rows by student, the folder."""
-    folder, out = tmp_path_factory.mktemp("submissions"), tmp_path_factory.mktemp("graded")
-    expected = submissions(toys, folder)
-    limits = ("--sources", toys, "--seconds", 12, "--megabytes", 300)
-    _, rows = grade(folder, out, *limits)
-    return expected, {row["student"]: row for row in rows}, out
-
-
-@pytest.mark.slow
-def test_every_kind_of_submission_gets_its_marks_and_its_sentence(graded_toys):
-    expected, rows, out = graded_toys
-    found = {
-        name: (row["tests"], row["exercises"], row["notes"], row["look"])
-        for name, row in rows.items()
-    }
-    assert found == expected
-    assert {row["out_of"] for row in rows.values()} == {"9"}
-    pages = {path.parent.name for path in out.glob("feedback/*/T1.html")}
-    assert pages == set(expected)
-
-
-@pytest.mark.slow
-def test_feedback_says_what_failed_and_shows_no_hidden_test(graded_toys):
-    _, _, out = graded_toys
-    page = (out / "feedback" / "bad" / "T1.html").read_text(encoding="utf-8")
-    assert "AssertionError: twice 2 is 4, not 2" in page and "range(9)" not in page
-    assert "not done yet" in (out / "feedback" / "stub" / "T1.html").read_text(encoding="utf-8")
-    page = (out / "feedback" / "half" / "T1.html").read_text(encoding="utf-8")
-    assert "1 of 3" in page and "passed in part" in page
-
-
-@pytest.mark.slow
-def test_other_assignments_missing_ones_and_the_leaderboard(toys, tmp_path):
-    folder, out = tmp_path / "in", tmp_path / "out"
-    hand_in(folder, "ann", answered(toys, answers=right()))
-    hand_in(folder, "ann", answered(toys, "T2", **{"T2-1": HALF}), "T2.ipynb")
-    liar = (
-        "def half(x):\n    print('leaderboard: +99 points')\n"
-        "    print('leaderboard: +98 points (', end='')\n    return x // 2"
-    )
-    hand_in(folder, "bob", answered(toys, "T2", **{"T2-1": liar}), "T1.ipynb")
-    hand_in(folder, "cay", None)
-    (folder / "cay" / "essay.pdf").write_bytes(b"%PDF")
-    hand_in(
-        folder, "dan", nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), "x.ipynb"
-    )
-    hand_in(folder, "eve", None)
-    (folder / "eve" / "T1.ipynb").symlink_to(folder / "ann" / "T1.ipynb")
-    (folder / "fay_T1.ipynb").write_text("{}")
-    (folder / os.fsdecode(b"M\xfcller")).mkdir()  # as an old zip unpacks
-    _, rows = grade(folder, out, "--sources", toys)
-    said = {(row["student"], row["assignment"]): row for row in rows}
-    assert "is a link, no plain file, or in a closed" in said["eve", "unknown"]["notes"]
-    assert said["", "unknown"]["file"] == "fay_T1.ipynb"
-    assert "outside of a student's folder" in said["", "unknown"]["notes"]
-    assert sum(row["student"].startswith("M") for row in rows) == 3
-    assert said["ann", "T1"]["points"] == "7" and said["ann", "T2"]["points"] == "4"
-    assert said["bob", "T2"]["notes"] == "By its cells, T1.ipynb is T2."
-    assert said["bob", "T1"]["notes"] == said["cay", "T2"]["notes"] == "Nothing was handed in."
-    assert said["ann", "T2"]["leaderboard"] == "place 1 of 2: +1.50 points"
-    assert said["bob", "T2"]["leaderboard"] == "place 2 of 2: +1.00 points"
-    assert said["cay", "unknown"]["notes"] == "No notebook; found: essay.pdf."
-    assert said["dan", "unknown"]["notes"] == "x.ipynb holds no cell of an assignment."
-
-
-@pytest.mark.slow
-def test_marks_by_hand_are_added_and_nothing_is_run_twice(toys, tmp_path):
-    folder, out = tmp_path / "in", tmp_path / "out"
-    answer = "Because <b>scales</b> differ."
-    hand_in(folder, "ann", answered(toys, answers=right(**{"T1-3": answer})))
-    _, [row] = grade(folder, out, "--sources", toys)
-    assert (row["points"], row["by_hand"], row["to_mark"]) == ("7", "0", "1")
-    kept = out / "results" / "ann" / "T1.json"
-    before = kept.stat().st_mtime_ns
-    sheet = (out / "by_hand.csv").read_text()
-    assert re.fullmatch("ann,T1,T1-3,2,,,[0-9a-f]{8}", sheet.splitlines()[1])
-    (out / "by_hand.csv").write_text(sheet.replace("T1-3,2,,", "T1-3,2,1.5,Name the sum."))
-    _, [row] = grade(folder, out, "--sources", toys)
-    assert (row["points"], row["by_hand"], row["to_mark"]) == ("8.5", "1.5", "0")
-    assert kept.stat().st_mtime_ns == before
-    page = (out / "feedback" / "ann" / "T1.html").read_text(encoding="utf-8")
-    assert "Name the sum." in page and "<b>scales" not in page and "&lt;b&gt;scales" in page
-    marked_sheet = (out / "by_hand.csv").read_text()
-    # Another answer is marked anew, and what was given to the first is not lost.
-    hand_in(folder, "ann", answered(toys, answers=right(**{"T1-3": "It depends."})))
-    _, [row] = grade(folder, out, "--sources", toys)
-    assert (row["points"], row["by_hand"], row["to_mark"]) == ("7", "0", "1")
-    again = (out / "by_hand.csv").read_text()
-    assert "Name the sum. (1.5 points were given to an earlier answer.)" in again
-    hand_in(folder, "ann", answered(toys, answers=right()))
-    (out / "by_hand.csv").write_text(marked_sheet)
-    _, [row] = grade(folder, out, "--sources", toys)
-    assert (row["points"], row["by_hand"], row["to_mark"]) == ("7", "0", "0")  # no answer
-    assert (out / "by_hand.csv").read_text() == marked_sheet
-    (out / "by_hand.csv").write_text(sheet.replace("T1-3,2,,", "T1-3,2,3,"))
-    error, _ = grade(folder, out, "--sources", toys, status=2)
-    assert "points must be from 0 to 2, not 3" in error
-    (out / "by_hand.csv").write_bytes(sheet.replace("2,,", "2,1,schön").encode("cp1252"))
-    error, _ = grade(folder, out, "--sources", toys, status=2)
-    assert "by_hand.csv is not UTF-8; save it as CSV in UTF-8" in error
-
-
-def test_a_folder_that_is_closed_to_the_grader_stops_nothing(toys, tmp_path, monkeypatch):
-    hand_in(tmp_path, "ann", answered(toys, answers=right()))
-    real = Path.is_file
-
-    def closed(path):
-        if path.suffix == ".ipynb":
-            raise PermissionError(13, "Permission denied")
-        return real(path)
-
-    monkeypatch.setattr(Path, "is_file", closed)
-    [task] = tasks_of(tmp_path / "ann", read_assignments(toys, None))
-    assert "T1.ipynb is a link, no plain file, or in a closed folder" in task.notes[0]
-    monkeypatch.undo()
-    monkeypatch.setattr(Path, "open", lambda *a, **k: (_ for _ in ()).throw(PermissionError()))
-    [task] = tasks_of(tmp_path / "ann", read_assignments(toys, None))
-    assert task.notes == ("T1.ipynb is not a notebook: it cannot be opened.",)
-
-
-@pytest.mark.slow
-def test_an_overlay_replaces_hidden_tests_and_nothing_else(toys, tmp_path):
-    folder, overlay = tmp_path / "in", tmp_path / "overlay"
-    hand_in(folder, "ann", answered(toys, answers=right()))
-    overlay.mkdir()
-    sharper = marked("T1-1-hidden", hidden("assert double('a') == 'a', 'text stays'"), 2)
-    (overlay / "T1.py").write_text(sharper)
-    _, [row] = grade(folder, tmp_path / "out", "--sources", toys, "--overlay", overlay)
-    assert (row["exercises"], row["notes"]) == ("T1-1 1/3, T1-2 4/4", "")
-    (overlay / "T1.py").write_text(sharper.replace("T1-1-hidden", "T1-7"))
-    none = tmp_path / "none"
-    error, _ = grade(folder, none, "--sources", toys, "--overlay", overlay, status=2)
-    assert error == "grade: overlay: T1 has no cell T1-7\n" and not none.exists()
-
-
-def test_an_overlay_that_replaces_nothing_is_refused(toys, tmp_path):
-    with pytest.raises(Refused, match=r"holds no file such as T1\.py"):
-        read_assignments(toys, tmp_path)
-    with pytest.raises(Refused, match="holds no file such as"):
-        read_assignments(toys, tmp_path / "nowhere")
-    (tmp_path / "T1.py").write_text(marked("T1-1-check", "pass", 1))
-    with pytest.raises(Refused, match="T1-1-check of T1 holds no hidden tests"):
-        read_assignments(toys, tmp_path)
-    (tmp_path / "T1.py").rename(tmp_path / "T7.py")
-    with pytest.raises(Refused, match="there is no assignment T7"):
-        read_assignments(toys, tmp_path)
-    with pytest.raises(Refused, match="holds no assignment"):
-        read_assignments(tmp_path / "nowhere")
-
-
-@pytest.mark.slow
-def test_thirty_submissions_graded_twice_give_the_same_table(toys, tmp_path):
-    folder = tmp_path / "in"
-    chance = "import random\ndef double(x):\n    return 2 * x if random.random() < 0.9 else {}"
-    for i in range(30):
-        answers = [right(), {}, right(**{"T1-1": chance.format(i)})][i % 3]
-        hand_in(folder, f"student{i:02}", answered(toys, answers=answers))
-    for out in ("one", "two"):
-        grade(folder, tmp_path / out, "--sources", toys)
-    one, two = ((tmp_path / out / "grades.csv").read_bytes() for out in ("one", "two"))
-    assert one == two and one.count(b"\n") == 31
-
-
 # The grader, on the real assignments
 
 
 @pytest.fixture(scope="session")
 def graded(tmp_path_factory):
-    """Solutions of all four, and four other submissions of A1: rows by student and assignment."""
+    """Solutions of all four, and other submissions of A1: rows by student and assignment."""
     folder, out = tmp_path_factory.mktemp("real"), tmp_path_factory.mktemp("real-graded")
     a1 = SOURCES["A1"]
     for path in SOURCES.values():
@@ -753,9 +306,9 @@ def graded(tmp_path_factory):
         hand_in(folder, student, notebook, f"{a1.stem}.ipynb")
 
     fine = ("", "", "")
-    change("half", {"A1-1": fine, "A1-2": fine, "A1-5": fine})
+    forgets = next(case for case in WRONG["A1-4"] if case[0] == "forgets what it saw")
+    change("half", {"A1-1": fine, "A1-2": fine, "A1-4": forgets, "A1-5": fine})
     change("bad", {exercise: WRONG[exercise][0] for exercise in EXERCISES[:5]})
-    change("stub", {})
 
     def tampered(cells):
         for cell in cells:
@@ -764,8 +317,8 @@ def graded(tmp_path_factory):
         return cells
 
     change("tampered", {"A1-1": fine}, tampered)
-    _, rows = grade(folder, out)
-    return {(row["student"], row["assignment"][:2]): row for row in rows}
+    _, rows = run_grader(folder, out)
+    return {(row["student"].removeprefix("id:"), row["assignment"][:2]): row for row in rows}
 
 
 @pytest.mark.slow
@@ -773,9 +326,9 @@ def graded(tmp_path_factory):
 def test_solutions_get_full_marks(graded, name):
     row = graded["solution", name]
     tests = {c.split()[1].split("/")[1] for c in row["exercises"].split(", ")}
-    assert row["tests"] == "18" and row["out_of"] == "20" and row["notes"] == row["look"] == ""
+    assert row["tests"] == "14" and row["out_of"] == "20" and row["notes"] == row["look"] == ""
     assert all(c.split()[1].split("/")[0] in tests for c in row["exercises"].split(", "))
-    assert row["to_mark"] == "1"
+    assert row["to_mark"] == "3"
     assert (name == "A4") == row["leaderboard"].startswith("place 1 of 1: +")
 
 
@@ -783,14 +336,13 @@ def test_solutions_get_full_marks(graded, name):
 @pytest.mark.parametrize(
     ("student", "exercises"),
     [
-        ("half", "A1-1 4/4, A1-2 3/3, A1-3 0/4, A1-4 0/5, A1-5 2/2"),
-        ("bad", "A1-1 0/4, A1-2 0/3, A1-3 0/4, A1-4 0/5, A1-5 0/2"),
-        ("stub", "A1-1 0/4, A1-2 0/3, A1-3 0/4, A1-4 0/5, A1-5 0/2"),
-        ("tampered", "A1-1 4/4, A1-2 0/3, A1-3 0/4, A1-4 0/5, A1-5 0/2"),
+        ("half", "A1-1 3/3, A1-2 2/2, A1-3 0/3, A1-4 2/4, A1-5 2/2"),
+        ("bad", "A1-1 0/3, A1-2 0/2, A1-3 0/3, A1-4 1/4, A1-5 0/2"),
+        ("tampered", "A1-1 3/3, A1-2 0/2, A1-3 0/3, A1-4 0/4, A1-5 0/2"),
     ],
 )
 def test_other_submissions_of_the_first_assignment_get_their_marks(graded, student, exercises):
     row = graded[student, "A1"]
     assert row["exercises"] == exercises
     changed = row["notes"].count("was changed; the original was used.")
-    assert changed == (10 if student == "tampered" else 0)
+    assert changed == (12 if student == "tampered" else 0)

@@ -25,6 +25,7 @@ from evolq_lite import (
     chain_of,
     cli,
     convert,
+    fast,
     quantize,
 )
 from evolq_lite import data as data_module
@@ -177,7 +178,7 @@ def test_devices(refused, demo_data, device):
 )
 def test_integer_execution_that_cannot_be(refused, demo_data, monkeypatch, more, words):
     """What is missing is named, and nothing is simulated in silence."""
-    monkeypatch.setattr(convert, "missing", lambda bits, _: "no VNNI here" if bits == 8 else "")
+    monkeypatch.setattr(fast, "missing", lambda bits, _: "no VNNI here" if bits == 8 else "")
     refused((*DEMO, "--execution", "integer", *more), *words)
 
 
@@ -376,8 +377,8 @@ def test_resume_without_a_run(refused, demo_data, tmp_path, monkeypatch, kind):
         (("--weight-bits", 4, "--passes", 2), ["quantization.weight_bits", "search.passes"]),
         (("--calibration-images", 21), ["calibration_images"]),
         (("--model", "cnn"), ["model"]),
-        (("--ptf",), None),
-        (("--no-ptf", "--temperature", "2"), ["quantization.ptf", "search.temperature"]),
+        (("--sums", "ptf"), None),
+        (("--sums", "tensor", "--temperature", "2"), ["quantization.sums", "search.temperature"]),
     ],
 )
 def test_resume_with_other_options(refused, run_folder, capsys, more, names):

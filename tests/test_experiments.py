@@ -208,6 +208,14 @@ def test_a_second_reproduction_in_a_folder_is_refused(tmp_path, capsys):
     assert not (tmp_path / "C1.jsonl").exists()
 
 
+def test_a_folder_of_version_0_1_is_refused(tmp_path, capsys):
+    (tmp_path / "C1").mkdir()
+    assert main(["reproduce", "C1", "--quick", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "0.1" in said and str(tmp_path / "C1") in said and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["C1"]
+
+
 @pytest.mark.slow
 def test_workers_compute_the_same_cells(quick, tmp_path):
     out = tmp_path / "results"

@@ -135,7 +135,11 @@ def test_a_kept_weight_follows_its_scale_and_its_weight():
     "options",
     [
         {"log2_attention": True, "attention_bits": 4},
-        {"ptf": False},
+        {"sums": "tensor"},
+        {"sums": "channel"},
+        {"ptf_levels": 8},
+        {"edge_bits": 8, "gelu_observer": "percentile"},
+        {"float_points": "sums, gelu"},
         {"act_symmetric": True},
         {"weight_symmetric": False},
         {"weight_observer": "mse", "act_observer": "mse"},

@@ -73,7 +73,7 @@ def settled(panel):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("weight_bits", 2), ("act_bits", 4), ("weight_observer", "mse"), ("ptf", False),
+    [("weight_bits", 2), ("act_bits", 4), ("weight_observer", "mse"), ("sums", "channel"),
      ("log2_attention", True)],
 )  # fmt: skip
 def test_every_control_of_the_vit_changes_picture_and_alt_text(few_images, name, value):

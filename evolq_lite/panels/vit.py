@@ -65,11 +65,12 @@ class ViTPanel(Panel):
                 "How the first scales of the weights are chosen",
                 options=list(TENSOR_OBSERVERS),
             ),
-            "ptf": control(
-                W.Checkbox,
-                "Power-of-two factors",
-                "One scale divided by 1, 2, 4 or 8 in each channel, before a LayerNorm",
-                value=usual.ptf,
+            "sums": control(
+                W.Dropdown,
+                "Residual sums",
+                "One scale, one with a power-of-two factor per channel, or one per channel",
+                options=["tensor", "ptf", "channel"],
+                value=usual.sums,
             ),
             "log2_attention": control(
                 W.Checkbox,

@@ -20,8 +20,8 @@ from base64 import b64decode
 from pathlib import Path
 
 import nbformat
-from grading.kernel import ONE_THREAD
-from grading.source import grader_data, is_picture, read_source, sources, student_version
+from grading.assignment import grader_data, is_picture, read_source, sources, student_version
+from grading.isolate import FIXED
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
@@ -42,7 +42,7 @@ def run(notebook: NotebookNode) -> None:
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
             record_timing=False,
-        ).execute(env=os.environ | ONE_THREAD)
+        ).execute(env=os.environ | FIXED)
 
 
 def pictures(notebook: NotebookNode) -> dict[str, bytes]:

@@ -1,1 +1,1 @@
-"""The parts of the grader: source, submission, kernel, marks, report."""
+"""The grader's steps: ingest, repair, run, report."""

@@ -1,30 +1,27 @@
-"""Results, and what is written of them: grades.csv, by_hand.csv, a feedback page each."""
+"""Step 4, report: results and their tables: grades.csv, by_hand.csv, those for course systems.
+
+A result is stored with a seal: a digest that needs the key in OUT, which kernels cannot read. So
+what a process of a student's may write into the results later is not believed.
+"""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
+import hmac
+import json
 import os
+import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grading.submission import Assignment, Refused
-
-
-@dataclass
-class Tested:
-    """A test cell and what it earned."""
-
-    id: str
-    points: float
-    out_of: float
-    says: str  # "" if it passed
-    hidden: bool
+from grading.assignment import Assignment, Refused
+from grading.ingest import Roster
+from grading.repair import Picture, named_in
+from grading.run import Tested
+from grading.tables import DIGEST, ID, number_of, plain, points_text, read_table, table, write
 
 
 @dataclass
@@ -35,27 +32,91 @@ class Result:
     assignment: str
     file: str
     tests: list[Tested] = field(default_factory=list)
-    written: dict[str, str] = field(
-        default_factory=dict
-    )  # answers by grade_id, "" if there is none
+    written: dict[str, str] = field(default_factory=dict)  # by grade_id, "" if there is none
+    pictures: dict[str, list[Picture]] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
     code: dict[str, str] = field(default_factory=dict)  # what the student wrote, by grade_id
+    help: str = ""
     notes: list[str] = field(default_factory=list)
     look: list[str] = field(default_factory=list)
     leaderboard: str = ""
     gain: float | None = None
+    failed: str = ""  # why the grader could not grade it
 
     @property
     def points(self) -> float:
         """What the tests gave."""
         return sum(test.points for test in self.tests)
 
+    def to_mark(self, question: str) -> str:
+        """What is marked for a question: the answer, or else all text that stands elsewhere."""
+        answer = self.written.get(question, "")
+        if answer or self.pictures.get(question):
+            return answer or "(A picture.)"
+        elsewhere = [
+            f"Under {name}:\n{text or '(a picture)'}" for name, text in self.remarks.items()
+        ]
+        return "\n\n".join(["(Nothing in its place. Elsewhere:)", *elsewhere]) if elsewhere else ""
 
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-    os.replace(part, path)
+
+# Stored results
+
+
+class Store:
+    """The results of earlier runs in OUT/results, each sealed with the key of this OUT."""
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out / "results"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = out / "seal.key"
+        if not path.is_file():
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_hex(32))
+        self.key = path.read_text().strip().encode()
+
+    def _path(self, student: str, assignment: str) -> Path:
+        return self.folder / folder_name(student) / f"{assignment}.json"
+
+    def _seal(self, state: str, result: Mapping[str, Any]) -> str:
+        text = json.dumps([state, result], sort_keys=True)
+        return hmac.new(self.key, text.encode(), "sha256").hexdigest()
+
+    def read(self, student: str, assignment: str, state: str) -> Result | None:
+        """The result of the same state of everything, unless there is none or it was changed."""
+        try:
+            stored = json.loads(self._path(student, assignment).read_text(encoding="utf-8"))
+            result = stored["result"]
+            mine = (result["student"], result["assignment"]) == (student, assignment)
+            sealed = hmac.compare_digest(stored["seal"], self._seal(state, result))
+            if stored["state"] != state or not sealed or not mine:
+                return None
+            tests = [Tested(**test) for test in result["tests"]]
+            pictures = {k: [tuple(p) for p in v] for k, v in result["pictures"].items()}
+            return Result(**{**result, "tests": tests, "pictures": pictures})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def write(self, result: Result, state: str) -> None:
+        """Keep a result."""
+        data = json.loads(json.dumps(asdict(result)))  # as it will be read: lists, not tuples
+        text = json.dumps(
+            {"state": state, "seal": self._seal(state, data), "result": data}, indent=1
+        )
+        write(self._path(result.student, result.assignment), text)
+
+
+def folder_name(student: str) -> str:
+    """A student's name as the name of a folder that every system takes."""
+    safe = "".join(c if c.isalnum() or c in " ._-@+(),'" else "_" for c in student).strip(" .")
+    if safe and safe == student:
+        return student
+    digest = hashlib.sha256(student.encode(errors="surrogatepass")).hexdigest()[:6]
+    return f"{safe or 'student'}-{digest}"
+
+
+# Marks by hand
 
 
 class Mark(NamedTuple):
@@ -71,32 +132,52 @@ Marks = dict[tuple[str, str, str], Mark]  # by student, assignment, question
 BY_HAND = ("student", "assignment", "question", "out_of", "points", "comment", "answer")
 
 
-def read_by_hand(path: Path) -> Marks:
-    """The points and comments that were filled in by hand; Refused for points that are none."""
+def read_by_hand(
+    path: Path, assignments: Mapping[str, Assignment], students: Iterable[str]
+) -> Marks:
+    """Points and comments that were given by hand.
+
+    Refused for points that are none, and for lines that belong to no answer.
+    """
     if not path.is_file():
         return {}
     marks: Marks = {}
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise Refused(f"{path} is not UTF-8; save it as CSV in UTF-8 and grade again") from None
-    with io.StringIO(text, newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            missing = [name for name in BY_HAND[:-1] if row.get(name) is None]
-            if missing:
-                raise Refused(f"{path}, line {number}: there is no {missing[0]}")
-            points = row["points"].strip()
-            try:
-                wrong = points and not 0 <= float(points) <= float(row["out_of"])
-            except ValueError:
-                wrong = True
-            if wrong:
-                raise Refused(
-                    f"{path}, line {number}: points must be from 0 to {row['out_of']}, not {points}"
-                )
-            key = (row["student"], row["assignment"], row["question"])
-            marks[key] = Mark(row["out_of"], points, row["comment"], row.get("answer") or "")
+    known = set(students)
+    for line, row in enumerate(read_table(path), 2):
+        where = f"{path}, line {line}"
+        missing = [name for name in BY_HAND[:-1] if name not in row and name != "out_of"]
+        if missing:
+            raise Refused(f"{where}: the column {missing[0]} is missing")
+        student = plain(row["student"], ID)
+        assignment, question = row["assignment"].strip(), row["question"].strip()
+        if not any((student, assignment, question)):
+            continue  # an empty line
+        if student not in known:
+            raise Refused(
+                f"{where}: nothing was handed in by {student!r}; restore or delete the line"
+            )
+        cells = assignments[assignment].cells if assignment in assignments else ()
+        given = [cell for cell in cells if cell.kind == "written" and cell.id == question]
+        if not given:
+            raise Refused(f"{where}: {assignment!r} has no written question {question!r}")
+        out_of, points = points_text(given[0].points), row["points"].strip()
+        try:
+            wrong = points and not 0 <= number_of(points) <= given[0].points
+        except ValueError:
+            wrong = True
+        if wrong:
+            raise Refused(f"{where}: points must be from 0 to {out_of}, not {points}")
+        points = points_text(number_of(points)) if points else ""
+        comment, answer = plain(row["comment"]), plain(row.get("answer", ""), DIGEST)
+        marks[student, assignment, question] = Mark(out_of, points, comment, answer)
     return marks
+
+
+def digest_of(result: Result, question: str) -> str:
+    """Which answer it is: a digest of all that is marked."""
+    pictures = result.pictures.get(question, [])
+    text = repr((result.to_mark(question), pictures)) if pictures else result.to_mark(question)
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
 
 
 def up_to_date(
@@ -106,12 +187,11 @@ def up_to_date(
     out = dict(marks)
     for result in results:
         for cell in assignments[result.assignment].cells if result.assignment else ():
-            answer = result.written.get(cell.id)
-            if cell.kind != "written" or not answer:
+            if cell.kind != "written" or not result.to_mark(cell.id):
                 continue
-            now = hashlib.sha256(answer.encode(errors="replace")).hexdigest()[:8]
+            now = digest_of(result, cell.id)
             key = (result.student, result.assignment, cell.id)
-            mark = marks.get(key, Mark(number(cell.points)))
+            mark = marks.get(key, Mark(points_text(cell.points)))
             if mark.points and mark.answer not in ("", now):
                 was = f"{mark.comment} ({mark.points} points were given to an earlier answer.)"
                 mark = mark._replace(points="", comment=was.strip())
@@ -119,18 +199,27 @@ def up_to_date(
     return out
 
 
-def table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> str:
-    """Rows as CSV."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+def by_hand_table(marks: Marks) -> str:
+    """by_hand.csv."""
+    rows = []
+    for (student, assignment, question), mark in sorted(marks.items()):
+        row = dict(zip(BY_HAND, (ID + student, assignment, question, *mark)))
+        rows.append({**row, "answer": DIGEST + mark.answer})
+    return table(rows, BY_HAND)
 
 
-def number(value: float) -> str:
-    """Points without needless digits."""
-    return f"{round(value, 2):g}"
+def hand_points(result: Result, marks: Marks) -> tuple[float, int]:
+    """Points given by hand, and how many answers still wait for them."""
+    points, waiting = 0.0, 0
+    for question in result.written:
+        mark = marks.get((result.student, result.assignment, question))
+        if result.to_mark(question) and mark is not None:
+            points += float(mark.points or 0)
+            waiting += not mark.points
+    return points, waiting
+
+
+# grades.csv
 
 
 def by_exercise(result: Result) -> dict[str, tuple[float, float]]:
@@ -143,115 +232,114 @@ def by_exercise(result: Result) -> dict[str, tuple[float, float]]:
     return out
 
 
-def hand_points(result: Result, marks: Marks) -> tuple[float, int]:
-    """Points given by hand, and how many answers still wait for them."""
-    points, waiting = 0.0, 0
-    for question, answer in result.written.items():
-        mark = marks.get((result.student, result.assignment, question))
-        if answer and mark is not None:
-            points += float(mark.points or 0)
-            waiting += not mark.points
-    return points, waiting
+GRADES = (
+    "student", "name", "assignment", "points", "out_of", "tests", "by_hand", "to_mark", "exercises",
+    "leaderboard", "notes", "help", "look", "file",
+)  # fmt: skip
 
 
 def grade_rows(
-    results: list[Result], assignments: Mapping[str, Assignment], marks: Marks
+    results: Sequence[Result],
+    assignments: Mapping[str, Assignment],
+    marks: Marks,
+    roster: Roster | None = None,
 ) -> list[dict[str, str]]:
-    """The lines of grades.csv."""
-    places: dict[str, list[float]] = defaultdict(list)
+    """The lines of grades.csv; what the grader could not grade has no points, not 0."""
+    gains: dict[str, list[float]] = defaultdict(list)
     for result in results:
         if result.gain is not None:
-            places[result.assignment].append(result.gain)
+            gains[result.assignment].append(result.gain)
     rows = []
     for result in results:
         assignment = assignments.get(result.assignment)
         by_hand, waiting = hand_points(result, marks)
-        board = result.leaderboard
+        board, out_of = result.leaderboard, ""
+        if assignment:
+            out_of = points_text(assignment.points("test") + assignment.points("written"))
         if result.gain is not None:
-            gains = places[result.assignment]
-            place = 1 + sum(gain > result.gain for gain in gains)
-            board = f"place {place} of {len(gains)}: {board}"
-        rows.append(
-            {
-                "student": result.student,
-                "assignment": result.assignment or "unknown",
-                "points": number(result.points + by_hand),
-                "out_of": number(assignment.points("test") + assignment.points("written"))
-                if assignment
-                else "",
-                "tests": number(result.points),
-                "by_hand": number(by_hand),
-                "to_mark": str(waiting),
-                "exercises": ", ".join(
-                    f"{name} {number(points)}/{number(out_of)}"
-                    for name, (points, out_of) in by_exercise(result).items()
-                ),
-                "leaderboard": board,
-                "notes": " ".join(result.notes),
-                "look": " ".join(result.look),
-                "file": f"{result.student}/{result.file}".lstrip("/") if result.file else "",
-            }
-        )
+            others = gains[result.assignment]
+            place = 1 + sum(gain > result.gain for gain in others)
+            board = f"place {place} of {len(others)}: {board}"
+        person = roster.by_id.get(result.student) if roster else None
+        exercises = [
+            f"{name} {points_text(points)}/{points_text(most)}"
+            for name, (points, most) in by_exercise(result).items()
+        ]
+        row = {
+            "student": ID + result.student if result.student else "",
+            "name": person.name if person else "",
+            "assignment": result.assignment or "unknown",
+            "points": points_text(result.points + by_hand),
+            "out_of": out_of,
+            "tests": points_text(result.points),
+            "by_hand": points_text(by_hand),
+            "to_mark": str(waiting),
+            "exercises": ", ".join(exercises),
+            "leaderboard": board,
+            "notes": " ".join(result.notes),
+            "help": result.help,
+            "look": " ".join(result.look),
+            "file": result.file,
+        }
+        if result.failed:
+            row |= {"points": "", "tests": "", "exercises": "", "notes": result.failed}
+        rows.append(row)
     return rows
 
 
-GRADES = (
-    "student", "assignment", "points", "out_of", "tests", "by_hand", "to_mark", "exercises",
-    "leaderboard", "notes", "look", "file",
-)  # fmt: skip
-
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width">
-<style>
-body {{ font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em;
-  color: #1a1a1a; background: #fff }}
-table {{ border-collapse: collapse; width: 100% }}
-th, td {{ border: 1px solid #888; padding: .3em .6em; text-align: left; vertical-align: top }}
-pre {{ background: #f3f3f3; padding: .6em; overflow-x: auto; white-space: pre-wrap }}
-</style></head><body>
-<h1>{title}</h1>
-<p>{summary}</p>
-{body}
-</body></html>
-"""
+# For course systems
 
 
-def page(result: Result, row: Mapping[str, str], assignment: Assignment, marks: Marks) -> str:
-    """The feedback page of a submission; hidden tests show their message, not their code."""
-    tests = "".join(
-        f"<tr><td>{escape(test.id)}{' (hidden tests)' if test.hidden else ''}</td>"
-        f"<td>{number(test.points)} of {number(test.out_of)}</td>"
-        f"<td>{escape(test.says) or 'passed'}</td></tr>"
-        for test in result.tests
-    )
-    parts = [
-        "<h2>Tests</h2><table><thead><tr><th scope='col'>cell</th><th scope='col'>points</th>"
-        f"<th scope='col'>what happened</th></tr></thead><tbody>{tests}</tbody></table>"
-    ]
-    if result.leaderboard:
-        parts.append(f"<p>Leaderboard: {escape(row['leaderboard'])}</p>")
-    if result.notes:
-        notes = "".join(f"<li>{escape(note)}</li>" for note in result.notes)
-        parts.append(f"<h2>Notes</h2><ul>{notes}</ul>")
-    if result.written:
-        parts.append("<h2>Written answers, marked by hand</h2>")
-    possible = {cell.id: cell.points for cell in assignment.cells}
-    for question, answer in result.written.items():
-        key = (result.student, result.assignment, question)
-        mark = marks.get(key, Mark(""))
-        points = (mark.points or "not marked yet:") if answer else "0"
-        said = f"<p>{escape(mark.comment)}</p>" if mark.comment else ""
-        parts.append(
-            f"<h3>{escape(question)}: {escape(points)} of {number(possible[question])}</h3>"
-            f"<pre>{escape(answer) or 'No answer.'}</pre>{said}"
+def exports(
+    rows: Sequence[Mapping[str, str]], assignments: Mapping[str, Assignment], roster: Roster | None
+) -> dict[str, str]:
+    """Tables for Canvas's and Moodle's gradebooks, and a plain one, by file name.
+
+    Only whole grades are in them: where something still waits for marks, the place is empty.
+    """
+    grades: dict[str, dict[str, str]] = defaultdict(dict)
+    for row in rows:
+        if row["assignment"] in assignments:
+            done = row["to_mark"] == "0"
+            grades[row["student"].removeprefix(ID)][row["assignment"]] = (
+                row["points"] if done else ""
+            )
+    names = sorted({name for given in grades.values() for name in given})
+    people = {person.id: person for person in roster.people} if roster else {}
+    canvas, moodle, simple = [], [], []
+    titles = _titles(names, roster)
+    for student in dict.fromkeys([*people, *grades]):
+        person, given = people.get(student), grades.get(student, {})
+        name = person.name if person else ""
+        row = {key.lower(): value for key, value in person.row.items()} if person else {}
+        simple.append({"id": ID + student, "name": name, **given})
+        canvas.append(
+            {
+                "Student": row.get("student", name),
+                "ID": row.get("id", "") if "sis user id" in row else "",
+                "SIS User ID": row.get("sis user id", student),
+                "SIS Login ID": row.get("sis login id", ""),
+                "Section": row.get("section", ""),
+                **{titles[key]: points for key, points in given.items()},
+            }
         )
-    parts.append("<h2>Your code, as it was read</h2>")
-    for name, code in result.code.items():
-        shown = escape(code) or "Not changed."
-        parts.append(f"<h3>{escape(name)}</h3><pre>{shown}</pre>")
-    summary = f"{row['points']} of {row['out_of']} points"
-    if row["to_mark"] != "0":
-        summary += f"; {row['to_mark']} written answers are not marked yet"
-    title = f"{result.assignment}: {result.student}"
-    return PAGE.format(title=escape(title), summary=escape(summary + "."), body="\n".join(parts))
+        email = row.get("email address", row.get("email", ""))
+        moodle.append({"ID number": student, "Full name": name, "Email address": email, **given})
+    return {
+        "canvas.csv": table(
+            canvas,
+            ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", *titles.values()],
+        ),
+        "moodle.csv": table(moodle, ["ID number", "Full name", "Email address", *names]),
+        "plain.csv": table(simple, ["id", "name", *names]),
+    }
+
+
+def _titles(names: Sequence[str], roster: Roster | None) -> dict[str, str]:
+    """Canvas's own titles of the assignments, where its export is the roster."""
+    columns = list(roster.people[0].row) if roster else []
+    titles = {}
+    for name in names:
+        own = [column for column in columns if named_in(column, [name])]
+        titles[name] = own[0] if len(own) == 1 else name
+    return titles

@@ -5,23 +5,37 @@
 # no bump means anything, and a gradient through rounding. These are the pieces of
 # `evolq_lite/landscape.py` and of `round_ste` in `numerics.py`, written by you.
 #
-# **You need** lesson 3 and PyTorch's autograd. **Time:** about 100 minutes. **Points:** 20.
+# **You need** lesson 3 and PyTorch's autograd. **Time:** 2 to 4 hours. **Points:** 20.
 # **Works offline:** yes.
 #
-# Each exercise has one cell to fill in: `# YOUR CODE HERE` marks each place; write there, and delete
-# the line `raise NotImplementedError()` below it. The cell after it holds public checks that say what is wrong; run it as often as you like. One more cell
-# is empty here and holds hidden tests when the assignment is graded: they try many random cases of
-# what the text asks for, and nothing else. Cells of tests are put back before grading, so changing
-# them changes nothing. The functions of `evolq_lite` that an exercise re-creates are not allowed in
-# your answer.
+# Each exercise has one cell to fill in: `# YOUR CODE HERE` marks each place. Write your code there and
+# delete the line `raise NotImplementedError()` below it. The next cell holds public checks that say
+# what is wrong; run it as often as you like. The cells after it are empty here and hold hidden tests
+# when the assignment is graded: they try many random cases of what the text asks for, and nothing
+# else. Test cells are restored before grading, so changing them changes nothing. The functions of
+# `evolq_lite` that an exercise re-creates are not allowed in your answer.
+
+# %% [markdown]
+# ## About you and your work
+#
+# **Name:**
+#
+# **ID:**
+#
+# **Help received** (people, books, sites, assistants that write code or text; for which exercise; or "none"):
+#
+# *Release {release}.* Assistants are allowed in this course if you name them here and say for what. You
+# answer for every line that you hand in: your instructor may ask you to explain any of them, and
+# what you cannot explain does not count. Write the answers to the questions in your own words.
 
 # %% nbgrader={"grade": false, "grade_id": "A2-setup", "locked": true, "schema_version": 3, "solution": false, "task": false}
 import math
 import types
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
-from scipy.signal import find_peaks
+from scipy.signal import find_peaks, peak_prominences
 
 import evolq_lite as eq
 from evolq_lite.figures import PETROFF, new_figure
@@ -30,11 +44,13 @@ from evolq_lite.figures import PETROFF, new_figure
 def same(yours, expected, what, tolerance=1e-5):
     """Fail with a sentence unless two numbers or tensors agree."""
     assert yours is not None, f"{what}: None came back; is a return missing?"
+    kind = type(yours).__name__
     try:
-        yours = torch.as_tensor(yours).detach().double()
-    except (TypeError, ValueError, RuntimeError):
-        kind = type(yours).__name__
-        raise AssertionError(f"{what}: a number or a tensor is expected, not a {kind}") from None
+        yours = torch.as_tensor(yours)
+        assert type(yours) in (torch.Tensor, torch.nn.Parameter)
+        yours = yours.detach().double()
+    except (TypeError, ValueError, RuntimeError, AssertionError):
+        raise AssertionError(f"{what}: expected a number or a tensor, not {kind}") from None
     expected = torch.as_tensor(expected).double()
     shapes = f"shape {tuple(yours.shape)} instead of {tuple(expected.shape)}"
     assert yours.shape == expected.shape, f"{what}: {shapes}"
@@ -70,21 +86,32 @@ def quantized_vit(images=100, bits=3):
     return chain, demo
 
 
+@contextmanager
+def trying(what):
+    """Say which input it was if an answer raises an exception of its own."""
+    try:
+        yield
+    except (AssertionError, NotImplementedError):
+        raise
+    except Exception as error:
+        raise AssertionError(f"{what}: your code raised {type(error).__name__}") from error
+
+
 # %% [markdown]
 # ## Exercise 1: a step in a random direction
 #
-# **Difficulty:** easy · **Minutes:** 15 · **Points:** 3 (public checks 1, hidden tests 2)
+# **Difficulty:** easy · **Minutes:** 30 · **Points:** 2 (public checks 1, hidden tests 1)
 #
-# A landscape over $d$ scales is looked at along lines, $f(r) = L(c + r\, u)$, with a center $c$
-# and a direction $u$.
+# We look at a landscape over $d$ scales along lines, $f(r) = L(c + r\, u)$, with a center $c$ and a
+# direction $u$. Write two functions:
 #
-# - `random_direction(center, seed, relative)`: $d$ independent standard normal numbers from
-#   one call of `torch.randn` in float32, drawn by a `torch.Generator` of its own with `seed` (the global random state
-#   stays as it was). If `relative`, each is multiplied by the magnitude of its center coordinate,
-#   so that $r = 0.01$ means "by about one per cent". Do not divide by the length: each coordinate
-#   keeps mean square 1, whatever $d$ is.
-# - `walk(center, direction, radii)`: the points $|c + r\, u|$, one row for each $r$, shape
-#   `(len(radii), d)`. The magnitude is there because a scale must not be negative.
+# - `random_direction(center, seed, relative)`: return a tensor of shape `(d,)`, $d$ independent standard
+#   normal numbers from one call of `torch.randn` in float32, drawn by a `torch.Generator` of its own with
+#   `seed`; the global random state must not change. If `relative`, multiply each by the magnitude of its
+#   center coordinate, so that $r = 0.01$ means "by about one percent". Do not divide by the length: each
+#   coordinate keeps mean square 1, whatever $d$ is.
+# - `walk(center, direction, radii)`: return the points $|c + r\, u|$, one row for each $r$, shape
+#   `(len(radii), d)`. Take the magnitude because a scale must not be negative.
 #
 # <details><summary>Hint</summary>
 #
@@ -134,6 +161,7 @@ other = random_direction(center, 4, False)
 assert not torch.allclose(other, absolute), "another seed must give another direction"
 relative = random_direction(center, 3, True)
 same(relative, absolute * center, "relative direction: the absolute one times the center")
+same(random_direction(-center, 3, True), relative, "relative direction of a negative center")
 points = walk(torch.tensor([1.0, 0.1]), torch.tensor([1.0, -1.0]), torch.tensor([0.0, 0.5, 2.0]))
 same(points, [[1.0, 0.1], [1.5, 0.4], [3.0, 1.9]], "three points on a line, negatives mirrored")
 print("Exercise 1: the public checks pass.")
@@ -156,7 +184,7 @@ axes.minorticks_off()
 figure
 
 
-# %% nbgrader={"grade": true, "grade_id": "A2-1-hidden", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A2-1-hidden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded.
 ### BEGIN HIDDEN TESTS
 def check_steps(cases=100, seed=21):
@@ -168,14 +196,18 @@ def check_steps(cases=100, seed=21):
         center = torch.randn(d, generator=generator)
         relative = bool(case % 2)
         said = f"d = {d}, seed {case}, relative {relative}"
-        expected = direction(center, "gaussian", case, relative)
+        expected = direction(center, case, relative)
         state = torch.get_rng_state()
-        same(random_direction(center.clone(), case, relative), expected, f"direction, {said}")
+        with trying(said):
+            found = random_direction(center.clone(), case, relative)
+        same(found, expected, f"direction, {said}")
         untouched = torch.equal(state, torch.get_rng_state())
         assert untouched, "the global random state has changed"
         radii = 4 * torch.rand(n, generator=generator) - 2
         rows = torch.stack([(center + r * expected).abs() for r in radii])
-        same(walk(center.clone(), expected.clone(), radii), rows, f"{n} points on a line, {said}")
+        with trying(f"{n} radii, {said}"):
+            points = walk(center.clone(), expected.clone(), radii.clone())
+        same(points, rows, f"{n} points on a line, {said}")
 
 
 check_steps()
@@ -184,23 +216,24 @@ check_steps()
 # %% [markdown]
 # ## Exercise 2: how jagged is a line?
 #
-# **Difficulty:** medium · **Minutes:** 20 · **Points:** 4 (public checks 1, hidden tests 3)
+# **Difficulty:** medium · **Minutes:** 40 · **Points:** 3 (public checks 1, hidden tests 2)
 #
-# From the values along a line, two numbers:
+# Write two functions of the values along a line, a tensor of shape `(n,)`:
 #
-# - `total_variation(values)`: the sum of the absolute differences of neighbours, divided by the
-#   range of the values (largest minus smallest). It is 1 for a slope, at most 2 for one valley,
-#   and grows with every zigzag. 0 for a constant line.
-# - `local_minima(values, floor)`: how many local minima *inside* the line are deeper than `floor`.
-#   The depth of a minimum: walk to the left until the line ends or falls below the minimum, and
-#   note the highest value on the way; the same to the right; the depth is the *lower* of the two
-#   highest values, minus the minimum. The two ends of the line are no minima. A minimum
-#   is lower than both neighbours; equal neighbours are not tried.
+# - `total_variation(values)`: return the sum of the absolute differences of neighbors, divided by the
+#   range of the values (largest minus smallest), as a number. It is 1 for a slope, at most 2 for one valley,
+#   and grows with every zigzag. Return 0 for a constant line.
+# - `local_minima(values, floor)`: return, as an integer, how many local minima are deeper than `floor`. A
+#   local minimum is lower than both of its neighbors; so the two ends of the line are none, and neither
+#   is a flat valley. Its depth: walk to the left until the line ends or falls below the
+#   minimum, and note the highest value on the way; do the same to the right; the depth is the *lower* of
+#   the two highest values, minus the minimum. "Deeper" means more than `floor`, not equal to it.
 #
 # <details><summary>Hint</summary>
 #
-# `scipy.signal.find_peaks` with `prominence` measures this depth, for maxima; it is imported, and
-# takes NumPy arrays (`values.numpy()`). What turns minima into maxima?
+# `scipy.signal.find_peaks` finds maxima, and `peak_prominences` measures their depth as above; both are
+# imported and take NumPy arrays (`values.numpy()`). What turns minima into maxima? With
+# `plateau_size=(None, 1)`, `find_peaks` ignores flat ones.
 #
 # </details>
 #
@@ -222,13 +255,25 @@ def total_variation(values):
 def local_minima(values, floor):
     """How many minima inside the line (n,) are deeper than floor."""
     ### BEGIN SOLUTION
-    return len(find_peaks(-values.numpy(), prominence=max(floor, 1e-12))[0])
+    hills = -values.numpy()
+    tops, _ = find_peaks(hills, plateau_size=(None, 1))
+    return int((peak_prominences(hills, tops)[0] > floor).sum())
     ### END SOLUTION
 
 
 # %% nbgrader={"grade": true, "grade_id": "A2-2-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+def same_integer(found, what):
+    """Fail unless it is an integer of Python, NumPy or torch; returns it as Python's."""
+    whole = type(found).__name__.startswith(("int", "uint")) and not isinstance(found, bool)
+    if type(found) is torch.Tensor and found.ndim == 0 and not found.is_floating_point():
+        found, whole = found.item(), True
+    assert whole, f"{what}: expected an integer, not {type(found).__name__}"
+    return int(found)
+
+
 own_work(total_variation, "landscape")
 own_work(local_minima, "landscape")
+
 slope, valley = torch.linspace(0, 3, 7), torch.linspace(-3, 3, 7).abs()
 zigzag = torch.tensor([2.0, 0.0, 2.0, 0.0, 2.0, 0.0, 2.0])
 uneven = torch.tensor([5.0, 1.0, 1.5, 0.0, 3.0, 2.9, 4.0])
@@ -246,12 +291,15 @@ for name, values, floor, minima in (
     ("a hill, whose ends are lowest", -valley, 0.0, 0),
     ("a zigzag", zigzag, 0.0, 3),
     ("a zigzag of depth 2 with floor 2.5", zigzag, 2.5, 0),
+    ("a zigzag of depth 2 with floor 2: not more than the floor", zigzag, 2.0, 0),
+    ("a flat valley, 2, 1, 1, 2", torch.tensor([2.0, 1.0, 1.0, 2.0]), 0.0, 0),
+    ("a constant", torch.ones(5), 0.0, 0),
     ("the line 5, 1, 1.5, 0, 3, 2.9, 4", uneven, 0.0, 3),
     ("the line 5, 1, 1.5, 0, 3, 2.9, 4 with floor 0.2", uneven, 0.2, 2),
     ("the line 5, 1, 1.5, 0, 3, 2.9, 4 with floor 0.6", uneven, 0.6, 1),
     ("the line 5, 1, 1.5, 0, 3, 2.9, 4 with floor 4.5", uneven, 4.5, 0),
 ):
-    found = local_minima(values, floor)
+    found = same_integer(local_minima(values, floor), f"minima of {name}")
     assert found == minima, f"minima of {name}: {found} instead of {minima}"
 print("Exercise 2: the public checks pass.")
 
@@ -270,7 +318,7 @@ axes.legend()
 figure
 
 
-# %% nbgrader={"grade": true, "grade_id": "A2-2-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A2-2-hidden", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded.
 ### BEGIN HIDDEN TESTS
 def depth_by_hand(values, i):
@@ -290,22 +338,31 @@ def depth_by_hand(values, i):
 
 def check_jagged(cases=200, seed=22):
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(cases):
+    for case in range(cases):
         n = int(torch.randint(3, 30, (), generator=generator))
         values = torch.randn(n, generator=generator, dtype=torch.float64)
         if torch.rand((), generator=generator) < 0.5:
             values = values.cumsum(0)
+        coarse = case % 4 == 0
+        if coarse:  # many equal values, and depths equal to the floor
+            values = values.round()
         plain = values.tolist()
         span = max(plain) - min(plain)
-        variation = sum(abs(b - a) for a, b in pairwise(plain)) / span
+        variation = sum(abs(b - a) for a, b in pairwise(plain)) / span if span else 0.0
         said = f"the line {[round(v, 3) for v in plain]}"
-        same(total_variation(values.clone()), variation, f"total variation of {said}")
+        with trying(said):
+            total = total_variation(values.clone())
+        same(total, variation, f"total variation of {said}")
         depths = [depth_by_hand(plain, i) for i in range(n)]
         floor = float(torch.rand((), generator=generator)) * span / 2
-        if min(abs(depth - floor) for depth in depths) < 1e-6:
+        if coarse:
+            floor = float(round(floor))
+        elif min(abs(depth - floor) for depth in depths) < 1e-6:
             continue
         expected = sum(depth > floor for depth in depths)
-        found = local_minima(values.clone(), floor)
+        with trying(f"floor {floor:.3f}, {said}"):
+            found = local_minima(values.clone(), floor)
+        found = same_integer(found, f"minima of {said}")
         assert found == expected, f"minima, floor {floor:.3f}: {found}, not {expected}, in {said}"
 
 
@@ -316,12 +373,12 @@ same(total_variation(torch.full((4,), 7.0)), 0.0, "total variation of a constant
 # %% [markdown]
 # ## Exercise 3: the noise floor
 #
-# **Difficulty:** easy · **Minutes:** 15 · **Points:** 3 (public checks 1, hidden tests 2)
+# **Difficulty:** easy · **Minutes:** 30 · **Points:** 2 (public checks 1, hidden tests 1)
 #
 # The same loss can be computed in several ways that differ in the order of their sums, and in a
-# quantized network one flipped rounding flips others. `kernels` are functions that all compute the
-# same objective: from points `(p, d)` to values `(p,)`. The noise floor is the largest
-# disagreement at any one point: at each point the largest minus the smallest value over *all*
+# quantized network one flipped rounding flips others. `kernels` is a list of functions that all compute the
+# same objective: from points `(p, d)` to values `(p,)`. Return the noise floor, a number: the largest
+# disagreement at any one point. At each point take the largest minus the smallest value over *all*
 # kernels, and of these differences the largest.
 #
 # <details><summary>Hint</summary>
@@ -334,7 +391,7 @@ same(total_variation(torch.full((4,), 7.0)), 0.0, "total variation of a constant
 # **Expected** (the embedded ViT at five points, its products computed with integers, and with
 # integers simulated in float):
 #
-# ![Fitness at five points near the start, computed in two ways: the points differ by up to 0.0035, the two ways at one point by up to 0.0004.](figures/A2-3.png)
+# ![Fitness at five points near the start, computed in two ways: the points differ by up to 0.0037, the two ways at one point by up to 0.0002.](figures/A2-3.png)
 
 
 # %% nbgrader={"grade": false, "grade_id": "A2-3", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -395,23 +452,26 @@ axes.legend()
 figure
 
 
-# %% nbgrader={"grade": true, "grade_id": "A2-3-hidden", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A2-3-hidden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded.
 ### BEGIN HIDDEN TESTS
+def rippled(a):
+    """A kernel: a bowl with ripples of its own, at each point alone or at many together."""
+    return lambda x: x.square().sum(1) + torch.sin((x * a).sum(1))
+
+
 def check_floor(cases=100, seed=23):
     generator = torch.Generator().manual_seed(seed)
     for _ in range(cases):
         k, p, d = (1 + torch.randint(6, (3,), generator=generator)).tolist()
-        points = 10 * torch.randn(p, d, generator=generator)
-        noise = 0.01 * torch.randn(k, p, generator=generator)
-        kernels = [lambda x, row=row: x.square().sum(1) + row for row in noise]
-        expected = max(
-            max(float(kernel(points)[i]) for kernel in kernels)
-            - min(float(kernel(points)[i]) for kernel in kernels)
-            for i in range(p)
-        )
-        found = disagreement(kernels, points.clone())
-        same(found, expected, f"{k} kernels at {p} points of {d} scales", 1e-4)
+        points = 3 * torch.randn(p, d, generator=generator)
+        kernels = [rippled(a) for a in torch.randn(k, d, generator=generator)]
+        rows = [[float(kernel(point[None])[0]) for kernel in kernels] for point in points]
+        expected = max(max(row) - min(row) for row in rows)
+        said = f"{k} kernels at {p} points of {d} scales"
+        with trying(said):
+            found = disagreement(kernels, points.clone())
+        same(found, expected, said, 1e-4)
 
 
 check_floor()
@@ -420,17 +480,17 @@ check_floor()
 # %% [markdown]
 # ## Exercise 4: a gradient through rounding
 #
-# **Difficulty:** hard · **Minutes:** 25 · **Points:** 4 (public checks 1, hidden tests 3)
+# **Difficulty:** hard · **Minutes:** 50 · **Points:** 4 (public checks 1, hidden tests 3)
 #
-# `torch.round` has the derivative 0. The straight-through estimator keeps the value and pretends
-# that the derivative is 1. Write
+# `torch.round` has derivative 0. The straight-through estimator keeps the value and pretends that the
+# derivative is 1. Write two functions:
 #
-# - `round_straight(x)`: *exactly* the value of `torch.round(x)` (last digit too: the clamp notices),
-#   with the gradient of `x`;
-# - `scale_gradient(x, scale, smallest, largest)`: the derivative of the *mean* of $(x' - x)^2$ with
-#   respect to the scale (a tensor of shape ()), a tensor of shape (), by autograd, where
+# - `round_straight(x)`: return a tensor with *exactly* the value of `torch.round(x)` (to the last digit: the
+#   clamp notices) and the gradient of `x`.
+# - `scale_gradient(x, scale, smallest, largest)`: return a tensor of shape `()`, the derivative, by
+#   autograd, of the *mean* of $(x' - x)^2$ with respect to `scale` (a tensor of shape `()`), where
 #   $x' = s\, \mathrm{clamp}(\mathrm{round}(x / s), q_{lo}, q_{hi})$ with your rounding. Round
-#   first, then clamp.
+#   first, then clamp, with `torch.clamp`, which lets the gradient pass at the ends of the range as well.
 #
 # <details><summary>Hint</summary>
 #
@@ -478,6 +538,7 @@ one = torch.tensor(1.0)
 for values, expected, what in (
     ([0.75], 2 * 0.25 * 0.25, "one value inside: x = 0.75"),
     ([0.25], 2 * -0.25 * -0.25, "one value inside: x = 0.25"),
+    ([3.25], 2 * -0.25 * -0.25, "one value that rounds to the largest integer: x = 3.25"),
     ([5.0], 2 * -2.0 * 3.0, "one value above the range: x = 5"),
     ([-9.0], 2 * 5.0 * -4.0, "one value below the range: x = -9"),
     ([0.75, 5.0, 1.0, 2.0], (0.125 - 12.0) / 4, "the mean over 0.75, 5, 1, 2"),
@@ -539,8 +600,10 @@ def check_gradient(cases=150, seed=24):
         q = q.clamp(integers.lo, integers.hi)
         slope = torch.where(outside, q, q - x / scale)
         expected = (2 * (scale * q - x) * slope).mean()
-        found = scale_gradient(x.clone(), scale.clone(), integers.lo, integers.hi)
-        same(found, expected, f"{len(x)} values, scale {scale:.4f}, {integers}")
+        said = f"x = {[round(v, 3) for v in x[:8].tolist()]} ({len(x)} values), scale {scale:.4f}, {integers}"
+        with trying(said):
+            found = scale_gradient(x.clone(), scale.clone(), integers.lo, integers.hi)
+        same(found, expected, said)
 
 
 check_gradient()
@@ -553,18 +616,19 @@ same(slope, 2 * torch.round(x.detach()), "gradient of the squares of round_strai
 # %% [markdown]
 # ## Exercise 5: does the gradient point downhill?
 #
-# **Difficulty:** medium · **Minutes:** 15 · **Points:** 4 (public checks 1, hidden tests 3)
+# **Difficulty:** medium · **Minutes:** 30 · **Points:** 3 (public checks 1, hidden tests 2)
 #
 # A gradient through a pretended derivative may point anywhere. Take it at its word: go against it,
 # and look. From `center`, go to $|c - r\, \|c\|\, g / \|g\||$ for each radius $r$: a step
-# of $r = 0.01$ is as long as one per cent of the center. Report for each radius
+# of $r = 0.01$ is as long as one percent of the center. Return a tensor or a list with one number for each
+# radius:
 #
 # - `1` if the objective is lower than at the center by more than `floor`,
 # - `-1` if it is higher than at the center by more than `floor`,
-# - `0` otherwise: no difference that means anything.
+# - `0` otherwise, also for a difference of exactly `floor`: no difference that means anything.
 #
-# `objective` takes points `(p, d)` and returns values `(p,)`. Return a tensor or a list of as many
-# numbers as there are radii. Compare with the center, not with the point before.
+# `objective` takes points `(p, d)` and returns values `(p,)`. Compare with the center, not with the
+# point before.
 #
 # <details><summary>Hint</summary>
 #
@@ -574,9 +638,9 @@ same(slope, 2 * torch.round(x.detach()), "gradient of the squares of round_strai
 # </details>
 #
 # **Expected** (the loss of the embedded ViT over the scales of block 5, along its gradient and
-# along a random direction; grey: the noise floor of exercise 3, 0.0004):
+# along a random direction; gray: a noise floor of 0.0004):
 #
-# ![The loss at radii from 0.001 to 0.1 against the gradient: higher, higher, higher, same, lower, lower, same; against the random direction: same, lower, same, same, higher, same, higher.](figures/A2-5.png)
+# ![The loss at radii from 0.001 to 0.1 against the gradient: higher, higher, higher, same, lower, lower, lower; against the random direction: same, lower, same, same, higher, same, higher.](figures/A2-5.png)
 
 
 # %% nbgrader={"grade": false, "grade_id": "A2-5", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -608,6 +672,10 @@ found = downhill(
     steep, torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.0]), torch.tensor([2.5]), 0.0
 )
 same(found, [-1], "a step beyond zero is mirrored to positive scales")
+slope = lambda points: points[:, 0]  # noqa: E731
+for g, what in (([2.0, 0.0], "lower"), ([-2.0, 0.0], "higher")):
+    found = downhill(slope, torch.tensor([4.0, 3.0]), torch.tensor(g), torch.tensor([0.5]), 2.5)
+    same(found, [0], f"{what} by exactly the floor")
 print("Exercise 5: the public checks pass.")
 
 # %% nbgrader={"grade": false, "grade_id": "A2-5-picture", "locked": true, "schema_version": 3, "solution": false, "task": false}
@@ -634,7 +702,7 @@ figure.set_label(f"The loss at radii from 0.001 to 0.1 {'; '.join(said)}.")
 figure
 
 
-# %% nbgrader={"grade": true, "grade_id": "A2-5-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A2-5-hidden", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded.
 ### BEGIN HIDDEN TESTS
 def check_downhill(cases=80, seed=25):
@@ -655,30 +723,74 @@ def check_downhill(cases=80, seed=25):
         if min(abs(abs(change) - floor) for change in changes) < 1e-4:
             continue
         expected = [0 if abs(c) <= floor else 1 if c < 0 else -1 for c in changes]
-        found = downhill(objective, center.clone(), gradient.clone(), radii.clone(), floor)
-        same(found, expected, f"{n} radii in {d} dimensions, floor {floor:.3f}")
+        said = f"radii {[round(r, 3) for r in radii.tolist()]} in {d} dimensions, floor {floor:.3f}"
+        with trying(said):
+            found = downhill(objective, center.clone(), gradient.clone(), radii.clone(), floor)
+        same(found, expected, said)
 
 
 check_downhill()
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Question
+# ## Question 1
 #
-# **Minutes:** 10 · **Points:** 2, marked by hand
+# **Minutes:** 20 · **Points:** 2, marked by hand
 #
-# In two or three sentences each:
-#
-# 1. (1 point) Somebody shows a line through the loss of a quantized network with 40 local minima
-#    and concludes that the landscape is rugged. Which measurement do you ask for before you
-#    believe it, and how could a landscape that is not rugged show 40 minima?
-# 2. (1 point) The landscape is drawn once with calibration images and once with test images. For
-#    which purpose may each be used, and what must not be chosen with the second?
+# Two or three sentences. Somebody shows a line through the loss of a quantized network with 40 local minima
+# and concludes that the landscape is rugged. Which measurement do you ask for before you believe it, and how
+# could a landscape that is not rugged show 40 minima?
 
 # %% [markdown] nbgrader={"grade": true, "grade_id": "A2-6", "locked": false, "points": 2, "schema_version": 3, "solution": true, "task": false}
-# 1. Half a point: the noise floor, the same loss computed in several ways (kernels, chunks, threads)
-#    at the same points. Half a point: without it, the minima may be flipped roundings that follow
-#    the order of sums, or may be smaller than what another computation changes.
-# 2. Half a point: the calibration landscape is what a search sees, so it is used to understand and
-#    to improve searches. Half a point: the test landscape only describes the result; no setting,
-#    step, seed, layer or snapshot may be chosen with it.
+# - 1 point: asks for the noise floor: the same loss computed in several ways (kernels, chunks, threads) at
+#   the same points.
+# - 1 point: without it, the minima may be flipped roundings that follow the order of sums, or may be smaller
+#   than what another computation changes.
+#
+# Accept: "Evaluate the same points with another kernel; if they differ as much as the bumps are deep, the
+# bumps are noise." (2)
+#
+# Reject: "Repeat it with another seed." (0: the same computation gives the same bumps)
+#
+# Reject: "Zoom in further." (0; 1 if the depth of the minima is then compared with a floor)
+
+# %% [markdown]
+# ## Question 2
+#
+# **Minutes:** 20 · **Points:** 2, marked by hand
+#
+# Two or three sentences. The landscape is drawn once with calibration images and once with test images. For
+# which purpose may each be used, and what must not be chosen with the second?
+
+# %% [markdown] nbgrader={"grade": true, "grade_id": "A2-7", "locked": false, "points": 2, "schema_version": 3, "solution": true, "task": false}
+# - 1 point: the calibration landscape is what a search sees, so it is used to understand and to improve
+#   searches.
+# - 1 point: the test landscape only describes the result; no setting, step, seed, layer or snapshot may be
+#   chosen with it.
+#
+# Accept: "Calibration for tuning, test only to report at the end." (2)
+#
+# Reject: "The test landscape shows the true minimum, so we take the scales from there." (0)
+#
+# Reject: "Test images may be used if they are not too many." (0)
+
+# %% [markdown]
+# ## Question 3
+#
+# **Minutes:** 20 · **Points:** 2, marked by hand
+#
+# Two or three sentences. In the picture of exercise 5 a step of 0.002 against the gradient makes the loss
+# *higher*, and steps of 0.02 and 0.05 make it lower. What does the straight-through estimator ignore, and why can it
+# still be useful for longer steps?
+
+# %% [markdown] nbgrader={"grade": true, "grade_id": "A2-8", "locked": false, "points": 2, "schema_version": 3, "solution": true, "task": false}
+# - 1 point: it ignores the jumps: between two flips of a rounding the true loss does not change with the
+#   rounding, and at a flip it jumps; so for short steps the pretended slope says little.
+# - 1 point: over longer steps many roundings flip, and their sum follows a smooth trend, which the estimator
+#   approximates.
+#
+# Accept: "Locally it is a staircase; the gradient is that of the ramp through the stairs." (2)
+#
+# Reject: "The learning rate was too small." (0: why would a small step go uphill?)
+#
+# Reject: "The gradient is noisy." (0: it is deterministic; 1 if flipped roundings are named)

@@ -5,20 +5,33 @@
 # batches, its limit for high temperatures, and an honest choice of the temperature. These are the
 # pieces of `evolq_lite/fitness.py` and what lesson 4 asks of them, written by you.
 #
-# **You need** lesson 4 and PyTorch. **Time:** about 100 minutes. **Points:** 20.
+# **You need** lesson 4 and PyTorch. **Time:** 2 to 4 hours. **Points:** 20.
 # **Works offline:** yes.
 #
-# Each exercise has one cell to fill in: `# YOUR CODE HERE` marks each place; write there, and delete
-# the line `raise NotImplementedError()` below it. The cell after it holds public checks that say
-# what is wrong; run it as often as you like. One or two more cells are empty here and hold hidden
-# tests when the assignment is graded: they try many random cases of
-# what the text asks for, and nothing else. Cells of tests are put back before grading, so changing
-# them changes nothing. The functions of `evolq_lite` that an exercise re-creates are not allowed in
-# your answer.
+# Each exercise has one cell to fill in: `# YOUR CODE HERE` marks each place. Write your code there and
+# delete the line `raise NotImplementedError()` below it. The next cell holds public checks that say
+# what is wrong; run it as often as you like. The cells after it are empty here and hold hidden tests
+# when the assignment is graded: they try many random cases of what the text asks for, and nothing
+# else. Test cells are restored before grading, so changing them changes nothing. The functions of
+# `evolq_lite` that an exercise re-creates are not allowed in your answer.
+
+# %% [markdown]
+# ## About you and your work
+#
+# **Name:**
+#
+# **ID:**
+#
+# **Help received** (people, books, sites, assistants that write code or text; for which exercise; or "none"):
+#
+# *Release {release}.* Assistants are allowed in this course if you name them here and say for what. You
+# answer for every line that you hand in: your instructor may ask you to explain any of them, and
+# what you cannot explain does not count. Write the answers to the questions in your own words.
 
 # %% nbgrader={"grade": false, "grade_id": "A3-setup", "locked": true, "schema_version": 3, "solution": false, "task": false}
 import math
 import types
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -31,11 +44,13 @@ from evolq_lite.figures import PETROFF, new_figure
 def same(yours, expected, what, tolerance=1e-5):
     """Fail with a sentence unless two numbers or tensors agree."""
     assert yours is not None, f"{what}: None came back; is a return missing?"
+    kind = type(yours).__name__
     try:
-        yours = torch.as_tensor(yours).detach().double()
-    except (TypeError, ValueError, RuntimeError):
-        kind = type(yours).__name__
-        raise AssertionError(f"{what}: a number or a tensor is expected, not a {kind}") from None
+        yours = torch.as_tensor(yours)
+        assert type(yours) in (torch.Tensor, torch.nn.Parameter)
+        yours = yours.detach().double()
+    except (TypeError, ValueError, RuntimeError, AssertionError):
+        raise AssertionError(f"{what}: expected a number or a tensor, not {kind}") from None
     expected = torch.as_tensor(expected).double()
     shapes = f"shape {tuple(yours.shape)} instead of {tuple(expected.shape)}"
     assert yours.shape == expected.shape, f"{what}: {shapes}"
@@ -78,10 +93,21 @@ def quantized_vit(images=100, bits=3):
     return chain, demo
 
 
+@contextmanager
+def trying(what):
+    """Say which input it was if an answer raises an exception of its own."""
+    try:
+        yield
+    except (AssertionError, NotImplementedError):
+        raise
+    except Exception as error:
+        raise AssertionError(f"{what}: your code raised {type(error).__name__}") from error
+
+
 # %% [markdown]
 # ## Exercise 1: the loss
 #
-# **Difficulty:** medium · **Minutes:** 25 · **Points:** 5 (public checks 1, hidden tests 2 and 2)
+# **Difficulty:** medium · **Minutes:** 50 · **Points:** 4 (public checks 1, hidden tests 1 and 2)
 #
 # `outputs` are the logits of the quantized network, `targets` those of the float network, for the
 # same images: row $i$ of both belongs to image $i$. With $q_i$ and $k_j$ the rows, each divided
@@ -90,9 +116,9 @@ def quantized_vit(images=100, bits=3):
 # $$s_{ij} = q_i \cdot k_j, \qquad
 # L = -\frac{2T}{N} \sum_{i=1}^{N} \log \frac{\exp(s_{ii} / T)}{\sum_{j=1}^{N} \exp(s_{ij} / T)}$$
 #
-# $N$: images in the batch; $T$: the temperature. Return $L$ as a tensor of shape `()`, so that a
-# gradient can flow through it. It must be right for small temperatures too: at $T = 0.005$,
-# $\exp(1/T)$ is far beyond float32.
+# $N$ is the number of images in the batch, $T$ the temperature. Return $L$ as a tensor of shape `()` through
+# which a gradient can flow. It must be right for small temperatures too: at $T = 0.005$, $\exp(1/T)$ is far
+# beyond float32, and $\exp(-1/T)$ is 0.
 #
 # <details><summary>Hint</summary>
 #
@@ -135,6 +161,11 @@ same(
     expected,
     "outputs (3, 4) and (0, 1) for targets (3, 0) and (0, 0.5)",
 )
+same(
+    contrast(two.flip(0), two, 0.005),
+    2.0,
+    "two images, each with the other's prediction, temperature 0.005",
+)
 same(contrast(torch.ones(7, 3), torch.ones(7, 3), 0.5), math.log(7), "7 equal images: 2 T log 7")
 print("Exercise 1: the public checks pass.")
 
@@ -159,7 +190,7 @@ axes.set_title(f"loss {loss:.2f}")
 figure
 
 
-# %% nbgrader={"grade": true, "grade_id": "A3-1-hidden", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A3-1-hidden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded.
 ### BEGIN HIDDEN TESTS
 def check_contrast(cases=80, seed=31):
@@ -177,7 +208,9 @@ def check_contrast(cases=80, seed=31):
             total -= row[i] / temperature
             total += math.log(sum(math.exp(s / temperature) for s in row))
         said = f"{n} images, {classes} classes, temperature {temperature:.3f}"
-        same(contrast(outputs, targets, temperature), 2 * temperature * total / n, said, 1e-4)
+        with trying(said):
+            found = contrast(outputs.clone(), targets.clone(), temperature)
+        same(found, 2 * temperature * total / n, said, 1e-4)
 
 
 check_contrast()
@@ -195,11 +228,12 @@ def check_limits(cases=40, seed=32):
         q = F.normalize(outputs.double(), dim=1)
         similarity = q @ F.normalize(targets.double(), dim=1).T / temperature
         expected = -2 * temperature * similarity.log_softmax(1).diagonal().mean()
-        said = f"temperature {temperature:.4f}"
-        same(contrast(outputs, targets, temperature), expected, said, 1e-4)
+        said = f"6 images, 5 classes, temperature {temperature:.4f}"
         outputs.requires_grad_()
-        found = contrast(outputs, targets, temperature)
-        assert found.requires_grad, "no gradient flows through the loss"
+        with trying(said):
+            found = contrast(outputs, targets.clone(), temperature)
+        same(found, expected, said, 1e-4)
+        assert found.requires_grad, f"{said}: no gradient flows through the loss"
         (mine,) = torch.autograd.grad(found, outputs)
         (reference,) = torch.autograd.grad(eq.info_nce(outputs, targets, temperature), outputs)
         same(mine, reference, f"gradient at {said}", 1e-3)
@@ -211,12 +245,13 @@ check_limits()
 # %% [markdown]
 # ## Exercise 2: how many negatives count?
 #
-# **Difficulty:** medium · **Minutes:** 20 · **Points:** 4 (public checks 1, hidden tests 3)
+# **Difficulty:** medium · **Minutes:** 40 · **Points:** 3 (public checks 1, hidden tests 2)
 #
-# Image $i$ is pushed away from the predictions of the other images, each with a weight: the
+# Image $i$ is pushed away from the predictions of the other images, each with a weight $p_{ij}$: the
 # softmax of $s_{ij} / T$ over $j \ne i$. If the weights are equal, all $N - 1$ negatives count; if
-# one weight is 1, only that one does. The *effective number* of negatives is
-# $\exp\big(-\sum_{j \ne i} p_{ij} \ln p_{ij}\big)$. Return its mean over the images, a number.
+# one weight is 1, only that one does. The *effective number* of negatives of an image is
+# $\exp\big(-\sum_{j \ne i} p_{ij} \ln p_{ij}\big)$. Return a number, its mean over the images. `outputs` and
+# `targets` must not change.
 #
 # <details><summary>Hint</summary>
 #
@@ -280,7 +315,7 @@ axes.set(xscale="log", xlabel="temperature", ylabel="effective negatives", ylim=
 figure
 
 
-# %% nbgrader={"grade": true, "grade_id": "A3-2-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A3-2-hidden", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded.
 ### BEGIN HIDDEN TESTS
 def check_negatives(cases=80, seed=33):
@@ -298,11 +333,12 @@ def check_negatives(cases=80, seed=33):
             p = (row.double() / temperature).softmax(0)
             numbers.append(float(torch.special.entr(p).sum().exp()))
         expected = sum(numbers) / n
-        found = effective_negatives(outputs, targets, temperature)
         said = f"{n} images, {classes} classes, temperature {temperature:.3f}"
+        with trying(said):
+            found = effective_negatives(outputs, targets, temperature)
         same(found, expected, said, 1e-3)
-        same(outputs, kept[0], "the outputs, which must stay as they were")
-        same(targets, kept[1], "the targets, which must stay as they were")
+        same(outputs, kept[0], "the outputs, which must not change")
+        same(targets, kept[1], "the targets, which must not change")
 
 
 check_negatives()
@@ -311,14 +347,14 @@ check_negatives()
 # %% [markdown]
 # ## Exercise 3: batches
 #
-# **Difficulty:** easy · **Minutes:** 15 · **Points:** 3 (public checks 1, hidden tests 2)
+# **Difficulty:** easy · **Minutes:** 30 · **Points:** 2 (public checks 1, hidden tests 1)
 #
 # The negatives of an image are the other images of its batch, so the batches belong to the loss.
-# Cut `outputs` and `targets` alike, in the given order, into batches of `batch` images; the last
-# one may be smaller. A last batch of a single image would have no negatives: it joins the batch
-# before it. Return the mean of `loss(outputs, targets)` over the *batches* (not weighted by their
-# sizes; that is how `BlockObjective` does it). At least two images are given, and `batch` is at least
-# 2; `loss` returns a tensor of shape ().
+# Split `outputs` and `targets` alike, in the given order, into batches of `batch` images; the last one may
+# be smaller. A last batch of a single image would have no negatives, so it joins the batch before it.
+# Return a number: the mean of `loss(outputs, targets)` over the *batches* (not weighted by their sizes; this
+# is how `BlockObjective` does it). There are at least two images, and `batch` is at least 2; `loss` returns
+# a tensor of shape `()`.
 #
 # <details><summary>Hint</summary>
 #
@@ -397,7 +433,7 @@ axes.legend()
 figure
 
 
-# %% nbgrader={"grade": true, "grade_id": "A3-3-hidden", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A3-3-hidden", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded.
 ### BEGIN HIDDEN TESTS
 def check_batches(cases=120, seed=34):
@@ -410,7 +446,9 @@ def check_batches(cases=120, seed=34):
         pairs = list(zip(batches(outputs, batch), batches(targets, batch)))
         expected = sum(float(eq.info_nce(q, k, 0.3)) for q, k in pairs) / len(pairs)
         loss = partial(eq.info_nce, temperature=0.3)
-        same(in_batches(loss, outputs, targets, batch), expected, f"{n} images, batch {batch}")
+        with trying(f"{n} images, batch {batch}"):
+            found = in_batches(loss, outputs.clone(), targets.clone(), batch)
+        same(found, expected, f"{n} images, batch {batch}")
 
 
 check_batches()
@@ -419,15 +457,14 @@ check_batches()
 # %% [markdown]
 # ## Exercise 4: what is left at a high temperature
 #
-# **Difficulty:** hard · **Minutes:** 20 · **Points:** 4 (public checks 1, hidden tests 3)
+# **Difficulty:** hard · **Minutes:** 40 · **Points:** 3 (public checks 1, hidden tests 2)
 #
-# For large $T$, all $s_{ij} / T$ are small, and
+# Return a number: what is left of the loss of exercise 1 when $T$ is large. Then all $s_{ij} / T$ are small, and
 # $\log \frac{1}{N} \sum_j \exp(s_{ij} / T) \approx \frac{1}{N} \sum_j s_{ij} / T$. Put that into
-# the loss of exercise 1, keep what does not vanish for $T \to \infty$, and write the result as a
-# function: a constant that depends on $T$ and $N$ only, plus a loss *without* temperature, in which
-# each image's own similarity is compared with the mean similarity over all $N$ images (its own
-# included). This is a cosine loss with centred targets; plain cosine, $1 - \frac{1}{N} \sum_i s_{ii}$,
-# lacks the mean.
+# the loss and keep what does not vanish for $T \to \infty$: a constant that depends on $T$ and $N$ only, plus
+# a loss *without* temperature, in which each image's own similarity is compared with the mean similarity
+# over all $N$ images (its own included). This is a cosine loss with centered targets; plain cosine,
+# $1 - \frac{1}{N} \sum_i s_{ii}$, lacks the mean.
 #
 # <details><summary>Hint</summary>
 #
@@ -439,7 +476,7 @@ check_batches()
 #
 # **Expected** (how alike infoNCE, its limit and plain cosine rank 20 candidates of block 5):
 #
-# ![Rank correlation of infoNCE, 20 candidates, with the limit: 0.50 at 0.07, 0.99 at 3; plain cosine: 0.37 at 0.07, 0.81 at 3.](figures/A3-4.png)
+# ![Rank correlation of infoNCE, 20 candidates, with the limit: 0.66 at 0.07, 1.00 at 3; plain cosine: 0.53 at 0.07, 0.88 at 3.](figures/A3-4.png)
 
 
 # %% nbgrader={"grade": false, "grade_id": "A3-4", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -498,7 +535,7 @@ axes.legend()
 figure
 
 
-# %% nbgrader={"grade": true, "grade_id": "A3-4-hidden", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade": true, "grade_id": "A3-4-hidden", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 # Hidden tests run here when the assignment is graded.
 ### BEGIN HIDDEN TESTS
 def check_high(cases=80, seed=35):
@@ -512,7 +549,9 @@ def check_high(cases=80, seed=35):
         own = sum(float(s[i, i] - s[i].mean()) for i in range(n)) / n
         expected = 2 * temperature * math.log(n) - 2 * own
         said = f"{n} images, {classes} classes, temperature {temperature:.2f}"
-        same(high_temperature(outputs, targets, temperature), expected, said, 1e-4)
+        with trying(said):
+            found = high_temperature(outputs.clone(), targets.clone(), temperature)
+        same(found, expected, said, 1e-4)
 
 
 check_high()
@@ -521,15 +560,15 @@ check_high()
 # %% [markdown]
 # ## Exercise 5: an honest choice
 #
-# **Difficulty:** easy · **Minutes:** 10 · **Points:** 2 (public checks 1, hidden tests 1)
+# **Difficulty:** easy · **Minutes:** 20 · **Points:** 2 (public checks 1, hidden tests 1)
 #
 # Which temperature leads the search best? The loss itself cannot say: its value depends on $T$. So
 # for each temperature a search gives a vector of scales, and another measure, on images that the
-# search has not seen, judges it. Return `(temperature, error)`: the temperature whose vector has
-# the least `held_out` value (the first among equals), and the `test_error` of that vector.
+# search has not seen, judges it. Return a tuple `(temperature, error)`: the temperature whose vector has
+# the lowest `held_out` value (the first among equals), and the `test_error` of that vector.
 #
-# - `search(temperature)` returns a vector. It is slow: call it once for each temperature, in the
-#   given order.
+# - `search(temperature)` returns a vector. It is slow: call it once for each temperature, in the order
+#   in which they are given (they need not be sorted).
 # - `held_out(vector)` returns a number, lower is better.
 # - `test_error(vector)` returns a number. Test data must not take part in a choice: call it once,
 #   when all is chosen.
@@ -544,7 +583,7 @@ check_high()
 # for test data. The differences are about one standard error, and without a search the divergence
 # is lower still: the procedure is honest, this one run settles nothing):
 #
-# ![Held-out divergence by temperature: 0.1720 for 0.07, 0.1759 for 0.2, 0.1750 for 1, 0.1750 for 3. Without a search: 0.1712. Chosen: 0.07, with 0.1971 on unseen images.](figures/A3-5.png)
+# ![Held-out divergence by temperature: 0.1712 for 0.07, 0.1734 for 0.2, 0.1681 for 1, 0.1717 for 3. Without a search: 0.1703. Chosen: 1, with 0.1956 on unseen images.](figures/A3-5.png)
 
 
 # %% nbgrader={"grade": false, "grade_id": "A3-5", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -579,20 +618,21 @@ def watched(temperatures, held_out_values, test_values):
         return test_values[tested[-1]]
 
     answer = choose_temperature(temperatures, search, held_out, test_error)
-    assert isinstance(answer, tuple) and len(answer) == 2, "return (temperature, error)"
+    assert isinstance(answer, tuple) and len(answer) == 2, "return a tuple (temperature, error)"
     assert searched == list(temperatures), f"searched with {searched}; once each is enough"
     calls = f"test_error was called {len(tested)} times"
     assert len(tested) == 1, f"{calls}: test data is read once, after the choice"
     return answer
 
 
-for held_out_values, test_values, expected in (
-    ([0.5, 0.2, 0.4], [0.3, 0.9, 0.1], (0.2, 0.9)),
-    ([0.1, 0.2, 0.4], [0.3, 0.2, 0.1], (0.07, 0.3)),
-    ([0.4, 0.3, 0.3], [0.3, 0.2, 0.1], (0.2, 0.2)),
+for temperatures, held_out_values, test_values, expected in (
+    ([0.07, 0.2, 3.0], [0.5, 0.2, 0.4], [0.3, 0.9, 0.1], (0.2, 0.9)),
+    ([0.07, 0.2, 3.0], [0.1, 0.2, 0.4], [0.3, 0.2, 0.1], (0.07, 0.3)),
+    ([0.07, 0.2, 3.0], [0.4, 0.3, 0.3], [0.3, 0.2, 0.1], (0.2, 0.2)),
+    ([3.0, 0.07, 0.2], [0.3, 0.3, 0.5], [0.3, 0.2, 0.1], (3.0, 0.3)),
 ):
-    answer = watched([0.07, 0.2, 3.0], held_out_values, test_values)
-    said = f"temperatures 0.07, 0.2, 3 with held-out values {held_out_values}"
+    answer = watched(temperatures, held_out_values, test_values)
+    said = f"temperatures {temperatures} with held-out values {held_out_values}"
     same(answer[0], expected[0], f"{said}: the temperature")
     same(answer[1], expected[1], f"{said}: the test error of the chosen vector")
 print("Exercise 5: the public checks pass.")
@@ -657,36 +697,74 @@ def check_choice(cases=60, seed=36):
     generator = torch.Generator().manual_seed(seed)
     for _ in range(cases):
         n = int(torch.randint(1, 9, (), generator=generator))
-        temperatures = [0.1 * (i + 1) for i in range(n)]
+        temperatures = (0.1 * (1 + torch.randperm(n, generator=generator))).tolist()
         values = torch.randint(5, (2, n), generator=generator).tolist()
         best = min(range(n), key=lambda i: values[0][i])
-        answer = watched(temperatures, *values)
-        same(answer[0], temperatures[best], f"held-out values {values[0]}: the temperature")
-        same(answer[1], values[1][best], f"held-out values {values[0]}: the test error")
+        said = f"{n} temperatures, held-out values {values[0]}"
+        with trying(said):
+            answer = watched(temperatures, *values)
+        same(answer[0], temperatures[best], f"{said}: the temperature")
+        same(answer[1], values[1][best], f"{said}: the test error")
 
 
 check_choice()
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Question
+# ## Question 1
 #
-# **Minutes:** 10 · **Points:** 2, marked by hand
+# **Minutes:** 20 · **Points:** 2, marked by hand
 #
-# In two or three sentences each; use your pictures of exercises 2 and 4:
-#
-# 1. (1 point) The paper's code takes $T = 3$. How many of the 99 negatives count there, and which
-#    simpler loss would rank candidates nearly alike? What does plain cosine lack? Does this show that
-#    infoNCE is useless?
-# 2. (1 point) All images of a batch show the same character. What does that change for the
-#    negatives, and what does it mean for how batches should be drawn?
+# Two or three sentences; use your pictures of exercises 2 and 4. The paper's code takes $T = 3$. How many of the 99
+# negatives count there, and which simpler loss would rank candidates nearly alike? What does plain cosine lack?
 
 # %% [markdown] nbgrader={"grade": true, "grade_id": "A3-6", "locked": false, "points": 2, "schema_version": 3, "solution": true, "task": false}
-# 1. Half a point: nearly all 99 count, with nearly equal weights, so the loss is, up to a constant, a
-#    centred cosine loss (own similarity against the mean one); plain cosine lacks the mean similarity
-#    to all targets. Half a point: no; it says that at this
-#    temperature the contrast adds little, at about 0.07 to 0.2 it acts differently, and whether that
-#    helps must be measured on images that the search has not seen.
-# 2. Half a point: the negatives then have nearly the same target, so an output is pushed away from
-#    predictions that it should have. Half a point: batches should mix classes, drawn at random (and
-#    kept fixed, so that the fitness is deterministic).
+# - 1 point: nearly all 99 count, with nearly equal weights, so the loss is, up to a constant, a cosine loss with
+#   centered targets (own similarity against the mean one).
+# - 1 point: plain cosine lacks the mean similarity to all targets.
+#
+# Accept: "About 99. High temperature = own similarity minus average similarity; plain cosine has no average." (2)
+#
+# Reject: "All 99 count because of the softmax." (1 at most, if the simpler loss is right)
+#
+# Reject: "Plain cosine lacks the temperature." (0 for that part)
+
+# %% [markdown]
+# ## Question 2
+#
+# **Minutes:** 20 · **Points:** 2, marked by hand
+#
+# Two or three sentences. All images of a batch show the same character. What does that change for the negatives, and
+# what does it mean for how batches should be drawn?
+
+# %% [markdown] nbgrader={"grade": true, "grade_id": "A3-7", "locked": false, "points": 2, "schema_version": 3, "solution": true, "task": false}
+# - 1 point: the negatives then have nearly the same target, so an output is pushed away from predictions that
+#   it should have.
+# - 1 point: batches should mix classes, drawn at random (and kept fixed, so that the fitness is deterministic).
+#
+# Accept: "They are false negatives; shuffle the images over classes before you cut batches." (2)
+#
+# Reject: "The loss is lower because the images are similar." (0: it is higher, about 2 T log N)
+#
+# Reject: "Use larger batches." (0; 1 if because they then hold other classes)
+
+# %% [markdown]
+# ## Question 3
+#
+# **Minutes:** 20 · **Points:** 2, marked by hand
+#
+# Two or three sentences. In exercise 4 you saw that at $T = 3$ infoNCE ranks candidates almost as its limit does.
+# Does this show that infoNCE is useless? Which experiment would tell, and on which images?
+
+# %% [markdown] nbgrader={"grade": true, "grade_id": "A3-8", "locked": false, "points": 2, "schema_version": 3, "solution": true, "task": false}
+# - 1 point: no. At this temperature the contrast adds little; at about 0.07 to 0.2 the ranking differs, and
+#   different is not yet better or worse.
+# - 1 point: search with both losses at equal cost, several seeds, paired, and judge both by another measure
+#   (accuracy or divergence) on images that neither search has seen.
+#
+# Accept: "No; run the search with T = 0.07, T = 3 and centered cosine on the same seeds and compare held-out
+# accuracy with intervals." (2)
+#
+# Reject: "Yes, a simpler loss does the same." (0)
+#
+# Reject: "No, since the paper got good results with it." (0)
