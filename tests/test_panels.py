@@ -618,6 +618,19 @@ def test_a_stored_view_opens_without_computing(stored):
     assert widgets() == before
 
 
+def test_reset_shows_the_stored_view_again_and_stops_what_is_under_way(stored, monkeypatch):
+    monkeypatch.setattr(base, "view_path", lambda kind: stored.path)
+    monkeypatch.setattr(SlowToy, "shipped", True)
+    toy = SlowToy()
+    toy.hold = True
+    toy.controls["size"].value = 7
+    until(lambda: not toy.cancel_button.disabled)
+    toy.reset_button.click()
+    assert toy.words.endswith("(Stored result of these settings.)") and toy.values["size"] == 4
+    until(toy.worker.future.done)
+    assert toy.cancel_button.disabled and "evolq-stale" not in toy.view._dom_classes
+
+
 def test_a_stored_view_is_for_the_default_values_only(stored):
     assert Shipped(size=5).words == "size 5, plain"
     assert Shipped(size=4).words.startswith("size 4 · kept")

@@ -317,7 +317,9 @@ class Panel:
         finally:
             self.setting = False
         self.worker.forget()
-        if not self.show_stored():
+        if self.show_stored():
+            self.busy(False)
+        else:
             self.changed(None)
 
     def pin(self) -> None:

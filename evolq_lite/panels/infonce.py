@@ -136,6 +136,12 @@ class InfoNCEPanel(Panel):
             ),
         }
 
+    def changed(self, change: Any) -> None:
+        """A control has moved; another network takes a second the first time, so say so."""
+        if change is not None and change.owner is self.controls["bits"]:
+            self.say(f"{self.note}Computing …")
+        super().changed(change)
+
     def compute(self, tick: Tick, **values: Any) -> Any:
         """Outputs and targets (n, classes) ordered by class, and the shares at all temperatures."""
         return *ordered(values["bits"], values["batch"]), curves_of(values["bits"], values["batch"])
