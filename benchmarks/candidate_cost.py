@@ -34,8 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evolq_lite.networks import unfused
 from evolq_lite.integer import multiply, pack
+from evolq_lite.networks import unfused
 from evolq_lite.record import environment
 
 # Long, and the same for every block, or only for a share: one round after the warm-up is enough.
