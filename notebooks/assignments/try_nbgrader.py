@@ -78,7 +78,8 @@ def main() -> int:
             done = subprocess.run(
                 [sys.executable, "-m", "nbgrader", command, "T1", *extra],
                 cwd=course,
-                env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+                env=os.environ
+                | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
                 capture_output=True,
                 text=True,
                 check=False,
@@ -94,7 +95,9 @@ def main() -> int:
                 feedback = (course / "feedback" / student / "T1" / "T1.html").is_file()
                 agree = f"{theirs:g}" == row["tests"] and feedback
                 wrong += not agree
-                print(f"{student:12} ours {row['tests']}, nbgrader's {theirs:g}", "" if agree else "!")
+                print(
+                    f"{student:12} ours {row['tests']}, nbgrader's {theirs:g}", "" if agree else "!"
+                )
     print(f"nbgrader {__version__}: {len(rows)} submissions, {wrong} differ")
     return 1 if wrong else 0
 
