@@ -1,9 +1,9 @@
 """How long all claims would take on this machine: `python benchmarks/claims.py`.
 
-Some cells of each claim, drawn at random, are computed anew, two at a time with one thread each (as
-`reproduce --workers 2` does). Their mean, times the number of cells, divided by the number of
-workers, is what that claim would take here; few cells make that a rough figure, so its standard
-error stands beside. Nothing is written but the table.
+Some cells of each claim, drawn at random, are computed again, two at a time with one thread each
+(as `reproduce --workers 2` does). Their mean, times the number of cells, divided by the number of
+workers, is what that claim would take here. A few cells give a rough estimate, so its standard
+error is printed too. Nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from evolq_lite.experiments.cells import compute_with_one_thread
 from evolq_lite.runs.workers import Workers
 
 
-def expected(seconds: list[float], cells: int, workers: int) -> tuple[float, float]:
+def estimate(seconds: list[float], cells: int, workers: int) -> tuple[float, float]:
     """Seconds of so many cells on so many workers, from those of some cells; its standard error."""
     error = stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else float("nan")
     return cells * mean(seconds) / workers, cells * error / workers
@@ -44,10 +44,7 @@ def main() -> int:
         for cell in draw.sample(claim.cells(False), min(options.cells, len(claim.cells(False))))
     ]
     took: dict[str, list[float]] = defaultdict(list)
-    with (
-        Workers.local(options.workers, patience=7200) as workers,
-        tqdm(total=len(tasks)) as bar,
-    ):
+    with Workers.local(options.workers, patience=7200) as workers, tqdm(total=len(tasks)) as bar:
         for _, content in workers.each(compute_with_one_thread, tasks):
             took[content["claim"]].append(content["seconds"])
             bar.update()
@@ -55,10 +52,11 @@ def main() -> int:
     rows = []
     for name, seconds in took.items():
         cells = len(CLAIMS[name].cells(False))
-        rows.append(expected(seconds, cells, options.workers))
+        rows.append(estimate(seconds, cells, options.workers))
         here, error = (x / 60 for x in rows[-1])
         print(
-            f"{name}: {cells:3} cells, {mean(seconds):5.1f} s a cell, {here:4.0f} ± {error:.0f} min"
+            f"{name}: {cells:3} cells, {mean(seconds):5.1f} s per cell, "
+            f"{here:4.0f} ± {error:.0f} min"
         )
     hours = sum(here for here, _ in rows) / 3600
     error = sum(error**2 for _, error in rows) ** 0.5 / 3600

@@ -8,7 +8,7 @@ descent, chain, genome, objective, evolve, evaluate, runs.
 from evolq_lite import _openmp, _torchvision  # isort: skip  (before torch, before timm)
 
 from evolq_lite.chain import Chain, chain_of
-from evolq_lite.config import QuantConfig, SearchConfig
+from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, describe, quantize, twin
 from evolq_lite.data import Demo, load_demo
 from evolq_lite.evaluate import Accuracy, Comparison, accuracy, compare, predict
@@ -27,5 +27,6 @@ from evolq_lite.objective import BlockObjective, Objective
 from evolq_lite.observers import OBSERVERS
 from evolq_lite.runs.scales import load_scales, save_scales
 from evolq_lite.search import EvolQ, RandomSearch, minimize
+from evolq_lite.sensitivity import sensitivity
 
 __version__ = "0.2.0"

@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from evolq_lite.files import mistake, write_whole
 
 CONVERT = "convert it with: python -m evolq_lite convert FILE.pth FILE.safetensors"
+SHOWN = 12  # names of what was left in a file
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What wrappers put before every name of the network inside.
 WRAPPERS = (
     *("module", "_orig_mod", "model", "net", "network", "backbone", "encoder", "timm_model"),
-    *("student", "teacher", "ema_model"),
+    *("student", "teacher", "ema", "ema_model", "model_ema", "online_model"),
 )
 
 
@@ -186,8 +187,8 @@ def put_weights(model: nn.Module, state: dict[str, Tensor], checkpoint: Path) ->
         if own[key].is_floating_point():
             if value.dtype not in FLOATS:
                 raise ValueError(
-                    f"{checkpoint}: {key} is {_dtype(value)}, so this network is quantized "
-                    "already; give the float network"
+                    f"{checkpoint}: {key} is {_dtype(value)}; give a float network, not one that "
+                    "is quantized already"
                 )
             if not torch.isfinite(value.to(own[key].dtype)).all():
                 raise ValueError(f"{checkpoint}: {key} holds NaN or infinite values")
@@ -242,7 +243,9 @@ class Conversion:
             + "."
         ]
         if self.left:
-            lines.append(f"Left there: {', '.join(self.left)}.")
+            names = [" ".join(name.split())[:60] for name in self.left]
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            lines.append(f"Left there: {', '.join(names[:SHOWN])}{more}.")
         return "\n".join([*lines, f"Written to {self.target}."])
 
 
@@ -321,11 +324,25 @@ def _states(value: Any, name: str = "", depth: int = 3) -> Iterator[tuple[str, M
         isinstance(k, str) and "." in k and k.endswith("weight") and isinstance(v, Tensor)
         for k, v in value.items()
     ):
-        yield name, value
+        parts = _side_by_side(value)
+        yield from ((f"{name}.{part}".strip("."), inner) for part, inner in parts.items())
+        if not parts:
+            yield name, value
     elif depth:
         for key, inner in value.items():
             if isinstance(key, str) and "optim" not in key.lower():
                 yield from _states(inner, f"{name}.{key}" if name else key, depth - 1)
+
+
+def _side_by_side(state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Networks of the same names under several wrappers in one state dict: a model and its mean."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in state.items():
+        first, _, rest = str(name).partition(".")
+        if first in WRAPPERS and rest:
+            parts.setdefault(first, {})[rest] = value
+    alike = len(parts) > 1 and len({frozenset(inner) for inner in parts.values()}) == 1
+    return dict(parts) if alike else {}
 
 
 def _averaged(name: str) -> bool:
@@ -368,6 +385,7 @@ def _tensors(
     }
     for name, value in state.items():
         special = {
+            "nested": value.is_nested,
             "quantized": value.is_quantized,
             "sparse": value.layout != torch.strided,
             "without values": value.is_meta,
@@ -391,9 +409,12 @@ def _wrapper(state: Mapping[str, Tensor]) -> str:
 
 def _beside(whole: Any, part: str) -> list[str]:
     """What a checkpoint holds beside the part that was taken."""
-    out = []
+    out: list[str] = []
     while part and isinstance(whole, Mapping):
-        inside = next(k for k in whole if part == k or part.startswith(f"{k}."))
+        inside = next((k for k in whole if part == k or part.startswith(f"{k}.")), None)
+        if inside is None:  # networks side by side in one state dict
+            others = [k for k in whole if not str(k).startswith(f"{part}.")]
+            return [*out, f"{len(others)} tensors outside of {part}"]
         for key, value in whole.items():
             if key != inside:
                 inner = value.values() if isinstance(value, Mapping) else ()

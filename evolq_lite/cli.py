@@ -11,17 +11,17 @@ import signal
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 import torch
 
 from evolq_lite._openmp import UNBOUND
 from evolq_lite._torchvision import torchvision_advice
 from evolq_lite.checkpoints import convert_checkpoint
-from evolq_lite.config import QuantConfig, SearchConfig
+from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
 from evolq_lite.convert import describe, tell_float_products
 from evolq_lite.data import DATA, DEMO_MODELS, checked, demo_file
 from evolq_lite.evolve import Evaluated
@@ -31,12 +31,17 @@ from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Outcome, Run
 from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Folders, Source
 from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers
+from evolq_lite.sensitivity import sensitivity, tell_sensitivity
 from evolq_lite.terminal import progress, say
 
 # Seconds that a cell of an experiment may take on a worker before it counts as hanging.
 CELL_PATIENCE = 7200.0
+SENSITIVITY_IMAGES = 100  # calibration images that --sensitivity looks at
 # Where networks and photographs lie that are not in this repo; the options tell other places.
 SHARED = DATA.resolve().parent.parent / "shared"
+
+
+C = TypeVar("C", QuantConfig, SearchConfig)
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,33 +66,38 @@ def number(kind: Any, text: str) -> Callable[[str], Any]:
 
 
 def add_options(parser: argparse.ArgumentParser, defaults: QuantConfig | SearchConfig) -> None:
-    """Add a flag for every field of a config."""
+    """Add a flag for every field of a config; a flag that is not given leaves no trace."""
     group = parser.add_argument_group(type(defaults).__name__)
     for f in fields(defaults):
         kind: Any = next((k for k in get_args(f.type) if k is not types.NoneType), f.type)
-        value = getattr(defaults, f.name)
-        flag, text = (
-            "--" + f.name.replace("_", "-"),
-            f"{f.metadata['help']} (default: {str(value).lower()})",
-        )
+        default = str(getattr(defaults, f.name)).lower() or "none"
+        flag = "--" + (f.metadata["flag"] or f.name.replace("_", "-"))
+        choices = f.metadata["choices"]
+        more: dict[str, Any] = {
+            "dest": f.name,
+            "default": argparse.SUPPRESS,
+            "help": f"{f.metadata['help']} (default: {default})",
+        }
         if kind is bool:
-            group.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=value, help=text
-            )
-        else:
-            names = (
-                "{" + ",".join(f.metadata["choices"]) + "}"
-                if f.metadata["choices"]
-                else str(kind.__name__).upper()
-            )
-            group.add_argument(
-                flag, type=number(kind, f.metadata["help"]), default=value, metavar=names, help=text
-            )
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **more)
+            continue
+        more["metavar"] = "{" + ",".join(choices) + "}" if choices else kind.__name__.upper()
+        group.add_argument(flag, type=number(kind, f.metadata["help"]), **more)
 
 
-def options_of(cls: type[Any], arguments: argparse.Namespace) -> Any:
-    """Build a config from the flags."""
-    return cls(**{f.name: getattr(arguments, f.name) for f in fields(cls)})
+def options_of(base: C, arguments: argparse.Namespace) -> C:
+    """A config with the flags that were given in place of its values."""
+    given = {f.name: getattr(arguments, f.name) for f in fields(base) if hasattr(arguments, f.name)}
+    return replace(base, **given)
+
+
+def quant_of(arguments: argparse.Namespace) -> QuantConfig:
+    """How the options say to quantize: the preset, with single flags in place of its values."""
+    base = DEMO_QUANT if arguments.command == "demo" else QuantConfig()
+    if arguments.preset is not None:
+        preset = PRESETS[arguments.preset]
+        base = replace(preset, weight_bits=base.weight_bits, act_bits=base.act_bits)
+    return options_of(base, arguments)
 
 
 def device_for(arguments: argparse.Namespace) -> torch.device:
@@ -117,8 +127,9 @@ def device_of(name: str) -> torch.device:
 
 def source_of(arguments: argparse.Namespace) -> Source:
     """What the options say is to be searched."""
+    seed = options_of(SearchConfig(), arguments).seed
     if arguments.command == "demo":
-        return Embedded(arguments.model, arguments.calibration_images, arguments.seed)
+        return Embedded(arguments.model, arguments.calibration_images, seed)
     return Folders.at(
         arguments.model,
         arguments.checkpoint,
@@ -127,14 +138,14 @@ def source_of(arguments: argparse.Namespace) -> Source:
         arguments.class_map,
         arguments.calibration_images,
         arguments.test_images,
-        arguments.seed,
+        seed,
         arguments.image_size,
     )
 
 
 def search(arguments: argparse.Namespace) -> int:
     """Quantize, calibrate, evolve, evaluate, report: the main job, of `demo` and `run`."""
-    quant, config = options_of(QuantConfig, arguments), options_of(SearchConfig, arguments)
+    quant, config = quant_of(arguments), options_of(SearchConfig(), arguments)
     if arguments.resume and arguments.replace:
         raise ValueError("--resume keeps the run and --replace removes it; give one of them")
     RunFolder.claim(arguments.out, arguments.resume, arguments.replace, arguments.lock)
@@ -161,6 +172,9 @@ def search(arguments: argparse.Namespace) -> int:
         ) as run:
             if arguments.describe:
                 say(describe(run.qmodel))
+            if arguments.sensitivity:
+                few = run.parts.images[:SENSITIVITY_IMAGES]
+                say(tell_sensitivity(sensitivity(run.qmodel, few, layers=True)))
             refuse_float_products(run, arguments.strict)
             with progress(run.total, "search", "eval", initial=len(run.past)) as bar:
                 for event in run.evolve(workers):
@@ -384,6 +398,16 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--describe", action="store_true", help="print every quantization point"
+        )
+        command.add_argument(
+            "--sensitivity",
+            action="store_true",
+            help="print what each kind of point, and each layer's weights, costs; then search",
+        )
+        command.add_argument(
+            "--preset",
+            choices=sorted(PRESETS),
+            help="how to quantize, by name; single options win over it",
         )
         command.add_argument(
             "--strict",

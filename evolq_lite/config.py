@@ -16,11 +16,15 @@ from evolq_lite.numerics import IntRange
 from evolq_lite.observers import OBSERVERS
 
 TENSOR_OBSERVERS = tuple(name for name in OBSERVERS if name != "ptf")
+KINDS = ("sums", "gelu", "probabilities", "scores", "qkv", "inputs", "weights")
 
 
-def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
-    """Declare a field with the help text and the choices that the command line shows."""
-    return field(default=default, metadata={"help": text, "choices": choices})
+def option(default: Any, text: str, choices: tuple[str, ...] = (), flag: str = "") -> Any:
+    """Declare a field with the help text and the choices that the command line shows.
+
+    `flag` is the flag's name where it is not the field's.
+    """
+    return field(default=default, metadata={"help": text, "choices": choices, "flag": flag})
 
 
 class _Checked:
@@ -29,11 +33,12 @@ class _Checked:
     def __post_init__(self) -> None:
         for f in fields(self):  # type: ignore[arg-type]
             value, choices = getattr(self, f.name), f.metadata["choices"]
-            if choices and value not in choices:
+            absent = value is None and f.default is None
+            if choices and value not in choices and not absent:
                 raise ValueError(f"unknown {f.name} {value!r}; known: {', '.join(choices)}")
             wanted = (int, float) if f.type in (float, float | None) else f.type
             right = isinstance(value, wanted) and (f.type is bool or not isinstance(value, bool))  # type: ignore[arg-type]
-            if not right and not (value is None and f.default is None):
+            if not right and not absent:
                 kind = getattr(f.type, "__name__", f.type)
                 raise ValueError(f"{f.name} must be of type {kind}, not {value!r}")
 
@@ -73,8 +78,26 @@ class QuantConfig(_Checked):
     act_observer: str = option("minmax", "activation scales, per tensor", TENSOR_OBSERVERS)
     weight_symmetric: bool = option(True, "weights with zero point 0")
     act_symmetric: bool = option(False, "activations with the zero point in the middle")
-    ptf: bool = option(
-        True, "power-of-two factors per channel on residual sums, the inputs of LayerNorm"
+    sums: str = option(
+        "ptf",
+        "residual sums, the inputs of LayerNorm: one scale per tensor, one per tensor with a "
+        "power-of-two factor per channel, or one per channel",
+        ("tensor", "ptf", "channel"),
+    )
+    ptf_levels: int = option(4, "factors that ptf chooses from: 1, 2, 4 ... 2^(levels - 1)")
+    gelu_observer: str | None = option(
+        None,
+        "activation scales of GELU's output, the input of fc2; none: as other activations",
+        TENSOR_OBSERVERS,
+    )
+    edge_bits: int | None = option(
+        None,
+        "bits of weights and inputs of the first and the last layer; none: as others",
+    )
+    float_points: str = option(
+        "",
+        f"kinds of points that stay float, separated by commas, out of: {', '.join(KINDS)}",
+        flag="float",
     )
     log2_attention: bool = option(
         False, "attention probabilities as powers of two instead of uniform"
@@ -92,12 +115,37 @@ class QuantConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("weight_bits", "act_bits", "attention_bits"):
+        for name in ("weight_bits", "act_bits", "attention_bits", "edge_bits"):
             if (bits := getattr(self, name)) is not None:
                 try:
                     IntRange(bits, True)
                 except ValueError as error:
                     raise ValueError(f"{name}: {error}") from None
+        if not 1 <= self.ptf_levels <= 16:
+            raise ValueError(f"ptf_levels must be from 1 to 16, not {self.ptf_levels}")
+        if self.ptf_levels != 4 and self.sums != "ptf":
+            raise ValueError("ptf_levels has no effect without sums ptf; omit it")
+        if unknown := [kind for kind in self.float_kinds if kind not in KINDS]:
+            raise ValueError(
+                f"float_points: unknown kind {unknown[0]!r}; known: {', '.join(KINDS)}"
+            )
+
+    @property
+    def float_kinds(self) -> list[str]:
+        """The kinds of points that stay float."""
+        return [kind.strip() for kind in self.float_points.split(",") if kind.strip()]
+
+
+PRESETS: dict[str, QuantConfig] = {
+    # What the paper's text says: MinMax everywhere, power-of-two factors on residual sums.
+    "paper": QuantConfig(),
+    # Ours, chosen on calibration images: the first and last layer at 8 bits, scales that minimize
+    # the squared error of weights, a scale per channel where channels differ by orders of magnitude
+    # (residual sums), and outliers of GELU clipped.
+    "recommended": QuantConfig(
+        weight_observer="mse", edge_bits=8, sums="channel", gelu_observer="percentile"
+    ),
+}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -53,10 +53,56 @@ def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
     if isinstance(qmodel, SwinTransformer):
         norm = cast(nn.Module, qmodel.patch_embed.norm)
         qmodel.patch_embed.norm = nn.Sequential(norm, sum_quantizer(config))
+    apply_exceptions(qmodel, config)
     qmodel.quant_config = config  # type: ignore[assignment]  # what `calibrate` goes by
     check_same(model, qmodel)
     set_execution(qmodel, config.execution)
     return qmodel
+
+
+def apply_exceptions(qmodel: nn.Module, config: QuantConfig) -> None:
+    """Give the points that the config treats apart their own bits, observer, or float numbers."""
+    modules = dict(qmodel.named_modules())
+    if config.edge_bits is not None:
+        edges = replace(config, weight_bits=config.edge_bits, act_bits=config.edge_bits)
+        for name in edge_layers(qmodel):
+            cast(QuantWeight, modules[name]).add_points(edges)
+    if config.gelu_observer is not None:
+        gelu = replace(config, act_observer=config.gelu_observer)
+        for name, module in modules.items():
+            if isinstance(module, QuantWeight) and kind_of(f"{name}.input_quant") == "gelu":
+                module.input_quant = act_quantizer(gelu)
+    for name, module in qmodel.named_modules():
+        if isinstance(module, Point) and kind_of(name) in config.float_kinds:
+            module.stay_float()
+
+
+def edge_layers(qmodel: nn.Module) -> list[str]:
+    """The names of the first layer and of the last: timm says which they are."""
+    facts = cast(dict[str, Any], getattr(qmodel, "pretrained_cfg", {}) or {})
+    named: list[str] = []
+    for key in ("first_conv", "classifier"):
+        found = facts.get(key) or ()
+        named += [found] if isinstance(found, str) else list(found)
+    return [
+        name
+        for name, module in qmodel.named_modules()
+        if isinstance(module, QuantWeight)
+        # LeViT's layers are fused with their BatchNorm, and lose the last part of their name.
+        and any(name == edge or edge.startswith(f"{name}.") for edge in named)
+    ]
+
+
+def kind_of(name: str) -> str:
+    """The kind of a quantization point by its name, one of `config.KINDS`."""
+    *above, last = name.split(".")
+    if last == "weight_quant":
+        return "weights"
+    if last == "input_quant":  # what GELU writes, fc2 reads; ln2 is LeViT's name for it
+        return "gelu" if above[-2:-1] == ["mlp"] and above[-1] in ("fc2", "ln2") else "inputs"
+    if last in ("q", "k", "v"):
+        return "qkv"
+    return last if last in ("scores", "probabilities") else "sums"
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -142,6 +188,11 @@ def check_same(model: nn.Module, qmodel: nn.Module) -> None:
     tolerance = 1e-3 if images.dtype == torch.float32 else 0.1
     ends = [*zip(traces[0][1:], traces[1][1:], strict=True), outputs]
     for name, (a, b) in zip(wanted.names, ends, strict=True):
+        if not torch.isfinite(b).all():
+            raise ValueError(
+                f"the float network computes NaN or infinite values, from {name} on; check the "
+                "checkpoint"
+            )
         scale = float(b.abs().max())
         difference = float((a - b).abs().max()) / max(scale, 1e-12)
         if not difference <= tolerance:
@@ -237,11 +288,13 @@ def calibrate(
     try:
         with pass_floats(qmodel):
             for name, point in points.items():
-                if name not in layers:
+                if name not in layers and not point.stays_float:
                     point.observe()
             for x in images.split(batch):
                 qmodel(x)
         for name, point in points.items():
+            if point.stays_float:
+                continue
             try:
                 if name in layers:  # the same in every batch: looked at once
                     point.observe()
@@ -251,7 +304,7 @@ def calibrate(
                 raise ValueError(f"{name}: {error}") from None
     finally:
         for point in points.values():
-            point.observer, point.passing = None, False
+            point.observer, point.passing = None, point.stays_float
     if config.bias_correction:
         correct_biases(qmodel, images, batch)
 
@@ -287,7 +340,7 @@ class Row:
     """One row of `describe`: a quantization point."""
 
     name: str
-    bits: int
+    bits: int | None  # None: it stays float
     signed: bool
     granularity: str
     observer: str
@@ -298,7 +351,9 @@ def points(qmodel: nn.Module) -> list[Row]:
     """Every quantization point of a model, weights and activations, log2 points with 0 scales."""
     rows = []
     for name, module in qmodel.named_modules():
-        if isinstance(module, Log2Quantizer):
+        if isinstance(module, Point) and module.stays_float:
+            rows.append(Row(name, None, False, "float", "none", 0))
+        elif isinstance(module, Log2Quantizer):
             rows.append(Row(name, module.integers.bits, False, "powers of two", "none", 0))
         elif isinstance(module, Quantizer):
             granularity = "per tensor" if module.axis is None else "per channel"
@@ -320,7 +375,8 @@ def describe(qmodel: nn.Module) -> str:
         f"{'point':{width}}  bits  sign      granularity                 observer        scales"
     ]
     lines += [
-        f"{r.name:{width}}  {r.bits:>4}  {'signed' if r.signed else 'unsigned':8}  "
+        f"{r.name:{width}}  {r.bits or '-':>4}  "
+        f"{'' if r.bits is None else 'signed' if r.signed else 'unsigned':8}  "
         f"{r.granularity:26}  "
         f"{r.observer:14}  {r.values or '-':>6}"
         for r in rows

@@ -1,15 +1,55 @@
-"""The layers of the paper's other networks in the same words: Swin, LeViT, ResNet.
+"""The layers of other networks in the same words: variants of ViT, Swin, LeViT, ResNet.
 
 Each differs from ViT in where its products and sums are; `layers` explains the idea.
 """
 
-from timm.models import levit, resnet, swin_transformer
+import torch
+from timm.layers import AttentionPoolLatent
+from timm.models import levit, resnet, swin_transformer, vision_transformer
 from torch import Tensor, nn
 
 from evolq_lite import layers
 from evolq_lite.config import QuantConfig
 from evolq_lite.layers import FromFloat, QuantProducts
 from evolq_lite.quantizer import act_quantizer, sum_quantizer
+
+
+class QuantParallelBlock(FromFloat, vision_transformer.ParallelThingsBlock):
+    """timm's ViT block of several attentions and several MLPs side by side, both sums quantized."""
+
+    def add_points(self, config: QuantConfig) -> None:
+        self.sum1, self.sum2 = sum_quantizer(config), sum_quantizer(config)
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """(images, tokens, channels) to the same."""
+        if attn_mask is not None or is_causal:
+            raise ValueError("attention masks are not supported in parallel blocks")
+        x = self.sum1(x + torch.stack([attend(x) for attend in self.attns]).sum(0))
+        return self.sum2(x + torch.stack([mlp(x) for mlp in self.ffns]).sum(0))
+
+
+class QuantAttentionPool(FromFloat, AttentionPoolLatent):
+    """timm's attention pooling: a few learned queries attend to all tokens."""
+
+    def add_points(self, config: QuantConfig) -> None:
+        self.products = QuantProducts(config)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """(images, tokens, channels) to (images, channels)."""
+        images, tokens, _ = x.shape
+        if self.pos_embed is not None:
+            x = x + self.pos_embed
+        queries = self.q(self.latent.expand(images, -1, -1))
+        q = queries.view(images, self.latent_len, self.num_heads, self.head_dim).transpose(1, 2)
+        kv = self.kv(x).view(images, tokens, 2, self.num_heads, self.head_dim)
+        k, v = kv.permute(2, 0, 3, 1, 4)  # each (images, heads, tokens, head dim)
+        x = self.products(self.q_norm(q), self.k_norm(k), v, self.scale, mask=attn_mask)
+        x = self.proj_drop(self.proj(x))  # (images, queries, channels)
+        if self.mlp is not None:
+            x = x + self.mlp(self.norm(x))
+        return x[:, 0] if self.pool == "token" else x.mean(1) if self.pool == "avg" else x
 
 
 class QuantWindowAttention(FromFloat, swin_transformer.WindowAttention):
@@ -94,6 +134,8 @@ class QuantLevitBlock(FromFloat, levit.LevitBlock):
 
 QUANTIZED: dict[type[nn.Module], type[FromFloat]] = {
     **layers.QUANTIZED,
+    vision_transformer.ParallelThingsBlock: QuantParallelBlock,
+    AttentionPoolLatent: QuantAttentionPool,
     swin_transformer.WindowAttention: QuantWindowAttention,
     swin_transformer.SwinTransformerBlock: QuantSwinBlock,
     levit.Attention: QuantLevitAttention,

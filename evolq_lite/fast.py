@@ -16,7 +16,7 @@ While gradients are recorded, or where a point lets floats pass, a layer does as
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import Mlp
@@ -138,8 +138,9 @@ class FastWeight(QuantWeight):
 
     @property
     def plain(self) -> bool:
-        """Whether the plain class must do it."""
-        return self.input_quant.passing or self.weight_quant.passing or torch.is_grad_enabled()
+        """Whether the plain class must do it; an input that stays float is no reason."""
+        calibrating = self.input_quant.passing and not self.input_quant.stays_float
+        return calibrating or self.weight_quant.passing or torch.is_grad_enabled()
 
     def keep_weight(self) -> Tensor:
         """The fake-quantized weight, made anew only for another or a rewritten scale or weight."""
@@ -168,11 +169,10 @@ class FastLinear(FastWeight, QuantLinear):  # type: ignore[misc]
 
         `into` is the point that sees the output next: the layer then returns its codes.
         """
-        if self.plain or not self.integer:
+        point = self.code_point
+        if self.plain or point is None:
             y = super().forward(x) if self.plain else self.simulate(x)
             return y if act is None else act(y)
-        point = self.input_quant
-        assert isinstance(point, FastQuantizer)
         codes = x if x.dtype is torch.uint8 else point.codes(x)
         source = codes, point.number, point.code_of_zero, self.pack_weight(), self.bias
         form = ("none", "") if act is None else kernel_name(act)
@@ -185,6 +185,13 @@ class FastLinear(FastWeight, QuantLinear):  # type: ignore[misc]
         out = multiply(*source, *form, out=(into.number, into.code_of_zero))
         most = into.integers.hi - into.integers.lo
         return out if most == 255 else out.clamp_(max=most)
+
+    @property
+    def code_point(self) -> FastQuantizer | None:
+        """The point whose codes it multiplies, None if it simulates."""
+        point = self.input_quant
+        integer = self.integer and isinstance(point, FastQuantizer) and not point.passing
+        return cast(FastQuantizer, point) if integer else None
 
     def pack_weight(self) -> Packed:
         """The weight as the kernel wants it, made anew as `keep_weight` is."""
@@ -205,7 +212,7 @@ class FastMlp(Mlp):
         whole = isinstance(fc1, FastLinear) and isinstance(fc2, FastLinear)
         if not whole or not isinstance(self.norm, nn.Identity) or fc1.plain or fc2.plain:
             return super().forward(x)
-        into = fc2.input_quant if fc1.integer and kernel_name(self.act) else None
+        into = fc2.code_point if fc1.code_point and kernel_name(self.act) else None
         return self.drop2(fc2(self.drop1(fc1(x, act=self.act, into=into))))
 
 

@@ -155,7 +155,9 @@ def tiles(images: Tensor, titles: Sequence[str], columns: int, alt: str) -> Pict
 def characters_figure(images: Tensor, classes: Tensor, columns: int = 10) -> Picture:
     """Characters (n, 1, 28, 28) under the names of classes (n,)."""
     names = [CHARACTERS[int(i)] for i in classes]
-    return tiles(images, names, columns, f"{len(names)} characters, taken for {' '.join(names)}.")
+    shown = " ".join(names[:20]) + (" …" if len(names) > 20 else "")  # at most 40 words
+    alt = f"{len(names)} characters, each under its class: {shown}."
+    return tiles(images, names, columns, alt)
 
 
 def changed_figure(
@@ -171,8 +173,13 @@ def changed_figure(
         names = [CHARACTERS[int(k)] for k in (before[i], after[i])]
         marks = ["✓" if k == labels[i] else "✗" for k in (before[i], after[i])]
         titles.append(f"{names[0]}{marks[0]} → {names[1]}{marks[1]}")
-    alt = f"{len(titles)} of {len(changed)} characters whose predicted label changed: "
-    return tiles(images[spread], titles, columns, alt + ", ".join(titles) + ".")
+    mended = int((after[spread] == labels[spread]).sum())
+    spoiled = int((before[spread] == labels[spread]).sum())
+    alt = (
+        f"{len(titles)} of {len(changed)} characters whose predicted label changed, such as "
+        f"{', '.join(titles[:3])}. Of those shown, {mended} became right and {spoiled} wrong."
+    )
+    return tiles(images[spread], titles, columns, alt)
 
 
 def confusion_figure(predictions: Tensor, labels: Tensor) -> Picture:
@@ -184,17 +191,16 @@ def confusion_figure(predictions: Tensor, labels: Tensor) -> Picture:
     share = matrix / matrix.sum(1, keepdims=True)
     wrong = share - np.diag(np.diagonal(share))
     worst = np.dstack(np.unravel_index(np.argsort(-wrong, axis=None)[:8], wrong.shape))[0]
-    named = ", ".join(
-        f"{CHARACTERS[i]} read as {CHARACTERS[j]} {100 * share[i, j]:.0f} %" for i, j in worst
-    )
-    figure = new_figure(8, 7.4, f"Confusion matrix of 62 characters. Most often confused: {named}.")
+    named = [f"{CHARACTERS[i]} read as {CHARACTERS[j]} {100 * share[i, j]:.0f} %" for i, j in worst]
+    alt = f"Confusion matrix of 62 characters. Most often confused: {', '.join(named[:4])}."
+    figure = new_figure(8, 7.4, alt)
     axes = figure.add_subplot()
     look = {"cmap": "cividis", "vmin": 0, "vmax": 1, "square": True}
     look |= {"xticklabels": list(CHARACTERS), "yticklabels": list(CHARACTERS)}
     seaborn.heatmap(np.sqrt(share), ax=axes, cbar_kws={"shrink": 0.7}, **look)
     axes.tick_params(labelsize=6, labelrotation=0)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(f"Most often: {named}", fontsize=7, loc="left")
+    axes.set_title(f"Most often: {', '.join(named)}", fontsize=7, loc="left")
     bar = axes.collections[0].colorbar
     assert bar is not None
     marks = [0, 0.01, 0.1, 0.25, 0.5, 1]

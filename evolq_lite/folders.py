@@ -74,7 +74,7 @@ def natural_key(name: str) -> tuple[list[int | str], str]:
 
     Words and numbers take turns, so only like is compared with like.
     """
-    name = plain(name)
+    name = unicodedata.normalize("NFC", name)
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 

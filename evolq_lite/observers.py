@@ -10,7 +10,7 @@ the range that they take:
 | `MovingAverage` | smallest and largest of each batch, averaged with weight 0.9 on the past |
 | `Percentile` | leaves out the outermost 0.01 % on either side |
 | `MeanSquaredError` | the clip with the smallest squared error, searched for each channel |
-| `PowerOfTwo` | one range per tensor, each channel's scale divided by 1, 2, 4 or 8 (FQ-ViT's PTF) |
+| `PowerOfTwo` | one range per tensor; each channel divides its scale by a power of two (PTF) |
 """
 
 from collections.abc import Callable
@@ -129,7 +129,7 @@ class Percentile(Observer):
     def range(self) -> tuple[Tensor, Tensor]:
         """The values at the two percentiles of each channel."""
         super().range()
-        ordered = torch.cat(self.samples, 1).sort(1).values
+        ordered = torch.cat(self.samples, 1).sort(1).values  # (channels, samples)
         out = round(self.share * (ordered.shape[1] - 1))
         return ordered[:, out], ordered[:, ordered.shape[1] - 1 - out]
 
@@ -147,21 +147,21 @@ class MeanSquaredError(Observer):
     def range(self) -> tuple[Tensor, Tensor]:
         """MinMax, shrunk channel by channel."""
         lo, hi = super().range()
-        values = torch.cat(self.samples, 1)
-        best = torch.full_like(lo, torch.inf)
+        values = torch.cat(self.samples, 1)  # (channels, samples)
+        best = torch.full_like(lo, torch.inf)  # squared error of each channel so far
         factor = torch.ones_like(lo)
         for candidate in self.factors:
             params = affine_params(lo * candidate, hi * candidate, self.integers, self.symmetric)
             error = (
                 (fake_quantize(values, *params, self.integers, axis=0) - values).square_().mean(1)
             )
-            better = error < best
+            better = error < best  # channel by channel: each keeps a factor of its own
             best, factor = torch.where(better, error, best), torch.where(better, candidate, factor)
         return lo * factor, hi * factor
 
 
 class PowerOfTwo(Observer):
-    """FQ-ViT's power-of-two factor: one scale and zero point, channels divide by 1, 2, 4, 8.
+    """FQ-ViT's power-of-two factor: one scale and zero point, channels divide by 1, 2, 4, 8 ...
 
     Inputs of LayerNorm vary between channels by an order of magnitude (arXiv 2111.13824, section
     3.2). Factors that are powers of two are shifts in integer arithmetic. Needs an `axis`.
@@ -169,12 +169,24 @@ class PowerOfTwo(Observer):
 
     keeps_samples = True
 
+    def __init__(
+        self,
+        integers: IntRange,
+        axis: int | None = None,
+        symmetric: bool = False,
+        levels: int = 4,
+    ) -> None:
+        """`levels` is how many factors there are: 1, 2, 4 ... 2^(levels - 1)."""
+        super().__init__(integers, axis, symmetric)
+        self.levels = levels
+
     def params(self) -> tuple[Tensor, Tensor]:
         """Scales (channels,), coarsest / 2^k with least squared error; one zero point ()."""
         lo, hi = self.range()
+        # One range for all channels, as if per tensor; finer channels then divide its scale.
         coarsest, zero_point = affine_params(lo.amin(), hi.amax(), self.integers, self.symmetric)
         values = torch.cat(self.samples, 1)
-        scales = torch.stack([coarsest / 2**k for k in range(4)])
+        scales = torch.stack([coarsest / 2**k for k in range(self.levels)])
         errors = torch.stack(
             [
                 (fake_quantize(values, s, zero_point, self.integers) - values).square_().mean(1)
@@ -184,7 +196,7 @@ class PowerOfTwo(Observer):
         return scales[errors.argmin(0)], zero_point
 
 
-OBSERVERS: dict[str, Callable[[IntRange, int | None, bool], Observer]] = {
+OBSERVERS: dict[str, Callable[..., Observer]] = {
     "minmax": MinMax,
     "moving_average": MovingAverage,
     "percentile": Percentile,

@@ -29,20 +29,28 @@ class Quantizer(nn.Module):
     zero_point: Tensor  # of the same shape, or () beside (channels,)
 
     def __init__(
-        self, integers: IntRange, observer: str, symmetric: bool, axis: int | None = None
+        self,
+        integers: IntRange,
+        observer: str,
+        symmetric: bool,
+        axis: int | None = None,
+        **options: int,
     ) -> None:
+        """`options` are those of the observer."""
         super().__init__()
-        self.integers, self.observer_name = integers, observer
+        self.integers, self.observer_name, self.options = integers, observer, options
         self.symmetric, self.axis = symmetric, axis
         self.register_buffer("scale", torch.tensor(torch.nan))
         self.register_buffer("zero_point", torch.tensor(0.0))
         self.observer: Observer | None = None
         self.passing = False
+        self.stays_float = False  # passing for good
         self.frozen = False
 
     def observe(self) -> None:
         """Start looking at what passes."""
-        self.observer = OBSERVERS[self.observer_name](self.integers, self.axis, self.symmetric)
+        observer = OBSERVERS[self.observer_name]
+        self.observer = observer(self.integers, self.axis, self.symmetric, **self.options)
         self.passing = True
 
     def freeze(self) -> None:
@@ -50,6 +58,10 @@ class Quantizer(nn.Module):
         assert self.observer is not None
         self.scale, self.zero_point = self.observer.params()
         self.observer, self.passing, self.frozen = None, False, True
+
+    def stay_float(self) -> None:
+        """Let floats pass for good: calibration leaves the point alone."""
+        self.passing = self.stays_float = True
 
     @property
     def step_size(self) -> Tensor | float:
@@ -91,6 +103,11 @@ class Log2Quantizer(nn.Module):
         super().__init__()
         self.integers = integers
         self.passing = False
+        self.stays_float = False
+
+    def stay_float(self) -> None:
+        """Let floats pass for good."""
+        self.passing = self.stays_float = True
 
     def to_integers(self, x: Tensor) -> Tensor:
         """Powers of two for probabilities of any shape: their integers are the exponents."""
@@ -104,11 +121,15 @@ def act_quantizer(config: QuantConfig) -> Quantizer:
 
 
 def sum_quantizer(config: QuantConfig) -> Quantizer:
-    """For a residual sum (..., channels): power-of-two factors if the config says so."""
-    if not config.ptf:
-        return act_quantizer(config)
-    integers = IntRange(config.act_bits, signed=config.act_symmetric)
-    return Quantizer(integers, "ptf", config.act_symmetric, axis=-1)
+    """For a residual sum (..., channels): one scale, factors of two, or one scale per channel."""
+    integers, symmetric = IntRange(config.act_bits, config.act_symmetric), config.act_symmetric
+    match config.sums:
+        case "ptf":
+            return Quantizer(integers, "ptf", symmetric, axis=-1, levels=config.ptf_levels)
+        case "channel":
+            return Quantizer(integers, config.act_observer, symmetric, axis=-1)
+        case _:
+            return act_quantizer(config)
 
 
 def probability_quantizer(config: QuantConfig) -> Quantizer | Log2Quantizer:

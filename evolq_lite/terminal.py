@@ -90,8 +90,10 @@ def run(command: Callable[[], int]) -> int:
     sys.stdout, sys.stderr = out, err
     try:
         status = command()
-    except SystemExit as stop:  # argparse's --help
+    except SystemExit as stop:  # argparse's --help; a text is a failure that Python would print
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            say(stop.code, error=True)
     finally:
         out.flush()
         err.flush()

@@ -10,10 +10,14 @@ with install_import_hook([f"evolq_lite.{name}" for name in CHECKED], "beartype.b
     import evolq_lite  # noqa: F401  isort: skip
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from commands import call, make_photos, sentence, small_network, tree
+from safetensors.torch import save_file
 from serving import NO_CHROMIUM, find_chromium
 from torch import Tensor, nn
 
@@ -39,6 +43,24 @@ TOYS = {
 }
 
 
+def enliven(model: nn.Module) -> nn.Module:
+    """Give a new network nontrivial BatchNorm statistics, and weights that 8 bits can hold.
+
+    timm starts some parameters so small that they would vanish beside the others.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    for name, parameter in model.named_parameters():
+        if name in ("cls_token", "dist_token", "pos_embed"):
+            nn.init.normal_(parameter, std=0.5)
+        elif name.endswith("weight") and parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="linear")
+    return model
+
+
 def toy(name: str, seed: int = 0) -> nn.Module:
     """A small random network of a supported family, with nontrivial BatchNorm statistics."""
     torch.manual_seed(seed)
@@ -48,20 +70,7 @@ def toy(name: str, seed: int = 0) -> nn.Module:
     model = unfused(
         timm.create_model(architecture, pretrained=False, num_classes=10, **options)
     ).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-    for (
-        name,
-        parameter,
-    ) in model.named_parameters():  # timm starts some so small that 8 bits cannot hold them
-        if name in ("cls_token", "dist_token", "pos_embed"):
-            nn.init.normal_(parameter, std=0.5)
-        elif name.endswith("weight") and parameter.ndim > 1:
-            nn.init.kaiming_normal_(parameter, nonlinearity="linear")
-    return model
+    return enliven(model)
 
 
 def toy_images(name: str, n: int = 12) -> Tensor:
@@ -88,6 +97,43 @@ def family(request: pytest.FixtureRequest) -> str:
 def two_threads() -> None:
     """The same number of threads everywhere."""
     torch.set_num_threads(2)
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Call the command line, which must say why and how to go on, and change no file."""
+
+    def check(arguments: tuple[object, ...], *words: str) -> str:
+        before = tree(tmp_path)
+        capsys.readouterr()
+        status, said = call(*arguments), sentence(capsys.readouterr().err)
+        assert status == 2
+        assert tree(tmp_path) == before
+        for word in words:
+            assert re.search(word, said), (word, said)
+        return said
+
+    return check
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Options of a good `run`: 3 classes of 2 images, and a checkpoint of a small network."""
+    photos = make_photos(tmp_path / "photos")
+    real = timm.create_model
+
+    def create(name: str, **options: object) -> nn.Module:
+        return small_network(**options) if name == "resnet10t" else real(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    save_file(small_network().state_dict(), tmp_path / "net.safetensors")
+    return {
+        "--model": "resnet10t",
+        "--checkpoint": tmp_path / "net.safetensors",
+        "--calibration": photos,
+        "--test": photos,
+        "--out": tmp_path / "out",
+    }
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
+from commands import SHORT, call, command, sentence, tree
 from conftest import toy, toy_images
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from evolq_lite import (
     BlockObjective,
@@ -28,15 +25,14 @@ from evolq_lite import (
     chain_of,
     cli,
     convert,
+    fast,
     quantize,
 )
 from evolq_lite import data as data_module
-from evolq_lite.cli import main
 from evolq_lite.data import (
     DEMO_MODELS,
     build_demo_model,
     load_demo,
-    load_images,
 )
 from evolq_lite.figures import new_figure, save_figure
 from evolq_lite.files import write_whole
@@ -45,32 +41,9 @@ from evolq_lite.runs import source as source_module
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.scales import load_scales, save_scales
 
-SHORT = ("--passes", 1, "--cycles", 1)
 DEMO = ("demo", "--calibration-images", 20, *SHORT)
 SMALL = {"vit": {"embed_dim": 24, "depth": 2}, "cnn": {"channels": [8, 8, 8, 8]}}
 Refused = Callable[..., str]
-
-
-def call(*arguments: object) -> int:
-    """The exit status of the command line."""
-    try:
-        return main([str(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
-def tree(folder: Path) -> dict[str, bytes | None]:
-    """Everything below a folder, hidden files too."""
-    paths = sorted(folder.rglob("*"))
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in paths}
-
-
-def sentence(error: str) -> str:
-    """What stderr holds besides progress bars: exactly one line of ours."""
-    lines = [x for x in error.replace("\r", "\n").splitlines() if x.strip() and "%|" not in x]
-    assert len(lines) == 1, error
-    assert lines[0].startswith("evolq_lite: "), error
-    return lines[0]
 
 
 @pytest.fixture(autouse=True)
@@ -80,23 +53,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     yield
     assert not list(tmp_path.rglob("*.new"))
-
-
-@pytest.fixture
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Call the command line, which must say why and how to go on, and change no file."""
-
-    def check(arguments: tuple[object, ...], *words: str) -> str:
-        before = tree(tmp_path)
-        capsys.readouterr()
-        status, said = call(*arguments), sentence(capsys.readouterr().err)
-        assert status == 2
-        assert tree(tmp_path) == before
-        for word in words:
-            assert re.search(word, said), (word, said)
-        return said
-
-    return check
 
 
 @pytest.fixture(scope="module")
@@ -151,42 +107,6 @@ def finished(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_folder(finished: Path, demo_data: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that a test may damage."""
     return Path(shutil.copytree(finished, tmp_path / "out"))
-
-
-def small_network() -> nn.Module:
-    """What timm.create_model gives in these tests: a narrow resnet10t of 3 classes."""
-    torch.manual_seed(0)
-    return timm.models.resnet.resnet10t(num_classes=3, channels=(8, 8, 8, 8))
-
-
-@pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """Options of a good `run`: 3 classes of 2 images, and a checkpoint of a small network."""
-    for n in range(6):
-        path = tmp_path / "photos" / "abc"[n // 2] / f"{n}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(n).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(path)
-    real = timm.create_model
-
-    def create(name: str, **options: object) -> nn.Module:
-        return small_network() if name == "resnet10t" else real(name, **options)
-
-    monkeypatch.setattr(timm, "create_model", create)
-    save_file(small_network().state_dict(), tmp_path / "net.safetensors")
-    return {
-        "--model": "resnet10t",
-        "--checkpoint": tmp_path / "net.safetensors",
-        "--calibration": tmp_path / "photos",
-        "--test": tmp_path / "photos",
-        "--out": tmp_path / "out",
-    }
-
-
-def command(options: dict[str, object], *more: object) -> tuple[object, ...]:
-    """The `run` command with options; those that are None are left out."""
-    pairs = [part for key, v in options.items() if v is not None for part in (key, v)]
-    return ("run", *pairs, *SHORT, "--granularity", "global", *more)
 
 
 def no_work(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -258,7 +178,7 @@ def test_devices(refused, demo_data, device):
 )
 def test_integer_execution_that_cannot_be(refused, demo_data, monkeypatch, more, words):
     """What is missing is named, and nothing is simulated in silence."""
-    monkeypatch.setattr(convert, "missing", lambda bits, _: "no VNNI here" if bits == 8 else "")
+    monkeypatch.setattr(fast, "missing", lambda bits, _: "no VNNI here" if bits == 8 else "")
     refused((*DEMO, "--execution", "integer", *more), *words)
 
 
@@ -331,293 +251,21 @@ def test_unknown_embedded_network(refused, demo_data, name):
     refused(("demo", "--model", name), f"'{name}'", "vit, cnn")
 
 
-@pytest.mark.parametrize(
-    ("name", "word"),
-    [
-        ("resnet10s", "resnet10t"),
-        ("deit_tiny_patch16_24", "deit_tiny_patch16_224"),
-        ("ViT_tiny_patch16_224", "vit_tiny_patch16_224"),
-        ("vit_tiny_patch16_224.augrag_in21k", "vit_tiny_patch16_224"),
-        ("", "list_models"),
-        ("hf_hub:someone/net", "list_models"),
-    ],
-)
-def test_unknown_timm_network(refused, folders, name, word):
-    """Near names are suggested, where there are any."""
-    checkpoint = None if "aug" in name else folders["--checkpoint"]
-    refused(command({**folders, "--model": name, "--checkpoint": checkpoint}), name, word)
-
-
-def test_network_of_another_family(refused, folders):
-    """A network that cannot be cut into blocks is refused, and what can be is said."""
-    checkpoint = folders["--checkpoint"]
-    save_file(timm.create_model("lcnet_035").state_dict(), checkpoint)
-    refused(command({**folders, "--model": "lcnet_035"}), "MobileNetV3", "Levit")
-
-
-def test_no_pretrained_weights(refused, folders, monkeypatch):
-    """Without the network and without a checkpoint, the checkpoint is asked for."""
-
-    def offline(name, pretrained):
-        raise OSError("no route to host\nsecond line")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    refused(command({**folders, "--checkpoint": None}), "resnet10t", "no route", "--checkpoint")
-
-
-Damage = Callable[[Path], Path]
-
-
-def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
-    """A checkpoint whose tensors are changed in place."""
-
-    def damage(path: Path) -> Path:
-        state = {key: value.clone() for key, value in load_file(path).items()}
-        change(state)
-        save_file(state, path)
-        return path
-
-    return damage
-
-
-def replaced(name: str, content: Callable[[bytes], bytes]) -> Damage:
-    """A checkpoint with other bytes, under another name."""
-
-    def damage(path: Path) -> Path:
-        path.with_name(name).write_bytes(content(path.read_bytes()))
-        return path.with_name(name)
-
-    return damage
-
-
-def grown(state: dict[str, torch.Tensor]) -> None:
-    state["fc.bias"] = torch.zeros(4)
-
-
-def poisoned(state: dict[str, torch.Tensor]) -> None:
-    state["fc.weight"][0, 0] = torch.nan
-
-
-def folder_named(path: Path) -> Path:
-    path.with_name("net.safetensors").unlink(missing_ok=True)
-    path.with_name("net.safetensors").mkdir()
-    return path.with_name("net.safetensors")
-
-
-CHECKPOINTS: dict[str, tuple[Damage, str]] = {
-    "missing key": (changed(lambda s: s.pop("fc.bias")), r"lacks fc\.bias.*timm"),
-    "foreign key": (changed(lambda s: s.update(more=torch.ones(1))), r"foreign key more.*timm"),
-    "another shape": (changed(grown), r"fc\.bias has shape \(4,\).*--model"),
-    "NaN": (changed(poisoned), r"fc\.weight holds NaN"),
-    "truncated": (replaced("net.safetensors", lambda b: b[: len(b) // 2]), "cannot be read"),
-    "empty": (replaced("net.safetensors", lambda b: b""), "cannot be read"),
-    "text": (replaced("net.safetensors", lambda b: b"These are weights.\n" * 9), "cannot be read"),
-    "missing": (lambda path: path.with_name("none.safetensors"), "No such file"),
-    "a folder": (folder_named, "cannot be read"),
-}
-
-
-@pytest.mark.parametrize("case", CHECKPOINTS)
-def test_bad_checkpoint(refused, folders, case):
-    """The sentence names the file and what is wrong with it."""
-    damage, words = CHECKPOINTS[case]
-    path = damage(folders["--checkpoint"])
-    refused(command({**folders, "--checkpoint": path}), re.escape(str(path)), words)
-
-
-class Trap:
-    """An object whose unpickling makes a file."""
-
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
-        return open, ("trapped", "w")
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ""])
-@pytest.mark.parametrize("what", ["state dict", "model", "trap", "nested trap", "plain pickle"])
-def test_pickled_checkpoint(refused, folders, what, suffix):
-    """A checkpoint that is a pickle is refused, and nothing in it is run."""
-    path = folders["--checkpoint"].with_suffix(suffix)
-    state = small_network().state_dict()
-    thing = {"model": small_network(), "nested trap": {"state_dict": {"fc.bias": Trap()}}}
-    thing["state dict"] = state
-    if what == "plain pickle":
-        path.write_bytes(pickle.dumps(Trap()))
-    else:
-        torch.save(thing.get(what, Trap()), path)
-    refused(
-        command({**folders, "--checkpoint": path}), "pickle", "refused", "safetensors", "README"
-    )
-    assert not Path("trapped").exists()
-
-
-def test_a_pickle_under_the_name_of_safetensors(refused, folders):
-    """The name does not make it one."""
-    torch.save(Trap(), folders["--checkpoint"])
-    refused(command(folders), "cannot be read")
-    assert not Path("trapped").exists()
-
-
 @pytest.mark.parametrize("replace", [True, False])
 def test_weights_that_overflow(refused, folders, run_folder, replace):
     """Finite weights with infinite activations are found before a run is begun or removed."""
-    changed(lambda s: s["conv1.0.weight"].mul_(1e38))(folders["--checkpoint"])
+    state = {name: value.clone() for name, value in load_file(folders["--checkpoint"]).items()}
+    state["conv1.0.weight"].mul_(1e38)
+    save_file(state, folders["--checkpoint"])
     if not replace:
         shutil.rmtree(run_folder)
     refused(command(folders, *["--replace"] * replace), "NaN or infinite", "checkpoint")
-
-
-# Folders of images
-
-
-@pytest.mark.parametrize("flag", ["--calibration", "--test"])
-@pytest.mark.parametrize("kind", ["missing", "empty", "a file", "no images"])
-def test_bad_folder(refused, folders, tmp_path, monkeypatch, flag, kind):
-    """A folder without images is found before the network is built or fetched."""
-    no_work(monkeypatch, "load_timm", "load_images")
-    folder = tmp_path / "bad"
-    if kind == "a file":
-        folder.write_text("x")
-    elif kind != "missing":
-        folder.mkdir()
-    if kind == "no images":
-        (folder / "a").mkdir()
-        (folder / "a" / "notes.txt").write_text("x")
-    words = {"missing": "no folder", "a file": "no folder"}.get(kind, r"no images.*\.png|\.jpg")
-    refused(command({**folders, flag: folder}), re.escape(str(folder)), words)
-
-
-def broken_images() -> dict[str, bytes]:
-    """Files that look like images to timm."""
-    path = Path("whole.jpg")
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
-    jpg = path.read_bytes()
-    Image.open(path).save("whole.png")
-    png = Path("whole.png").read_bytes()
-    return {
-        "truncated.jpg": jpg[: len(jpg) // 2],
-        "text.jpg": b"no image\n",
-        "empty.jpg": b"",
-        "truncated.png": png[: len(png) // 2],
-        "header.png": png[:20],
-        "flipped.png": png[:40] + bytes(b ^ 0xFF for b in png[40:80]) + png[80:],
-    }
-
-
-IMAGES = ["truncated.jpg", "text.jpg", "empty.jpg", "truncated.png", "header.png", "flipped.png"]
-
-
-@pytest.mark.parametrize("name", IMAGES)
-def test_calibration_file_that_is_no_image(refused, folders, name):
-    """The file is named, and what to do with it."""
-    path = folders["--calibration"] / "a" / name
-    path.write_bytes(broken_images()[name])
-    refused(command(folders), re.escape(str(path)), "remove or replace")
-
-
-def test_image_that_is_too_large(refused, folders, monkeypatch):
-    """Pillow's guard against decompression bombs is an error like the others."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    refused(command(folders), "photos", "remove or replace")
-
-
-def test_test_file_that_is_no_image(folders, capsys):
-    """A test image that cannot be read costs no search: without it, --resume goes on."""
-    good = folders["--test"].parent / "good"
-    shutil.copytree(folders["--test"], good)
-    path = folders["--test"] / "a" / "text.jpg"
-    path.write_text("no image")
-    options = {**folders, "--calibration": good}
-    assert call(*command(options)) == 2
-    assert str(path) in sentence(capsys.readouterr().err)
-    path.unlink()
-    assert call(*command(options, *["--resume"] * folders["--out"].exists())) == 0
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "transparent"])
-def test_images_of_other_modes(tmp_path, mode):
-    """Every mode is read as the RGB image it shows."""
-    grey = np.repeat(
-        np.array([[0, 255], [255, 0]] if mode == "1" else [[10, 90], [160, 250]]), 8, 0
-    )
-    picture = Image.fromarray(grey.astype(np.uint8))
-    if mode == "I;16":
-        Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "x.png")
-    elif mode == "transparent":
-        picture.convert("P").save(tmp_path / "x.png", transparency=b"\x00\x80\xff")
-    else:
-        picture.convert(mode).save(tmp_path / "x.png")
-    found = load_images([tmp_path / "x.png"], lambda image: torch.tensor(np.array(image)))
-    np.testing.assert_array_equal(found[0].numpy(), np.repeat(grey[..., None], 3, 2))
-
-
-@pytest.mark.parametrize("wanted", ["0", "1", "-2", "7", "1000000000"])
-@pytest.mark.parametrize("flag", ["--calibration-images", "--test-images"])
-def test_wrong_number_of_images(refused, folders, monkeypatch, flag, wanted):
-    """What can be asked for is said, before any image is read."""
-    no_work(monkeypatch, "load_images")
-    what = "calibration images" if "calibration" in flag else "test images"
-    refused(command(folders, f"{flag}={wanted}"), f"{wanted} {what}", r"\b6\b")
-
-
-def test_single_calibration_image(refused, folders, tmp_path):
-    """One image is too few for infoNCE, and that is what is said."""
-    single = tmp_path / "single"
-    single.mkdir()
-    shutil.copy(folders["--calibration"] / "a" / "0.png", single)
-    refused(command({**folders, "--calibration": single}), "single", "at least 2")
 
 
 @pytest.mark.parametrize("wanted", ["41", "1000000000"])
 def test_too_many_demo_images(refused, demo_data, wanted):
     """The embedded pool has an end."""
     refused(("demo", "--calibration-images", wanted), wanted, r"\b40\b")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "word"),
-    [
-        ("none.txt", None, "no file"),
-        ("other.txt", b"x\ny\nz\n", "a"),
-        ("part.txt", b"a\nb\nx\n", "c"),
-        ("few.txt", b"a\nb\n", "c|2 "),
-        ("long.txt", b"a\nb\nc\nd\n", "4 "),
-        ("twice.txt", b"a\nb\na\n", "a"),
-        ("empty.txt", b"", "a|0 |no "),
-        ("bytes.txt", b"\xff\xfe\x00a", "text"),
-        ("map.csv", b"c\nx\na\n", "b"),
-        ("map.pkl", pickle.dumps(["a"]), "text"),
-    ],
-)
-def test_bad_class_map(refused, folders, tmp_path, monkeypatch, name, content, word):
-    """A class map that is missing or does not fit the folders and the network is refused."""
-    no_work(monkeypatch, "load_images")
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    refused(command({**folders, "--class-map": tmp_path / name}), name, word, "class")
-
-
-def test_class_folders_that_do_not_match_the_network(refused, folders, tmp_path, monkeypatch):
-    """Two folders for three classes need a class map."""
-    no_work(monkeypatch, "load_images")
-    test = Path(shutil.copytree(folders["--test"], tmp_path / "two"))
-    shutil.rmtree(test / "b")
-    refused(command({**folders, "--test": test}), "2 class folders", "3 classes", "--class-map")
-
-
-def test_folders_of_the_same_name_are_one_class(refused, folders, tmp_path):
-    """timm's rule is the last part of the path, so three folders can be two classes."""
-    test = Path(shutil.copytree(folders["--test"], tmp_path / "deep"))
-    (test / "c").rename(test / "a" / "b")
-    refused(command({**folders, "--test": test}), "3 classes", "--class-map")
-
-
-def test_unicode_paths(folders, tmp_path):
-    """Names need not be ASCII."""
-    place = tmp_path / "Füße 写真 🙂"
-    shutil.copytree(folders["--test"], place / "bilder")
-    options = {**folders, "--calibration": place / "bilder", "--test": place / "bilder"}
-    assert call(*command({**options, "--out": place / "läuft"})) == 0
-    assert (place / "läuft" / "summary.json").is_file()
 
 
 # The library
@@ -729,8 +377,8 @@ def test_resume_without_a_run(refused, demo_data, tmp_path, monkeypatch, kind):
         (("--weight-bits", 4, "--passes", 2), ["quantization.weight_bits", "search.passes"]),
         (("--calibration-images", 21), ["calibration_images"]),
         (("--model", "cnn"), ["model"]),
-        (("--ptf",), None),
-        (("--no-ptf", "--temperature", "2"), ["quantization.ptf", "search.temperature"]),
+        (("--sums", "ptf"), None),
+        (("--sums", "tensor", "--temperature", "2"), ["quantization.sums", "search.temperature"]),
     ],
 )
 def test_resume_with_other_options(refused, run_folder, capsys, more, names):

@@ -60,7 +60,7 @@ def test_what_is_expected_of_workers():
 
 
 def test_what_all_cells_take_follows_from_some():
-    assert claims.expected([10.0, 20.0, 30.0], cells=100, workers=2) == pytest.approx(
+    assert claims.estimate([10.0, 20.0, 30.0], cells=100, workers=2) == pytest.approx(
         (1000, 100 * 10 / 3**0.5 / 2)
     )
 

@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+from xml.etree import ElementTree
 
 import nbformat
 import psutil  # needed by ipykernel
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 from serving import APP, OPTIONS, chromium, jupyterlab, notebook_of, voila
+
+from evolq_lite.panels import QuantizerPanel
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 sys.path.insert(0, str(NOTEBOOKS))
@@ -267,9 +270,15 @@ DELAYS = """async ([root, name]) => {
 
 @pytest.fixture(scope="module")
 def panels(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """JupyterLab on a notebook of panels only."""
+    """JupyterLab on a notebook of panels only, and on one that has not been run here."""
     root = tmp_path_factory.mktemp("panels")
     notebook_of(root / "panels.ipynb", *PANELS)
+    notebook = nbformat.read(notebook_of(root / "unrun.ipynb", "QuantizerPanel()"), 4)
+    panel = QuantizerPanel()
+    html = {"text/html": panel._repr_mimebundle_()["text/html"]}
+    notebook.cells[0].outputs = [nbformat.v4.new_output("display_data", html)]
+    nbformat.write(notebook, root / "unrun.ipynb")
+    panel.close()
     with jupyterlab(root) as address:
         yield address
 
@@ -279,7 +288,7 @@ def use_theme(page: Page, theme: str) -> None:
     change = "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})"
     page.evaluate(change, theme)
     light = str("Light" in theme).lower()
-    page.locator(f'body[data-jp-theme-light="{light}"]').wait_for()
+    page.locator(f'body[data-jp-theme-light="{light}"]').wait_for(state="attached")
 
 
 def test_panels_in_lab(page: Page, panels: str):
@@ -306,6 +315,10 @@ def test_panels_in_lab(page: Page, panels: str):
     info.control("reset").click()
     info.expect_words("8 images, T = 3:")
 
+    with page.expect_download() as saved:
+        info.root.get_by_role("button", name="Save picture").click()
+    assert ElementTree.parse(saved.value.path()).getroot().tag.endswith("svg")
+
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
         use_theme(page, theme)
         for panel in (".evolq-quantizerpanel", ".evolq-infoncepanel"):
@@ -325,14 +338,12 @@ def test_panels_in_lab(page: Page, panels: str):
     expect(lost).to_be_visible()
 
 
-def test_a_panel_that_was_not_run_says_so(page: Page, browser: Browser, tmp_path: Path):
-    """A lesson as it lies on the disk: no kernel has run it, and Lab does not trust it."""
-    notebook = nbformat.read(NOTEBOOKS / f"{LESSONS[0]}.ipynb", 4)
-    nbformat.write(notebook, tmp_path / "stored.ipynb")
-    with jupyterlab(tmp_path) as address:
-        page.goto(address.format(path="tree/stored.ipynb") + "&reset")
-        page.locator("#jupyterlab-splash").wait_for(state="detached")
-        expect(page.get_by_text("The controls appear when you run this cell.")).to_be_visible()
+def test_a_panel_that_was_not_run_says_so(page: Page, panels: str):
+    """As a lesson on the disk: no kernel has run it, and Lab does not trust what it holds."""
+    page.goto(panels.format(path="tree/unrun.ipynb") + "&reset")
+    page.locator("#jupyterlab-splash").wait_for(state="detached")
+    expect(page.get_by_text("The controls appear when you run this cell.")).to_be_visible()
+    expect(page.get_by_role("img", name="4 bits, symmetric, per tensor")).to_be_visible()
 
 
 def test_lesson_6_in_voila(page: Page, tmp_path: Path):

@@ -208,6 +208,14 @@ def test_a_second_reproduction_in_a_folder_is_refused(tmp_path, capsys):
     assert not (tmp_path / "C1.jsonl").exists()
 
 
+def test_a_folder_of_version_0_1_is_refused(tmp_path, capsys):
+    (tmp_path / "C1").mkdir()
+    assert main(["reproduce", "C1", "--quick", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "0.1" in said and str(tmp_path / "C1") in said and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["C1"]
+
+
 @pytest.mark.slow
 def test_workers_compute_the_same_cells(quick, tmp_path):
     out = tmp_path / "results"
@@ -278,6 +286,59 @@ def test_rows_say_unit_interval_and_what_they_decide():
         "| a | +1.30 points | [+0.91, +1.69] | 8e-11 (seeds differ in sign) | no |",
         "| b | 4 of 5 layers |  | < 1e-99 |  |",
     ]
+
+
+def make_up(claim, chance):
+    """Results of a claim: in each cell the easiest images are right, a share of chance(cell)."""
+    faces = typefaces()
+    order = torch.rand(len(faces), generator=torch.Generator().manual_seed(0))
+    rows = [
+        {
+            **cell,
+            "correct": packed(order < chance(cell)),
+            "test_images": len(faces),
+            "evaluations": 181 * cell.get("options", {}).get("passes", 10) / 10,
+            "seconds": 1.0,
+        }
+        for cell in CLAIMS[claim].cells(False)
+        if cell.get("role") != "choice"
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("gaining", "word"), [((3, 4, 8), WORDS[0]), ((3,), WORDS[1]), ((), WORDS[2])]
+)
+def test_the_headline_holds_in_as_many_settings_as_the_search_gains_in(gaining, word):
+    found = CLAIMS["C5"].verdict(
+        make_up(
+            "C5", lambda c: 0.8 + 0.05 * ("EvolQ" in c["method"] and c["weight_bits"] in gaining)
+        )
+    )
+    assert found.word == word and len(found.decisive) == 6
+    assert sum(row.holds for row in found.decisive) == 2 * len(gaining)
+
+
+@pytest.mark.parametrize(
+    ("better", "word"),
+    [(None, WORDS[0]), ({"passes": 20}, WORDS[1]), ({"population": 5}, WORDS[2])],
+)
+def test_the_paper_s_options_are_beaten_in_part_by_what_costs_more(better, word):
+    found = CLAIMS["C7"].verdict(make_up("C7", lambda c: 0.8 + 0.05 * (c["options"] == better)))
+    assert found.word == word and len(found.decisive) == 19
+    assert [row.holds for row in found.decisive].count(False) == (better is not None)
+
+
+@pytest.mark.parametrize(("ahead", "word"), [(4, WORDS[0]), (3, WORDS[1]), (2, WORDS[2])])
+def test_our_search_must_be_ahead_in_three_settings_of_four(ahead, word):
+    settings = [("vit", 3), ("vit", 4), ("cnn", 3), ("cnn", 4)][:ahead]
+
+    def chance(cell):
+        won = (cell["network"], cell["weight_bits"]) in settings
+        return 0.8 + 0.05 * (won and cell["variant"] == "best start, adaptive")
+
+    found = CLAIMS["C8"].verdict(make_up("C8", chance))
+    assert found.word == word and [row.holds for row in found.decisive].count(True) == ahead
 
 
 def test_nothing_is_decided_by_a_part_of_the_cells(quick):

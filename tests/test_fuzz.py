@@ -271,6 +271,6 @@ def test_results(folder, data):
     assert found is None or (found["cell"], found["version"]) == (CELL, VERSION)
     assert found is None or isinstance(found["result"], dict)
     file.repair()
-    assert file.find([CELL]) == [found]
+    assert json.dumps(file.find([CELL])) == json.dumps([found])
     file.append({**RESULT, "environment": {"threads": 1}})
     assert file.find([CELL])[0]["result"] == {"top1": 0.5}

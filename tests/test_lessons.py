@@ -26,6 +26,7 @@ LESSONS = [
     "07_reproducing_the_paper",
 ]
 MOST_BYTES = 600_000
+MOST_WORDS = 40  # of an alt text
 MOST_MINUTES = 3  # to run
 MARGIN = 2  # on the stated time, for slower machines
 
@@ -68,7 +69,9 @@ def test_every_picture_has_alt_text(source):
     shown = [output.get("data", {}) for output in outputs(stored(source))]
     assert not [kind for data in shown for kind in data if kind.startswith("image/")]
     html = "".join("".join(data.get("text/html", "")) for data in shown)
-    assert html.count("<img") == len(re.findall(r'<img alt="[^"]{40,}" src="data:', html)) > 0
+    alts = re.findall(r'<img alt="([^"]{40,})" src="data:', html)
+    assert html.count("<img") == len(alts) > 0
+    assert max(len(alt.split()) for alt in alts) <= MOST_WORDS
     for cell in stored(source).cells:
         if cell.cell_type == "markdown":
             assert "![](" not in cell.source and "<img" not in cell.source

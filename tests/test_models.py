@@ -6,13 +6,16 @@ import pickle
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
-from conftest import toy, toy_images
+from conftest import enliven, toy, toy_images
+from timm.layers import Attention
 from torch import nn
 
 from evolq_lite import QuantConfig, calibrate, chain_of, describe, load_demo, quantize, twin
-from evolq_lite.convert import pass_floats, points
+from evolq_lite.convert import example_images, pass_floats, points, tell_float_products
 from evolq_lite.layers import QuantBlock, QuantConv2d, QuantLinear
+from evolq_lite.networks import unfused
 
 
 def state_hash(model: nn.Module) -> str:
@@ -132,7 +135,11 @@ def test_a_kept_weight_follows_its_scale_and_its_weight():
     "options",
     [
         {"log2_attention": True, "attention_bits": 4},
-        {"ptf": False},
+        {"sums": "tensor"},
+        {"sums": "channel"},
+        {"ptf_levels": 8},
+        {"edge_bits": 8, "gelu_observer": "percentile"},
+        {"float_points": "sums, gelu"},
         {"act_symmetric": True},
         {"weight_symmetric": False},
         {"weight_observer": "mse", "act_observer": "mse"},
@@ -245,3 +252,97 @@ def test_calibration_in_inference_mode_works_and_keeps_nothing_stale():
         assert torch.equal(qmodel(x), before)
         qmodel.blocks[0].attn.qkv.weight_quant.scale.mul_(1.5)
         assert not torch.equal(qmodel(x), before)
+
+
+# Networks that are nearly what we know
+
+
+def nearly(name: str, **options) -> nn.Module:
+    """A small network of timm with random weights."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, num_classes=7, **options).eval()
+    return unfused(enliven(model))
+
+
+SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+SMALL_CNN = {"layers": (1, 1, 1, 1), "channels": (16, 16, 16, 16)}
+NEARLY = {
+    "BatchNorm with an activation, 18": ("skresnet18", SMALL_CNN),
+    "BatchNorm with an activation, 50": ("skresnet50", SMALL_CNN),
+    "squeeze and excite": ("seresnet18", SMALL_CNN),
+    "anti-aliasing": ("resnetblur18", SMALL_CNN),
+    "a deep stem": ("resnet26t", SMALL_CNN),
+    "parallel blocks": ("vit_small_patch16_18x2_224", SMALL_VIT),
+    "attention pooling": ("vit_base_patch16_siglip_224", SMALL_VIT),
+    "registers and swiglu": ("vit_small_patch14_reg4_dinov2", SMALL_VIT),
+    "a convolutional stem": ("vit_tiny_r_s16_p8_224", {**SMALL_VIT, "patch_size": 1}),
+    "queries and keys normalized": ("vit_tiny_patch16_224", {**SMALL_VIT, "qk_norm": True}),
+    "parallel scaling": ("vit_base_patch16_xp_224", SMALL_VIT),
+}
+
+
+@pytest.mark.parametrize("kind", NEARLY)
+def test_nearly_known_networks_compute_what_their_float_network_computes(kind):
+    """Or they are refused; and a product that stays float is listed."""
+    name, options = NEARLY[kind]
+    model = nearly(name, **options)
+    qmodel = quantize(model, QuantConfig(weight_bits=8))
+    x = example_images(model, 8)
+    with torch.no_grad():
+        wanted = model(x)
+        with pass_floats(qmodel):
+            torch.testing.assert_close(qmodel(x), wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max())
+        calibrate(qmodel, x)
+        assert (qmodel(x) - wanted).norm() / wanted.norm() < 0.35
+
+
+class Louder(nn.BatchNorm2d):
+    """A BatchNorm that does something else besides."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Shifted(nn.Linear):
+    """A linear layer that does something else besides."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class Gated(Attention):
+    """An attention of somebody's own: its products are not ours."""
+
+    def forward(self, x, **_):
+        images, tokens, channels = x.shape
+        q, k, v = self.qkv(x).view(images, tokens, 3, channels).unbind(2)
+        return self.proj((q @ k.transpose(1, 2)).softmax(-1) @ v)
+
+
+def test_subclasses_are_not_taken_for_what_they_inherit_from():
+    """Neither folded nor swapped: what they do besides would be lost without a word."""
+    model = toy("resnet")
+    model.layer1[0].bn1.__class__ = Louder
+    model.fc.__class__ = Shifted
+    qmodel = quantize(model, QuantConfig())
+    assert type(qmodel.layer1[0].bn1) is Louder and type(qmodel.fc) is Shifted
+    assert "1, in fc" in tell_float_products(qmodel)
+
+
+def test_products_that_stay_float_are_listed_however_they_are_computed():
+    model = toy("vit")
+    assert "products that stay float: none" in describe(quantize(model, QuantConfig()))
+    model.blocks[1].attn.__class__ = Gated
+    qmodel = quantize(model, QuantConfig())
+    assert tell_float_products(qmodel) == "2, in blocks.1.attn"
+    assert "products that stay float: 2, in blocks.1.attn" in describe(qmodel)
+
+
+def test_a_network_that_would_compute_something_else_is_refused_with_the_first_difference():
+    """Acted out: a block whose quantized form forgets something."""
+    model = toy("vit")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QuantBlock, "forward", lambda self, x, **_: x)
+        with pytest.raises(ValueError, match=r"would compute something else.*from blocks\.0 on"):
+            quantize(model, QuantConfig())

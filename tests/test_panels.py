@@ -539,6 +539,29 @@ def test_reset_brings_back_what_the_panel_opened_with_in_one_answer():
     assert toy.values == toy.first
 
 
+def test_pin_keeps_a_picture_until_it_is_pressed_again():
+    toy = Toy()
+    toy.pin_button.click()
+    toy.controls["size"].value = 7
+    assert done(toy) == "size 7, plain"
+    assert "Size 4." in toy.pinned.value and "size 4, plain" in toy.pinned.value
+    assert "Size 7." in toy.view.value
+    toy.pin_button.click()
+    assert toy.pinned.value == ""
+
+
+def test_a_preset_sets_its_controls_for_one_answer():
+    class Preset(Toy):
+        presets = {"Large": {"size": 8, "rate": 0.5}}
+
+    toy = Preset()
+    toy.asked.clear()
+    (button,) = toy.preset_buttons
+    assert button.description == "Large" and button.tooltip == "Settings: size 8, rate 0.5"
+    button.click()
+    assert done(toy) == "size 8, plain" and len(toy.asked) == 1
+
+
 def test_a_picture_of_other_settings_is_dimmed():
     toy = SlowToy()
     assert "evolq-stale" not in toy.view._dom_classes
@@ -593,6 +616,19 @@ def test_a_stored_view_opens_without_computing(stored):
     assert done(panel) == "size 4, plain"
     panel.close()
     assert widgets() == before
+
+
+def test_reset_shows_the_stored_view_again_and_stops_what_is_under_way(stored, monkeypatch):
+    monkeypatch.setattr(base, "view_path", lambda kind: stored.path)
+    monkeypatch.setattr(SlowToy, "shipped", True)
+    toy = SlowToy()
+    toy.hold = True
+    toy.controls["size"].value = 7
+    until(lambda: not toy.cancel_button.disabled)
+    toy.reset_button.click()
+    assert toy.words.endswith("(Stored result of these settings.)") and toy.values["size"] == 4
+    until(toy.worker.future.done)
+    assert toy.cancel_button.disabled and "evolq-stale" not in toy.view._dom_classes
 
 
 def test_a_stored_view_is_for_the_default_values_only(stored):

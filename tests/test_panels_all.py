@@ -100,3 +100,13 @@ def test_cancel_takes_effect_within_half_a_second(kind, name, values):
         took.append(time.perf_counter() - began)
         panel.worker.wait_until_done(SECONDS)
     assert min(took) < 0.5, took
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MOVES if kind.presets])
+def test_presets_name_controls_and_values_that_they_have(kind, monkeypatch):
+    monkeypatch.setattr(kind, "changed", lambda self, change: None)  # it need not compute
+    panel = kind()
+    for preset, button in zip(kind.presets.values(), panel.preset_buttons, strict=True):
+        button.click()
+        assert preset.items() <= panel.values.items()
+        assert panel.note == ""  # nothing was out of range

@@ -73,7 +73,7 @@ def settled(panel):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("weight_bits", 2), ("act_bits", 4), ("weight_observer", "mse"), ("ptf", False),
+    [("weight_bits", 2), ("act_bits", 4), ("weight_observer", "mse"), ("sums", "channel"),
      ("log2_attention", True)],
 )  # fmt: skip
 def test_every_control_of_the_vit_changes_picture_and_alt_text(few_images, name, value):
@@ -152,12 +152,10 @@ def test_a_cancelled_search_goes_on_where_it_was(tmp_path):
     panel = running(tmp_path)
     cancelled(panel)
     kept = history(panel)
-    visit = kept[-1]["visit"]
     panel.resume_button.click()
     until(lambda: len(history(panel)) > len(kept) + 3)
     cancelled(panel)
-    whole = [line for line in kept if line["visit"] < visit]
-    assert whole and history(panel)[: len(whole)] == whole
+    assert kept and history(panel)[: len(kept)] == kept
 
 
 def test_a_cancelled_search_goes_on_on_the_command_line(tmp_path):
@@ -165,12 +163,11 @@ def test_a_cancelled_search_goes_on_on_the_command_line(tmp_path):
     panel = running(tmp_path, passes=2, step=0.00123456)
     cancelled(panel)
     kept = history(panel)
-    whole = [line for line in kept if line["visit"] < kept[-1]["visit"]]
     options = "--calibration-images 20 --batch 20 --passes 2 --population 1 --step 0.0012"
     threads = f"--threads {torch.get_num_threads()}"
     command = f"demo --resume --out {panel.out} {options} {threads}"
     assert main(command.split()) == 0
-    assert len(history(panel)) == 37 and history(panel)[: len(whole)] == whole
+    assert len(history(panel)) == 37 and history(panel)[: len(kept)] == kept
     assert (panel.out / "summary.json").is_file()
 
 
@@ -184,6 +181,7 @@ def test_resume_without_a_run_says_what_to_press(tmp_path):
 def test_run_right_after_the_cell_was_run_again_waits_for_the_folder(tmp_path):
     running(tmp_path)
     other = search_panel(tmp_path)  # closes the first, whose thread may hold the folder still
+    other.run_button.click()
     other.run_button.click()
     until(lambda: len(history(other)) > 2 and "evaluations, blocks." in other.words)
     assert cancelled(other).startswith("Cancelled.")
@@ -220,21 +218,40 @@ def test_cancel_before_the_run_began_promises_no_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load", slow)
     panel.controls["weight_bits"].value = 4
     panel.run_button.click()
+    panel.run_button.click()
     panel.cancel_button.click()
     gate.set()
     panel.worker.wait_until_done(SECONDS)
     assert panel.words == "Cancelled before the run started." and history(panel) == kept
 
 
-def test_resume_with_other_options_is_refused_in_words_and_loses_nothing(tmp_path):
+def test_resume_with_other_options_brings_those_of_the_run_back_when_pressed_again(tmp_path):
     panel = running(tmp_path)
     cancelled(panel)
     kept = history(panel)
     panel.controls["weight_bits"].value = 4
     panel.resume_button.click()
-    panel.worker.wait_until_done(SECONDS)
-    assert "other options" in panel.words and history(panel) == kept
-    assert not panel.run_button.disabled
+    assert "has other options (Weight bits 3). Press Resume again" in panel.words
+    assert history(panel) == kept and panel.values["weight_bits"] == 4
+    panel.resume_button.click()
+    until(lambda: len(history(panel)) > len(kept))
+    assert panel.values["weight_bits"] == 3
+    assert cancelled(panel).startswith("Cancelled.")
+    assert history(panel)[: len(kept)] == kept
+
+
+def test_run_asks_before_it_replaces_a_run(tmp_path):
+    panel = running(tmp_path)
+    cancelled(panel)
+    kept = history(panel)
+    panel.run_button.click()
+    assert "an unfinished run, which Resume continues. Press Run again to replace" in panel.words
+    panel.controls["population"].value = 2  # another thought
+    panel.run_button.click()
+    assert "Press Run again" in panel.words and history(panel) == kept
+    panel.run_button.click()
+    until(lambda: history(panel)[:1] and history(panel) != kept and len(history(panel)) < len(kept))
+    assert cancelled(panel).startswith("Cancelled.")
 
 
 def test_an_error_is_words_and_the_panel_goes_on(tmp_path, monkeypatch):
@@ -254,6 +271,7 @@ def test_closing_stops_the_search_and_frees_the_folder(tmp_path):
     panel.close()
     panel.worker.pool.shutdown(wait=True)
     other = search_panel(tmp_path)  # the same cell again: it may use the folder
+    other.run_button.click()
     other.run_button.click()
     until(lambda: len(history(other)) > 2 and "evaluations, blocks." in other.words)
     assert cancelled(other).startswith("Cancelled.")

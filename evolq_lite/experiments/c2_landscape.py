@@ -113,7 +113,6 @@ def run(cell: Cell) -> Result:
             *(start + cell["step"] * direction(start, s, relative) for s in (90, 91)),
         ]
     )
-
     ways = [objective, *other_ways(objective, make, chunks=(10, 27, 1), last_bits=False)]
     floor, values = noise_floor(ways, points.abs())
     rough, lines = roughness(

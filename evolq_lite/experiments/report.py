@@ -52,7 +52,15 @@ print(table.round(4).to_string())
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Make a folder of results and keep others from writing to it; Busy if somebody does."""
+    """Make a folder of results and keep others from writing to it; Busy if somebody does.
+
+    ValueError for a folder of version 0.1.
+    """
+    if old := [name for name in KNOWN if (folder / name).is_dir()]:
+        raise ValueError(
+            f"{folder / old[0]} holds results of evolq_lite 0.1, one file per cell, which this "
+            "version does not read; move it, or give another --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     file = FileLock(folder / ".lock", 0)
     try:

@@ -17,7 +17,7 @@ def main() -> None:
     for kind in kinds:
         if sys.argv[1:] and kind.__name__ not in sys.argv[1:]:
             continue
-        view_path(kind.__name__).unlink(missing_ok=True)
+        kind.shipped = False  # compute it, whatever is stored
         with TemporaryDirectory() as folder:
             panel: Panel = kind(out=f"{folder}/run") if kind is SearchPanel else kind()
             if isinstance(panel, SearchPanel):

@@ -9,6 +9,7 @@ JupyterLab and Voila, and can carry alt text, which an image widget cannot.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from itertools import count
 from pathlib import Path
@@ -46,6 +47,25 @@ const start = () => {
   new MutationObserver(name).observe(panel, {childList: true, subtree: true});
 };
 start()">"""
+# Saves the picture as it is in the page: its plots side by side in one file.
+SAVE = """<a href="#" role="button" onclick="
+event.preventDefault();
+const plots = this.closest('.evolq-panel').querySelectorAll('.evolq-view .evolq-drawing > svg');
+let across = 0, tall = 0, parts = '';
+for (const plot of plots) {
+  const part = plot.cloneNode(true);
+  part.setAttribute('x', across);
+  across += +plot.getAttribute('width');
+  tall = Math.max(tall, +plot.getAttribute('height'));
+  parts += new XMLSerializer().serializeToString(part);
+}
+const file = `<svg xmlns='http://www.w3.org/2000/svg' width='${across}' height='${tall}'
+  font-family='sans-serif'><rect width='100%' height='100%' fill='white'/>${parts}</svg>`;
+const link = document.createElement('a');
+link.href = window.URL.createObjectURL(new Blob([file], {type: 'image/svg+xml'}));
+link.download = 'panel.svg';
+link.click();
+window.URL.revokeObjectURL(link.href);">Save picture</a>"""
 LOST = '<div class="evolq-lost">Kernel restarted: run this cell again.</div>'
 UNRUN = "<p>The controls appear when you run this cell.</p>"
 Values = dict[str, Any]
@@ -121,6 +141,7 @@ class Panel:
     live = False  # answers within a few milliseconds: follows a handle while it is held
     shipped = False
     again = "Change a control to try again."
+    presets: ClassVar[dict[str, Values]] = {}  # settings by the words of a button
     alive: ClassVar[list["Panel"]] = []
 
     def __init__(self, name: str | None = None, **values: Any) -> None:
@@ -137,14 +158,22 @@ class Panel:
         self.cancel_button = W.Button(
             description="Cancel", tooltip="Stop computing", disabled=True, layout={"width": "90px"}
         )
-        self.reset_button = W.Button(
-            description="Reset",
-            tooltip="Bring back the settings that the panel opened with",
-            layout={"width": "90px"},
+        self.reset_button = small_button(
+            "Reset", "Bring back the settings that the panel opened with", self.reset
         )
+        self.pin_button = small_button(
+            "Pin",
+            "Keep this picture to compare the next one with; press again to drop it",
+            self.pin,
+        )
+        self.save = W.HTML(SAVE)
+        self.pinned = W.HTML()
+        self.preset_buttons = [
+            small_button(word, f"Settings: {told(preset)}", partial(self.use, preset))
+            for word, preset in self.presets.items()
+        ]
         self.worker = Worker(self.wait, self.progressed, self.ended)
         self.cancel_button.on_click(lambda _: self.cancel())
-        self.reset_button.on_click(lambda _: self.reset())
         self.controls: dict[str, Any] = self.make_controls()
         for key, widget in self.controls.items():
             widget.add_class(f"evolq-{key.replace('_', '-')}")
@@ -154,8 +183,7 @@ class Panel:
         try:
             self.set_controls(values)
         except Exception:
-            rest = self.view, self.status, self.page, self.bar
-            for widget in (*self.controls.values(), *rest, self.cancel_button, self.reset_button):
+            for widget in (*self.controls.values(), *self.own()):
                 close_all(widget)
             raise
         self.first = self.values
@@ -163,8 +191,8 @@ class Panel:
             widget.observe(self.heard, names="value")
         for widget, word in ((self.view, "view"), (self.status, "status"), (self.bar, "bar")):
             widget.add_class(f"evolq-{word}")
-        self.cancel_button.add_class("evolq-cancel")
-        self.reset_button.add_class("evolq-reset")
+        for button in (self.cancel_button, self.reset_button, self.pin_button):
+            button.add_class(f"evolq-{button.description.lower()}")
         self.ui = self.arrange()
         self.ui.add_class("evolq-panel")
         self.ui.add_class(f"evolq-{kind.lower()}")
@@ -174,6 +202,11 @@ class Panel:
         if self.note:  # a stored picture has not said it
             self.say(self.note + self.words)
             self.note = ""
+
+    def own(self) -> list[W.Widget]:
+        """The widgets that every panel has beside its controls."""
+        buttons = [self.cancel_button, self.reset_button, self.pin_button, *self.preset_buttons]
+        return [self.view, self.status, self.page, self.bar, self.save, self.pinned, *buttons]
 
     def set_controls(self, values: Values) -> None:
         """Give controls values; ValueError if there is no control of a name."""
@@ -199,12 +232,18 @@ class Panel:
 
     def buttons(self) -> list[W.Widget]:
         """What stands under the controls."""
-        return [W.HBox([self.reset_button, *([self.cancel_button, self.bar] if self.slow else [])])]
+        return [self.row(*([self.cancel_button, self.bar] if self.slow else []))]
+
+    def row(self, *before: W.Widget) -> W.Widget:
+        """Buttons side by side, with those that every panel has."""
+        every = self.reset_button, self.pin_button, *self.preset_buttons, self.save
+        return W.Box([*before, *every], layout={"flex_flow": "row wrap", "align_items": "center"})
 
     def arrange(self) -> W.Widget:
         """Controls side by side where the page is wide enough; below, the words and the picture."""
         controls = W.Box([*self.controls.values()], layout={"flex_flow": "row wrap"})
-        return W.VBox([controls, *self.buttons(), self.status, self.view, self.page])
+        shown = self.status, self.view, self.pinned, self.page
+        return W.VBox([controls, *self.buttons(), *shown])
 
     @property
     def values(self) -> Values:
@@ -268,14 +307,28 @@ class Panel:
 
     def reset(self) -> None:
         """Bring back the settings that the panel opened with, and their picture."""
+        self.use(self.first)
+
+    def use(self, values: Values) -> None:
+        """Set several controls at once, for one answer."""
         self.setting = True
         try:
-            self.set_controls(self.first)
+            self.set_controls(values)
         finally:
             self.setting = False
         self.worker.forget()
-        if not self.show_stored():
+        if self.show_stored():
+            self.busy(False)
+        else:
             self.changed(None)
+
+    def pin(self) -> None:
+        """Keep the picture and its words below; drop them if they are kept."""
+        if self.pinned.value:
+            self.pinned.value = ""
+        else:
+            words = f"<p><b>Pinned:</b> {escape(self.words)}</p>"
+            self.pinned.value = f"<hr>{words}{self.view.value}"
 
     def cancel(self) -> None:
         """Stop at the next tick, and answer at once: some steps take seconds, such as loading."""
@@ -331,7 +384,7 @@ class Panel:
             widget.unobserve(self.heard, names="value")
         if self in Panel.alive:
             Panel.alive.remove(self)
-        for widget in (self.ui, self.cancel_button, self.reset_button, self.bar):
+        for widget in (self.ui, *self.own()):
             close_all(widget)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
@@ -340,6 +393,18 @@ class Panel:
         said = self.status.value.removesuffix(LOST)
         picture = as_image(self.view.value) if self.view.value else ""
         return {**bundle, "text/html": picture + said + UNRUN}
+
+
+def small_button(word: str, tooltip: str, act: Callable[[], None]) -> W.Button:
+    """A button that does something."""
+    button = W.Button(description=word, tooltip=tooltip, layout={"width": "90px"})
+    button.on_click(lambda _: act())
+    return button
+
+
+def told(values: Values) -> str:
+    """Settings in words."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 ALONE = count()  # executions of what is not run by a notebook

@@ -134,7 +134,7 @@ class Plot:
         self, x: float, y: float, width: float, height: float, fill: str, words: str = ""
     ) -> None:
         """A rectangle in pixels; with fill "" it is seen by the pointer only."""
-        style = f'fill="{fill}" fill-opacity="0.75"' if fill else 'fill="#000" fill-opacity="0"'
+        style = f'fill="{fill}" fill-opacity="0.9"' if fill else 'fill="#000" fill-opacity="0"'
         self.marks.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{max(height, 0):.1f}" '
             f"{style}><title>{escape(words)}</title></rect>"
@@ -151,10 +151,12 @@ class Plot:
 
     def band(self, low: float, high: float, label: str) -> None:
         """A gray band across."""
-        style = 'fill="currentColor" fill-opacity="0.25"'
+        style = 'fill="currentColor" fill-opacity="0.25" stroke="currentColor"'
+        style += ' stroke-opacity="0.7" stroke-dasharray="2 3"'
         top, under = self.y(high), self.y(low)
         self.marks.append(
-            f'<rect y="{top:.1f}" width="{self.across}" height="{under - top:.1f}" {style}/>'
+            f'<rect x="-2" y="{top:.1f}" width="{self.across + 4}" '
+            f'height="{under - top:.1f}" {style}/>'
         )
         self.legend.append((f'<rect y="-5" width="20" height="10" {style}/>', label))
 

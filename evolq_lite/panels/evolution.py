@@ -18,7 +18,7 @@ from evolq_lite.data import Demo, load_demo
 from evolq_lite.genome import Vector
 from evolq_lite.landscape import JaggedBowl
 from evolq_lite.objective import BlockObjective, Objective
-from evolq_lite.panels.base import IntSlider, LogSlider, Panel, control
+from evolq_lite.panels.base import IntSlider, LogSlider, Panel, control, small_button
 from evolq_lite.panels.drawing import BLUE, DASHES, GRAY, ORANGE, RED, Drawing, Plot
 from evolq_lite.panels.worker import Tick
 from evolq_lite.search import EvolQ
@@ -186,6 +186,12 @@ class EvolutionPanel(Panel):
 
     slow = True
     again = "Press Step, or change a control, to try again."
+    presets = {
+        "Narrow": {"landscape": TOY, "mutation": 1e-4},
+        "Wide": {"landscape": TOY, "mutation": 0.03},
+        "Any parent": {"landscape": TOY, "mutation": 1e-3, "tournament": 1},
+        "Real block": {"landscape": BLOCK, "mutation": 1e-3, "tournament": 10, "seed": 0},
+    }
 
     def __init__(self, name: str | None = None, made: int = 0, **values: Any) -> None:
         self.running: Run | None = None  # made by the worker; None: begin anew
@@ -234,19 +240,18 @@ class EvolutionPanel(Panel):
 
     def buttons(self) -> list[W.Widget]:
         """Step, Play, Pause, Restart and Cancel above the progress bar."""
-        row = []
+        named = []
         for word, tooltip, on_click in (
             ("Step", "Make one candidate", self.step),
             ("Play", f"Make {PLAY} candidates, one after another", self.play),
             ("Pause", "Stop after the current candidate", self.pause),
             ("Restart", "Start over from the first scales", self.restart),
         ):
-            button = W.Button(description=word, tooltip=tooltip, layout={"width": "90px"})
+            button = small_button(word, tooltip, on_click)
             button.add_class(f"evolq-{word.lower()}")
-            button.on_click(lambda _, act=on_click: act())
-            row.append(button)
+            named.append(button)
         self.cancel_button.on_click(lambda _: self.pause())
-        return [W.HBox([*row, self.cancel_button, self.reset_button]), self.bar]
+        return [self.row(*named, self.cancel_button), self.bar]
 
     @property
     def generation(self) -> int:

@@ -104,6 +104,11 @@ class InfoNCEPanel(Panel):
 
     live = True
     shipped = True
+    presets = {
+        "T = 0.05": {"temperature": 0.05},
+        "2 images": {"temperature": 3.0, "batch": 2},
+        "8 bits": {"temperature": 3.0, "batch": 32, "bits": 8},
+    }
 
     def make_controls(self) -> dict[str, Any]:
         """Three controls."""
@@ -130,6 +135,12 @@ class InfoNCEPanel(Panel):
                 IntSlider, "Weight bits", "Bits of every weight", value=3, min=2, max=8
             ),
         }
+
+    def changed(self, change: Any) -> None:
+        """A control has moved; another network takes a second the first time, so say so."""
+        if change is not None and change.owner is self.controls["bits"]:
+            self.say(f"{self.note}Computing …")
+        super().changed(change)
 
     def compute(self, tick: Tick, **values: Any) -> Any:
         """Outputs and targets (n, classes) ordered by class, and the shares at all temperatures."""

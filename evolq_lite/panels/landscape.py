@@ -66,6 +66,11 @@ class LandscapePanel(Panel):
 
     slow = True
     shipped = True
+    presets = {
+        "8 bits": {"bits": 8, "radius": 0.01},
+        "Tiny radius": {"bits": 3, "radius": 1e-5},
+        "Test loss": {"bits": 3, "radius": 0.01, "images": PROBE},
+    }
 
     def make_controls(self) -> dict[str, Any]:
         """Eight controls; those for block and layer follow that for the network."""

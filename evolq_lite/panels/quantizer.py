@@ -82,6 +82,11 @@ class QuantizerPanel(Panel):
     """Bits, symmetric or not, a scale per tensor or per channel, and how much of the range."""
 
     live = True
+    presets = {
+        "Question 1": {"tensor": next(iter(TENSORS)), "bits": 4, "symmetric": True, "clip": 1.0},
+        "Question 2": {"tensor": list(TENSORS)[3], "bits": 4, "symmetric": True, "clip": 1.0},
+        "Question 3": {"tensor": next(iter(TENSORS)), "bits": 3, "channels": True, "clip": 1.0},
+    }
 
     def make_controls(self) -> dict[str, Any]:
         """Five controls."""

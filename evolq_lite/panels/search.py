@@ -1,6 +1,6 @@
 """Lesson 6: the whole block-wise search, with Run, Pause, Resume and Cancel.
 
-The run folder is the command line's own: a cancelled run goes on with Resume here, or there with
+The run folder is the command line's own: a canceled run continues with Resume here, or there with
 `python -m evolq_lite demo --resume --out FOLDER --step WIDTH` and the other options that were set.
 """
 
@@ -18,8 +18,9 @@ import numpy as np
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.evaluate import Accuracy
 from evolq_lite.evolve import Evaluated
+from evolq_lite.files import parse_json
 from evolq_lite.fitness import FITNESS
-from evolq_lite.panels.base import IntSlider, LogSlider, Panel, control
+from evolq_lite.panels.base import IntSlider, LogSlider, Panel, Values, control
 from evolq_lite.panels.drawing import COLORS, Drawing, Plot
 from evolq_lite.panels.worker import Cancelled, Job, Tick
 from evolq_lite.runs.folder import Busy, RunFolder
@@ -56,6 +57,7 @@ class SearchPanel(Panel):
         **values: Any,
     ) -> None:
         self.out, self.images, self.looks = Path(out), images, 0
+        self.asked = ""  # the button that must be pressed again
         self.paused = threading.Event()
         super().__init__(name, **values)
 
@@ -93,12 +95,12 @@ class SearchPanel(Panel):
         self.run_button, self.pause_button, self.resume_button = (
             W.Button(description=word, tooltip=tip, layout={"width": "90px"})
             for word, tip in (
-                ("Run", "Start a new run; it replaces an earlier run in the folder"),
+                ("Run", "Start a new run; asks before it replaces an earlier one in the folder"),
                 ("Pause", "Wait after the current candidate"),
                 ("Resume", "Continue after Pause, or resume the cancelled run in the folder"),
             )
         )
-        self.run_button.on_click(lambda _: self.start(resume=False))
+        self.run_button.on_click(lambda _: self.run())
         self.pause_button.on_click(lambda _: self.pause())
         self.resume_button.on_click(lambda _: self.resume())
         named = {"run": self.run_button, "pause": self.pause_button, "resume": self.resume_button}
@@ -106,16 +108,20 @@ class SearchPanel(Panel):
             button.add_class(f"evolq-{word}")
         self.pause_button.disabled = True
         self.cancel_button.tooltip = "Stop; everything finished so far stays in the folder"
-        return [W.HBox([*named.values(), self.cancel_button, self.reset_button]), self.bar]
+        return [self.row(*named.values(), self.cancel_button), self.bar]
 
     def open(self) -> None:
         """Show the stored run, or an empty panel: a run takes too long to begin by itself."""
-        if self.images != DEMO_IMAGES or not self.show_stored():
+        if not self.show_stored():
             self.say("Press Run.")
+
+    def show_stored(self) -> bool:
+        """Show the stored run, which is one on the demo's images."""
+        return self.images == DEMO_IMAGES and super().show_stored()
 
     def changed(self, change: Any) -> None:
         """Options take effect at the next Run."""
-        note, self.note = self.note, ""
+        note, self.note, self.asked = self.note, "", ""
         self.view.add_class("evolq-stale")
         shown = " The picture is of a run with other options." if self.view.value else ""
         self.say(f"{note}Press Run to search with these options.{shown}")
@@ -128,10 +134,54 @@ class SearchPanel(Panel):
         for widget in self.controls.values():
             widget.disabled = yes
 
+    def run(self) -> None:
+        """Begin a run; if there is one in the folder, ask first."""
+        if (self.out / "config.json").is_file() and self.asked != "Run":
+            done = (self.out / "summary.json").is_file()
+            state = "a finished run" if done else "an unfinished run, which Resume continues"
+            self.asked = "Run"
+            self.say(f"{self.out} holds {state}. Press Run again to replace it.")
+            return
+        self.start(resume=False)
+
+    def resume(self) -> None:
+        """Go on after a pause, else with the run in the folder, after asking for its options."""
+        if self.paused.is_set() and not self.cancel_button.disabled:
+            self.paused.clear()
+            self.pause_button.disabled, self.resume_button.disabled = False, True
+            self.say(self.words.removeprefix("Paused. ") or PREPARING)
+            return
+        stored = self.stored_options()
+        differ = [key for key in stored if not same(stored[key], self.values[key])]
+        if differ and self.asked != "Resume":
+            self.asked = "Resume"
+            named = ", ".join(f"{self.controls[k].description} {stored[k]}" for k in differ)
+            self.say(
+                f"The run in {self.out} has other options ({named}). Press Resume again to bring "
+                "them back and continue it."
+            )
+            return
+        self.setting = True
+        try:
+            self.set_controls({key: stored[key] for key in differ})
+        finally:
+            self.setting = False
+        self.start(resume=True)
+
+    def stored_options(self) -> Values:
+        """The controls' values of the run in the folder; none if they cannot be had."""
+        try:
+            config = parse_json((self.out / "config.json").read_bytes())
+            found = {**config["quantization"], **config["search"]}
+            kinds = {key: type(value) for key, value in self.values.items()}
+            return {key: kind(found[key]) for key, kind in kinds.items()}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
     def start(self, resume: bool) -> None:
-        """Begin a run, or go on with the one in the folder."""
+        """Begin a run, or continue the one in the folder."""
         self.paused.clear()
-        self.begun = False
+        self.begun, self.asked = False, ""
         self.say(PREPARING)
         self.busy(True)
         self.worker.submit(self.search_job(resume))
@@ -141,15 +191,6 @@ class SearchPanel(Panel):
         self.paused.set()
         self.pause_button.disabled, self.resume_button.disabled = True, False
         self.say(f"Paused. {self.words}")
-
-    def resume(self) -> None:
-        """Go on after a pause, else with the run in the folder."""
-        if not self.paused.is_set() or self.cancel_button.disabled:
-            self.start(resume=True)
-            return
-        self.paused.clear()
-        self.pause_button.disabled, self.resume_button.disabled = False, True
-        self.say(self.words.removeprefix("Paused. ") or PREPARING)
 
     def options(self) -> tuple[QuantConfig, SearchConfig]:
         """The two configs that the controls stand for."""
@@ -284,6 +325,13 @@ class SearchPanel(Panel):
             f"top-1 before {top1['before']}, evolved {top1['evolved']}, float {top1['float']}. "
             f"Gain {outcome.gain}: {outcome.gain.verdict}.{warning}"
         )
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of a control are the same as they read."""
+    if isinstance(one, str) or isinstance(other, str):
+        return bool(one == other)
+    return f"{one:.1e}" == f"{other:.1e}" if isinstance(other, float) else bool(one == other)
 
 
 def draw_history(history: list[Evaluated]) -> Plot:

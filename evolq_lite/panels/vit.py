@@ -39,6 +39,15 @@ class ViTPanel(Panel):
 
     slow = True
     shipped = True
+    presets = {
+        "W8A8": {"weight_bits": 8, "act_bits": 8},
+        "W3A8 MSE": {"weight_bits": 3, "act_bits": 8, "weight_observer": "mse"},
+        "W8A4": {"weight_bits": 8, "act_bits": 4, "weight_observer": "minmax"},
+    }
+
+    def __init__(self, name: str | None = None, **values: Any) -> None:
+        self.known: dict[QuantConfig, Any] = {}  # what has been computed
+        super().__init__(name, **values)
 
     def make_controls(self) -> dict[str, Any]:
         """Five options of QuantConfig."""
@@ -56,11 +65,12 @@ class ViTPanel(Panel):
                 "How the first scales of the weights are chosen",
                 options=list(TENSOR_OBSERVERS),
             ),
-            "ptf": control(
-                W.Checkbox,
-                "Power-of-two factors",
-                "One scale divided by 1, 2, 4 or 8 in each channel, before a LayerNorm",
-                value=usual.ptf,
+            "sums": control(
+                W.Dropdown,
+                "Residual sums",
+                "One scale, one with a power-of-two factor per channel, or one per channel",
+                options=["tensor", "ptf", "channel"],
+                value=usual.sums,
             ),
             "log2_attention": control(
                 W.Checkbox,
@@ -74,6 +84,8 @@ class ViTPanel(Panel):
         """Predictions on the test subset, and the error at the end of every segment."""
         demo, exact, images, labels, was = network()
         config = QuantConfig(**values)
+        if config in self.known:
+            return self.known[config]
         qmodel = quantize(demo.model, config)
         tick(0.1)
         calibrate(qmodel, demo.calibration, config)
@@ -86,7 +98,8 @@ class ViTPanel(Panel):
             for part in images.split(50):
                 tick(0.4 + 0.6 * len(found) / 10)
                 found.append(qmodel(part).argmax(1))
-        return errors, chain.names, images, labels, was, torch.cat(found)
+        self.known[config] = errors, chain.names, images, labels, was, torch.cat(found)
+        return self.known[config]
 
     def draw(self, result: Any, **values: Any) -> tuple[Drawing, str]:
         """Three pictures in one: top-1, error by segment, characters whose label changed."""

@@ -18,6 +18,7 @@ from evolq_lite.config import QuantConfig
 from evolq_lite.data import (
     check_images,
     checked,
+    demo_file,
     hash_images,
     load_demo,
     load_images,
@@ -107,7 +108,7 @@ class Embedded:
     @property
     def files(self) -> tuple[str, ...]:
         """The files of `data/` that it reads."""
-        return "typefaces-train.npz", "typefaces-test.npz", f"typefaces-{self.network}.safetensors"
+        return "typefaces-train.npz", "typefaces-test.npz", demo_file(self.network)
 
     def identity(self) -> dict[str, Any]:
         return {"model": f"typefaces-{self.network}", "calibration_images": self.images}

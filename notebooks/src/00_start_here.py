@@ -15,12 +15,13 @@
 # **Read alongside:** `evolq_lite/__init__.py`, which lists the other modules in reading order.
 
 # %%
+import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
+
 import json
 
 import torch
 from IPython.display import Markdown
 
-import evolq_lite as eq
 from evolq_lite.cli import check
 from evolq_lite.data import CHARACTERS, DATA
 from evolq_lite.figures import tiles
@@ -79,7 +80,8 @@ QuantizerPanel(bits=3)
 # - Some panels open with a stored picture (the sentence says *Stored result*) and start computing
 #   as soon as you change something. On a web page without a kernel, you see only that picture.
 # - Running the cell again replaces its panel with a fresh one. *Reset* brings back the settings
-#   that a panel opened with.
+#   that a panel opened with; other small buttons set those of a question. *Pin* keeps the picture
+#   below the next one, so that you can compare the two. *Save picture* writes it to a file (SVG).
 #
 # **Predict, then try.**
 #
@@ -138,7 +140,11 @@ for bits in (8, 3, 2):
 
 first = zip(teacher[:12], found[3], found[2])
 titles = [" → ".join(CHARACTERS[int(i)] for i in predictions) for predictions in first]
-alt = f"12 characters with three predictions each, float → 3 bits → 2 bits: {', '.join(titles)}."
+changed = {bits: int((found[bits][:12] != teacher[:12]).sum()) for bits in (3, 2)}
+alt = (
+    "12 characters, each under the labels of the float, the 3-bit and the 2-bit network. "
+    f"{changed[3]} of the labels change at 3 bits, {changed[2]} at 2 bits."
+)
 tiles(demo.calibration[:12], titles, 6, alt)
 
 # %% [markdown]
@@ -207,6 +213,32 @@ Markdown(folder.__doc__)
 print(eq.__doc__)
 
 # %% [markdown]
+# ## Glossary
+#
+# Each term is explained where it first appears. This list is for looking up.
+#
+# | term | meaning | lesson |
+# |---|---|---|
+# | scale, zero point | the distance between two levels, and the integer that stands for 0 | 1 |
+# | rounding, clipping | the error inside the range, and the error beyond its ends | 1 |
+# | lost power | the mean squared error as a share of the mean square of the signal | 1 |
+# | W3A8 | 3-bit weights, 8-bit activations | 0 |
+# | calibration images | unlabeled images from which scales are chosen | 0 |
+# | observer | a rule that chooses the first scales | 2 |
+# | quantizer | a point of the network where numbers become integers | 2 |
+# | top-1 | the share of images whose likeliest label is right | 0 |
+# | p-value | how probable a difference at least this large is if there is none | 0, 7 |
+# | objective | a function from a vector of scales to a number, lower is better | 3 |
+# | fitness | the distance between the outputs of the quantized and the float network | 4 |
+# | noise floor | how much a loss differs between two ways of computing it | 3 |
+# | candidate, child | a vector of scales that a search proposes | 5 |
+# | accepted | better than all candidates before it | 5 |
+# | population, tournament | the vectors that a search keeps, and how it picks a parent | 5 |
+# | genome | the scales of one block as a vector | 6 |
+# | chain | the network as segments that run one after another | 6 |
+# | pass, visit, cycle | all blocks once, one block once, one candidate of a visit | 6 |
+# | commit | to write the best scales of a visit into the network | 6 |
+#
 # ## Check yourself
 #
 # Open an answer to see whether it is right, and why.

@@ -14,13 +14,14 @@
 # **Read alongside:** `evolq_lite/numerics.py`.
 
 # %%
+import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
+
 import inspect
 
 import numpy as np
 import torch
 from IPython.display import Code
 
-import evolq_lite as eq
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.panels import QuantizerPanel
 

@@ -15,14 +15,15 @@
 # **Read alongside:** `evolq_lite/quantizer.py`, `layers.py`, `observers.py`, `convert.py`.
 
 # %%
+import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
+
 import inspect
 import textwrap
 
 import torch
-from IPython.display import Code
+from IPython.display import Code, display
 
-import evolq_lite as eq
-from evolq_lite.experiments.report import shipped
+from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.layers import QuantBlock, QuantProducts
 from evolq_lite.panels import ViTPanel
@@ -198,8 +199,8 @@ for bits in (3, 4, 8):
 # results (`python -m evolq_lite reproduce C1` computes them).
 
 # %%
-figure, verdict = shipped("C1")
-print(textwrap.fill(verdict, 100))
+figure, verdict = load_claim("C1")
+display(verdict)
 figure
 
 # %% [markdown]
@@ -226,8 +227,8 @@ ViTPanel()
 #    the worse?
 # 2. At W3A8, change the observer from `minmax` to `mse`. By how much does top-1 change? Why does a
 #    better range help most at few bits?
-# 3. Uncheck *Power-of-two factors*, first at W8A4 and then at W8A8. What happens to top-1 each
-#    time?
+# 3. Set *Residual sums* from `ptf` to `tensor`, first at W8A4 and then at W8A8. What happens to
+#    top-1 each time?
 #
 # <details><summary>What you should have seen</summary>
 #

@@ -15,22 +15,19 @@
 # **Read alongside:** `evolq_lite/landscape.py`.
 
 # %%
+import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
+
 import inspect
-import textwrap
 from functools import partial
-from statistics import fmean
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from IPython.display import Code
+from IPython.display import Code, display
 from scipy.stats import spearmanr
 
-import evolq_lite as eq
-from evolq_lite.data import DATA
-from evolq_lite.experiments import CLAIMS
-from evolq_lite.experiments.c2_landscape import minima_of
-from evolq_lite.experiments.report import known, shipped
+from evolq_lite.experiments.c2_landscape import describe_layers
+from evolq_lite.experiments.report import load_claim, load_results
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.landscape import (
     direction,
@@ -235,7 +232,7 @@ figure
 # %% [markdown]
 # Neither follows the slope. But at small radii the two diverge. The ViT's loss still moves where no
 # integer of the layer flips: the flips are in the activations. The CNN's loss calms down until it
-# disappears in its noise. At a radius of 10 %, the CNN changed more. So how rough a landscape is
+# is not far above its noise. At a radius of 10 %, the CNN changed more. So how rough a landscape is
 # depends on the radius at which you look, and any comparison must state it.
 #
 # ## Why not follow the gradient?
@@ -344,30 +341,15 @@ for name, layer, low, median, high in rows:
 # core.
 
 # %%
-figure, verdict = shipped("C2")
-figure.set_size_inches(10.4, 2.5)
-for axes in figure.axes[1:]:
-    axes.set_ylabel("")
-print(textwrap.fill(verdict, 100))
+figure, verdict = load_claim("C2")
+display(verdict)
 figure
 
 # %%
-results = known(CLAIMS["C2"], DATA / "results", quick=False)
-minima = minima_of(results, kind="relative", step=0.01, images=500)
-print("network layer       mean change  noise floor  minima  total variation")
-for r in results:
-    if (
-        r["probe"] == "fitness"
-        and r["kind"] == "relative"
-        and (r["step"], r["images"]) == (0.01, 500)
-    ):
-        print(
-            f"{r['network']:7} {r['layer']:10} {r['change']:12.1e} {r['noise_floor']:12.1e} "
-            f"{fmean(minima[r['network'] + ' ' + r['layer']]):7.2f} {r['variation']:16.2f}"
-        )
+describe_layers(load_results("C2")).set_index("layer")
 
 # %% [markdown]
-# So the claim *partly holds* here. Every ViT layer that we look at is jagged above the noise floor.
+# So the claim *holds partly* here. Every ViT layer that we look at is jagged above the noise floor.
 # But both CNN layers are jagged as well, and attention has no more minima than the MLP. Moving
 # attention scales does change the loss more: about four times as much from the first scales to the
 # ends of a line (the column *mean change*). On test images, which the paper uses, that difference

@@ -14,13 +14,14 @@
 # **Read alongside:** `evolq_lite/evolve.py`, with `objective.py`, `genome.py`, `chain.py`.
 
 # %%
+import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
+
 import inspect
 
 import torch
 from IPython.display import Code
 from tqdm.auto import tqdm
 
-import evolq_lite as eq
 from evolq_lite.evolve import evaluations_of
 from evolq_lite.figures import (
     changed_figure,

@@ -14,18 +14,19 @@
 # **Read alongside:** `evolq_lite/evaluate.py`, and `evolq_lite/experiments/`.
 
 # %%
+import evolq_lite  # noqa: F401  isort: skip  (before torch: keeps its threads from spinning)
+
 import inspect
 import json
-import textwrap
 
 import numpy as np
 import torch
-from IPython.display import Code, Markdown
+from IPython.display import Code, Markdown, display
 
 from evolq_lite.data import DATA
 from evolq_lite.evaluate import Comparison
 from evolq_lite.experiments import CLAIMS
-from evolq_lite.experiments.report import shipped
+from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.panels import ViTPanel
 
@@ -109,13 +110,9 @@ print(
 
 # %%
 def show(name):
-    """Print a claim's verdict and return its figure; without results, say how to compute them."""
-    try:
-        figure, verdict = shipped(name)
-    except ValueError as error:
-        print(error)
-        return None
-    print(textwrap.fill(verdict, 100))
+    """Show a claim's verdict, with the measurements that decide it, and return its figure."""
+    figure, verdict = load_claim(name)
+    display(verdict)
     return figure
 
 
