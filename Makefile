@@ -65,11 +65,12 @@ screenshots: $(STAMP) ## save a picture of every panel to notebooks/images (need
 assignments: $(STAMP) ## build the student releases in notebooks/assignments/release
 	$(KEEP_MEMORY) $(PY) notebooks/assignments/build.py
 
-grade: $(STAMP) ## grade SUBMISSIONS=DIR into OUT=DIR, optionally with hidden tests from OVERLAY=DIR
+grade: $(STAMP) ## grade SUBMISSIONS=DIR_OR_ZIP into OUT=DIR (also ROSTER=, OVERLAY=, REPAIRED=)
 	@test -n '$(SUBMISSIONS)' && test -n '$(OUT)' || { \
-	  echo 'make grade SUBMISSIONS=DIR OUT=DIR [OVERLAY=DIR]' >&2; exit 2; }
+	  echo 'make grade SUBMISSIONS=DIR_OR_ZIP OUT=DIR [ROSTER=FILE] [OVERLAY=DIR] [REPAIRED=DIR]' >&2; exit 2; }
 	$(KEEP_MEMORY) $(PY) notebooks/assignments/grade.py '$(SUBMISSIONS)' '$(OUT)' \
-	  $(if $(OVERLAY),--overlay '$(OVERLAY)')
+	  $(if $(ROSTER),--roster '$(ROSTER)') $(if $(OVERLAY),--overlay '$(OVERLAY)') \
+	  $(if $(REPAIRED),--repaired '$(REPAIRED)')
 
 clean: ## remove caches and build leftovers (keeps .venv, runs/ and data/)
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
