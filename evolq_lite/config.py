@@ -139,7 +139,7 @@ class QuantConfig(_Checked):
 PRESETS: dict[str, QuantConfig] = {
     # What the paper's text says: MinMax everywhere, power-of-two factors on residual sums.
     "paper": QuantConfig(),
-    # Ours, chosen on calibration images: the first and last layer at 8 bits, scales that minimise
+    # Ours, chosen on calibration images: the first and last layer at 8 bits, scales that minimize
     # the squared error of weights, a scale per channel where channels differ by orders of magnitude
     # (residual sums), and outliers of GELU clipped.
     "recommended": QuantConfig(

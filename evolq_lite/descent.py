@@ -36,7 +36,8 @@ def descend(
     """Follow the gradient for `budget` forwards; returns the best vector met and its value.
 
     `step` is the relative step: the learning rate of Adam and AdamW; SGD's learning rate is chosen
-    so that its first step has this root mean square. `on_step` hears of each vector and its value.
+    so that its first step has this root mean square. `on_step` is called with each vector and its
+    value.
     ValueError for an unknown optimizer.
     """
     if optimizer not in OPTIMIZERS:

@@ -14,7 +14,8 @@ disk, or stops with `break`.
 A visit's random numbers depend on the seed and the visit's number only, and an optimizer learns
 nothing but candidates and their values. So a run's history is the run: with the values of an
 earlier, stopped run as `past`, the same candidates are drawn and told the same values, without one
-forward pass, and the search goes on from there as if it had never been stopped. Read with lesson 6.
+forward pass, and the search continues from there as if it had never been stopped. Read with
+lesson 6.
 """
 
 from collections import deque
@@ -186,7 +187,7 @@ def evolve(
                     yield recorded(known, event)
                     began = perf_counter()
             best, fitness = optimizer.best
-            step = optimizer.step  # an adaptive one goes on where the last visit left it
+            step = optimizer.step  # an adaptive width continues where the last visit left it
             visit.genome.write(chain.model, best)
             yield Committed(number + 1, fitness)
 
@@ -225,7 +226,7 @@ def objective_of(
     inputs: Inputs,
     visit: Visit,
 ) -> BlockObjective:
-    """What a visit minimises, on kept inputs where there are any."""
+    """What a visit minimizes, on kept inputs where there are any."""
     return BlockObjective(
         chain,
         visit.blocks,
@@ -241,7 +242,7 @@ def objective_of(
 def optimizer_of(
     config: SearchConfig, start: Vector, value: float, step: float, visit: int
 ) -> RandomSearch:
-    """The optimiser of one visit; its seed comes from the run's seed and the visit's number."""
+    """The optimizer of one visit; its seed comes from the run's seed and the visit's number."""
     seed, relative = 1_000_003 * config.seed + visit, config.mutation != "absolute"
     if config.algorithm == "random":
         return RandomSearch(start, value, step, seed, relative)

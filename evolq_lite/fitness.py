@@ -28,7 +28,9 @@ Fitness = Callable[[Tensor, Tensor], Tensor]
 def info_nce(outputs: Logits, targets: Logits, temperature: float = 3.0) -> Float[Tensor, ""]:
     """InfoNCE in the form of MoCo v3 (arXiv 2104.02057), times 2 T; Evol-Q's code uses T = 3."""
     outputs, targets = F.normalize(outputs, dim=1), F.normalize(targets, dim=1)
+    # (images, images): row i holds output i against the targets of all images of the batch
     similarity = outputs @ targets.T / temperature
+    # on the diagonal, the positive: the target of the same image
     log_probability = similarity.log_softmax(1).diagonal()
     return -2 * temperature * log_probability.mean()
 
@@ -55,7 +57,8 @@ def fisher(outputs: Logits, targets: Logits) -> Float[Tensor, ""]:
 
     With p = softmax(target) and d = output - target: mean of (sum p d^2 - (sum p d)^2) / 2.
     """
-    p = targets.softmax(1)
+    p = targets.softmax(1)  # (images, classes)
+    # the variance of the difference under p: what is added to all logits alike changes nothing
     difference = outputs - targets
     return ((p * difference**2).sum(1) - (p * difference).sum(1) ** 2).mean() / 2
 

@@ -48,7 +48,7 @@ class Genome:
             raise ValueError(
                 f"this genome has {len(self)} scales, the vector has shape {tuple(vector.shape)}"
             )
-        parts = vector.split(self.sizes)
+        parts = vector.split(self.sizes)  # views: nothing is copied
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes)}
 
     def describe(self, i: int) -> str:

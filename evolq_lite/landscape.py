@@ -109,7 +109,7 @@ def roughness(
     Lines run from -step to step in random directions; their ends are the x + e d. Minima and
     variation are means over lines.
     """
-    radii = torch.linspace(-step, step, points)
+    radii = torch.linspace(-step, step, points)  # in units of the direction
     values = torch.stack(
         [
             line(objective, center, direction(center, seed + i, relative), radii)
@@ -117,7 +117,7 @@ def roughness(
         ]
     )
     middle = float(objective(center[None])[0])
-    changes = (values[:, [0, -1]] - middle).abs().flatten()
+    changes = (values[:, [0, -1]] - middle).abs().flatten()  # (2 lines,): both ends of each
     spread = float(changes.std() / len(changes) ** 0.5)
     minima = sum(local_minima(row, floor) for row in values) / lines
     variation = sum(total_variation(row) for row in values) / lines

@@ -151,6 +151,7 @@ class QuantAttention(FromFloat, Attention):
             raise ValueError("causal attention is not supported: pass attn_mask instead")
         images, tokens, _ = x.shape
         qkv = self.qkv(x).view(images, tokens, 3, self.num_heads, self.head_dim)
+        # The three come from one layer, so they share one input point and one vector of scales.
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (images, heads, tokens, head dim)
         x = self.products(self.q_norm(q), self.k_norm(k), v, self.scale, mask=attn_mask)
         return self.proj_drop(self.proj(self.norm(x)))

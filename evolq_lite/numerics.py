@@ -56,8 +56,9 @@ def affine_params(
     steps), as FQ-ViT does; the largest value then clips by half a step. Asymmetric: the ends of
     [lo, hi] are the ends of the integers.
     """
+    # Zero must be a number of its own: padding and ReLU make many exact zeros.
     lo, hi = lo.clamp(max=0.0), hi.clamp(min=0.0)
-    steps = integers.hi - integers.lo
+    steps = integers.hi - integers.lo  # 2^bits - 1
     if symmetric:
         scale = (2 * torch.maximum(-lo, hi) / steps).clamp(min=SMALLEST_SCALE)
         middle = 0 if integers.signed else (steps + 1) // 2
@@ -118,6 +119,8 @@ def log2_fake_quantize(x: Float[Tensor, "*shape"], bits: int) -> Float[Tensor, "
     Softmax outputs are mostly tiny: powers of two spend their levels there (FQ-ViT, arXiv
     2111.13824, section 3.3).
     """
+    # x = 2^-exponent; log2 of zero would be infinite, so the smallest float stands for it
     exponent = -x.clamp(min=torch.finfo(x.dtype).tiny).log2()
     rounded = round_ste(exponent)
+    # below the last power there is only zero
     return torch.where(rounded > 2**bits - 1, 0.0, (-rounded).exp2())

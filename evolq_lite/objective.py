@@ -1,4 +1,4 @@
-"""What a search minimises: the fitness of a vector of scales, seen at the network's output.
+"""What a search minimizes: the fitness of a vector of scales, seen at the network's output.
 
 `Objective` is the one interface of the package: optimizers, landscapes and remote workers all
 speak it. `BlockObjective` is its main form. The loss is global (the logits), but only the
@@ -25,7 +25,7 @@ Values = Float[Tensor, "p"]
 
 @runtime_checkable
 class Objective(Protocol):
-    """To minimise: `start` (d,) and a call from candidates (p, d) to values (p,), NaN if failed."""
+    """To minimize: `start` (d,) and a call from candidates (p, d) to values (p,), NaN if failed."""
 
     @property
     def start(self) -> Vector:
@@ -98,6 +98,8 @@ class BlockObjective:
 
     def _batch_loss(self, i: int, named: dict[str, Tensor]) -> Tensor:
         """The fitness on batch i with these scales."""
+        # The chain as if these scales were in it; it starts at the first searched segment, whose
+        # inputs (images, tokens, channels) are kept: what is before it does not run again.
         logits = functional_call(self.chain, named, (self.inputs[i], self.first), tie_weights=False)
         return self.fitness(logits, self.targets[i])
 

@@ -129,7 +129,7 @@ class Percentile(Observer):
     def range(self) -> tuple[Tensor, Tensor]:
         """The values at the two percentiles of each channel."""
         super().range()
-        ordered = torch.cat(self.samples, 1).sort(1).values
+        ordered = torch.cat(self.samples, 1).sort(1).values  # (channels, samples)
         out = round(self.share * (ordered.shape[1] - 1))
         return ordered[:, out], ordered[:, ordered.shape[1] - 1 - out]
 
@@ -147,15 +147,15 @@ class MeanSquaredError(Observer):
     def range(self) -> tuple[Tensor, Tensor]:
         """MinMax, shrunk channel by channel."""
         lo, hi = super().range()
-        values = torch.cat(self.samples, 1)
-        best = torch.full_like(lo, torch.inf)
+        values = torch.cat(self.samples, 1)  # (channels, samples)
+        best = torch.full_like(lo, torch.inf)  # squared error of each channel so far
         factor = torch.ones_like(lo)
         for candidate in self.factors:
             params = affine_params(lo * candidate, hi * candidate, self.integers, self.symmetric)
             error = (
                 (fake_quantize(values, *params, self.integers, axis=0) - values).square_().mean(1)
             )
-            better = error < best
+            better = error < best  # channel by channel: each keeps a factor of its own
             best, factor = torch.where(better, error, best), torch.where(better, candidate, factor)
         return lo * factor, hi * factor
 
@@ -183,6 +183,7 @@ class PowerOfTwo(Observer):
     def params(self) -> tuple[Tensor, Tensor]:
         """Scales (channels,), coarsest / 2^k with least squared error; one zero point ()."""
         lo, hi = self.range()
+        # One range for all channels, as if per tensor; finer channels then divide its scale.
         coarsest, zero_point = affine_params(lo.amin(), hi.amax(), self.integers, self.symmetric)
         values = torch.cat(self.samples, 1)
         scales = torch.stack([coarsest / 2**k for k in range(self.levels)])

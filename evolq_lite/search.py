@@ -1,4 +1,4 @@
-"""Search by ask and tell: an optimiser proposes candidates, hears their values, knows no models.
+"""Search by ask and tell: an optimizer proposes candidates and is told their values.
 
 `EvolQ` is the paper's search of one block (method: population 15, tournament 10, cycles of one
 mutation):
@@ -68,8 +68,11 @@ class RandomSearch:
 
     def mutate(self, parent: Vector) -> Vector:
         """One child: | parent + U(-step, step) |, or parent * exp(U(-step, step))."""
+        # U(-step, step), one number per scale (d,); drawn on the CPU, so that a seed means the same
+        # on every device
         noise = (2 * torch.rand(len(parent), generator=self.generator) - 1) * self.step
         noise = noise.to(parent)
+        # |...|: a scale is positive, and what would fall below zero is mirrored
         return parent * noise.exp() if self.relative else (parent + noise).abs()
 
     def parent(self) -> Vector:
@@ -120,10 +123,9 @@ class EvolQ(RandomSearch):
 
     def parent(self) -> Vector:
         """The best of `tournament` members drawn with replacement."""
-        drawn = torch.randint(
-            len(self.members), (self.tournament,), generator=self.generator
-        ).tolist()
-        return min((self.members[i] for i in drawn), key=lambda member: member[0])[1]
+        draws = torch.randint(len(self.members), (self.tournament,), generator=self.generator)
+        # `min` takes the first of equals, so a tie never compares two tensors
+        return min((self.members[i] for i in draws.tolist()), key=lambda member: member[0])[1]
 
     def tell(self, population: Population, values: Values) -> None:
         """Insert each child, then drop the worst member; among equals the youngest goes."""
@@ -133,6 +135,7 @@ class EvolQ(RandomSearch):
             if self.adapt:
                 self.step = self.adapt_step(self.step, rank(value) < best)
                 best = min(best, rank(value))
+            # `sorted` is stable: behind its equals the newest member stands last, and goes
             self.members = sorted(
                 [*self.members, (rank(value), vector)], key=lambda member: member[0]
             )[:-1]
@@ -163,6 +166,7 @@ class SPSA:
         rows = []
         for _ in range(n):
             if self.asked % 2 == 0:
+                # a new pair begins: D, one sign per coordinate (d,)
                 signs = 2.0 * torch.randint(2, (len(self.x),), generator=self.generator) - 1
                 self.signs.append(signs.to(self.x))
             width = self.width(self.asked // 2)
@@ -181,9 +185,11 @@ class SPSA:
                 self._best = (vector, value)
             self.values.append(value)
             if len(self.values) == 2:
+                # (f(x + c D) - f(x - c D)) / 2c: the slope along D
                 slope = (self.values[0] - self.values[1]) / (2 * self.width(self.pairs))
                 signs, self.values = self.signs.pop(0), []
                 if np.isfinite(slope):
+                    # the first slope sets the gain, so that the first move is one step long
                     self.gain = self.gain or self.step / max(abs(slope), 1e-12)
                     self.x = self.x - self.gain / (self.pairs + 1) ** 0.602 * slope * signs
                 self.pairs += 1

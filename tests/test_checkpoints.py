@@ -721,7 +721,7 @@ BAD: dict[str, tuple[Callable[[State], object], dict[str, object], str]] = {
     "ema and key": (lambda s: s, {"ema": True, "key": "model"}, "one of them"),
     "sparse": (sparse, {}, "head.weight is sparse"),
     "quantized": (quantized, {}, "head.weight is quantized"),
-    "nested": (lambda s: {**s, "x": nested()}, {}, "x is nested"),
+    "nested": (lambda s: {**s, "x": nested()}, {}, "x is nested|cannot be read"),
     "without values": (lambda s: {**s, "x": torch.ones(2, device="meta")}, {}, "x is without"),
 }
 

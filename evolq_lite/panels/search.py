@@ -1,6 +1,6 @@
 """Lesson 6: the whole block-wise search, with Run, Pause, Resume and Cancel.
 
-The run folder is the command line's own: a cancelled run goes on with Resume here, or there with
+The run folder is the command line's own: a canceled run continues with Resume here, or there with
 `python -m evolq_lite demo --resume --out FOLDER --step WIDTH` and the other options that were set.
 """
 
@@ -179,7 +179,7 @@ class SearchPanel(Panel):
             return {}
 
     def start(self, resume: bool) -> None:
-        """Begin a run, or go on with the one in the folder."""
+        """Begin a run, or continue the one in the folder."""
         self.paused.clear()
         self.begun, self.asked = False, ""
         self.say(PREPARING)

@@ -240,8 +240,7 @@ class RunFolder:
         """
         lines, file = self._lines(), self.path / "history.jsonl"
         end = lines[-1][2] if lines else 0
-        if lines:
-            self.checksum = lines[-1][1]
+        self.checksum = lines[-1][1] if lines else self._seed()
         content = file.read_bytes() if file.is_file() else b""
         if len(content) > end:
             log.warning(
@@ -254,11 +253,15 @@ class RunFolder:
             write_whole(file, content[:end])
         return [event for event, _, _ in lines]
 
+    def _seed(self) -> int:
+        """What the checksums begin with."""
+        return seed_of(read_object(self.path / "config.json"))
+
     def _lines(self) -> list[tuple[Evaluated, int, int]]:
         """Whole lines from the start: event, checksum, and where the line ends."""
         file = self.path / "history.jsonl"
         content = file.read_bytes() if file.is_file() else b""
-        checksum = seed_of(read_object(self.path / "config.json"))
+        checksum = self._seed()
         out: list[tuple[Evaluated, int, int]] = []
         end = 0
         for line in content.splitlines(keepends=True):

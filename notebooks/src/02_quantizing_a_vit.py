@@ -227,8 +227,8 @@ ViTPanel()
 #    the worse?
 # 2. At W3A8, change the observer from `minmax` to `mse`. By how much does top-1 change? Why does a
 #    better range help most at few bits?
-# 3. Uncheck *Power-of-two factors*, first at W8A4 and then at W8A8. What happens to top-1 each
-#    time?
+# 3. Set *Residual sums* from `ptf` to `tensor`, first at W8A4 and then at W8A8. What happens to
+#    top-1 each time?
 #
 # <details><summary>What you should have seen</summary>
 #
