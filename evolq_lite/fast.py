@@ -299,7 +299,8 @@ def set_execution(qmodel: nn.Module, execution: str = "auto") -> str:
         kind = PLAIN.get(type(module), type(module))
         if kind in FAST:
             module.__class__ = kind if execution == "plain" else FAST[kind]
-            module.kept = Kept()  # type: ignore[assignment]
+            if not hasattr(module, "kept"):  # what is there knows by itself whether it is stale
+                module.kept = Kept()  # type: ignore[assignment]
         if isinstance(module, FastLinear):
             module.integer = execution == "integer"
     return execution
