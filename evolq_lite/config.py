@@ -45,7 +45,7 @@ class _Checked:
     def require(self, name: str, least: float) -> None:
         """Raise ValueError unless the field is a finite number of at least `least`."""
         value = getattr(self, name)
-        if not math.isfinite(value) or value < least:
+        if not least <= value < math.inf:  # NaN is neither
             raise ValueError(f"{name} must be at least {least}, not {value}")
 
     def to_json(self) -> str:

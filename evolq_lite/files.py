@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -36,6 +38,29 @@ def sha256(*paths: Path) -> str:
             while block := file.read(2**20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+CHECKSUM = b',"crc32":"'
+
+
+def seal(content: Mapping[str, Any], before: int = 0) -> bytes:
+    """A JSON object as one line that ends with a checksum of itself, and of `before`."""
+    body = json.dumps(content, separators=(",", ":")).encode()[:-1]  # without the last brace
+    return body + CHECKSUM + f'{crc32(body, before):08x}"}}\n'.encode()
+
+
+def unseal(line: bytes, before: int = 0) -> dict[str, Any]:
+    """What a sealed line says; ValueError if it is not as it was written."""
+    body, _, end = line.rpartition(CHECKSUM)
+    if end != f'{crc32(body, before):08x}"}}\n'.encode():
+        raise ValueError("its checksum differs")
+    content: dict[str, Any] = parse_json(body + b"}")
+    return content
+
+
+def checksum_of(line: bytes) -> int:
+    """The checksum that a sealed line ends with."""
+    return int(line.rpartition(CHECKSUM)[2][:8], 16)
 
 
 def mistake(start: bytes) -> str:

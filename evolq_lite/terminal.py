@@ -69,13 +69,15 @@ def say(text: object = "", error: bool = False) -> None:
     stream.flush()
 
 
-def progress(total: int | None, what: str, unit: str, initial: int = 0) -> "tqdm[Any]":
+def progress(
+    total: int | None, what: str, unit: str, initial: int = 0, delay: float = 0.5
+) -> "tqdm[Any]":
     """A progress bar on the standard error, as a context; unseen where there is none.
 
-    What is done within half a second shows no bar.
+    What is done within `delay` seconds shows no bar.
     """
     stream = _safe(sys.stderr)
-    return tqdm(total=total, desc=what, unit=unit, initial=initial, file=stream, delay=0.5)
+    return tqdm(total=total, desc=what, unit=unit, initial=initial, file=stream, delay=delay)
 
 
 def run(command: Callable[[], int]) -> int:

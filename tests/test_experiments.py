@@ -24,8 +24,9 @@ from evolq_lite.evaluate import SeedComparison, packed, unpacked
 from evolq_lite.experiments import CLAIMS, KNOWN, real, report
 from evolq_lite.experiments.c6_selection import Selection
 from evolq_lite.experiments.cells import measure_gain
-from evolq_lite.experiments.results import VERSION, ResultFile, by, seal, unseal, where
+from evolq_lite.experiments.results import VERSION, ResultFile, by, where
 from evolq_lite.experiments.verdicts import UNDECIDED, WORDS, Row, decide, tabulate, to_markdown
+from evolq_lite.files import seal, unseal
 
 
 @pytest.fixture(scope="module")

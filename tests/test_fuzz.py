@@ -17,7 +17,8 @@ from safetensors.torch import save
 from evolq_lite import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize, quantizers
 from evolq_lite.evolve import Evaluated
-from evolq_lite.experiments.results import VERSION, ResultFile, seal
+from evolq_lite.experiments.results import VERSION, ResultFile
+from evolq_lite.files import seal
 from evolq_lite.folders import read_class_map
 from evolq_lite.runs.folder import FORMAT, RunFolder
 from evolq_lite.runs.scales import load_scales, save_scales

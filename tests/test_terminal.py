@@ -133,7 +133,7 @@ def test_progress_bars_need_no_standard_error(monkeypatch, stream):
 def test_a_bar_is_seen_where_it_can_be(monkeypatch):
     stream = narrow("utf-8")
     monkeypatch.setattr(sys, "stderr", stream)
-    with progress(4, "search", "evaluation", initial=1) as bar:
+    with progress(4, "search", "evaluation", initial=1, delay=0) as bar:
         bar.update(3)
     assert "search: 100%" in shown(stream) and "4/4" in shown(stream)
 

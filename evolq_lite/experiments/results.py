@@ -15,14 +15,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import pandas as pd
 
-from evolq_lite.files import parse_json, write_whole
+from evolq_lite.files import seal, unseal, write_whole
 
 VERSION = 1  # of what a cell means; results of another version are kept, but not used
-CHECKSUM = b',"crc32":"'
 RESULT = {
     "claim": str,
     "cell": dict,
@@ -38,18 +36,9 @@ Result = dict[str, Any]
 log = logging.getLogger("evolq_lite")
 
 
-def seal(content: dict[str, Any]) -> bytes:
-    """A JSON object as one line that ends with a checksum of itself."""
-    body = json.dumps(content, separators=(",", ":")).encode()[:-1]  # without the last brace
-    return body + CHECKSUM + f'{crc32(body):08x}"}}\n'.encode()
-
-
-def unseal(line: bytes) -> dict[str, Any]:
-    """What a sealed line says; ValueError if it is not as it was written."""
-    body, _, end = line.rpartition(CHECKSUM)
-    if end != f'{crc32(body):08x}"}}\n'.encode():
-        raise ValueError("its checksum differs")
-    content = parse_json(body + b"}")
+def read_line(line: bytes) -> dict[str, Any]:
+    """What a line says, a result or a machine; ValueError if it is not as it was written."""
+    content = unseal(line)
     kinds = {key: type(value) for key, value in content.items()}
     if kinds not in (RESULT, MACHINE):
         raise ValueError("it is neither a result nor a machine")
@@ -122,7 +111,7 @@ class ResultFile:
         data = self.path.read_bytes() if self.path.is_file() else b""
         for number, line in enumerate(data.splitlines(keepends=True), 1):
             try:
-                yield line, unseal(line)
+                yield line, read_line(line)
             except ValueError as error:
                 log.warning(
                     "line %d of %s is damaged (%s); it is omitted, and its cell is computed again",

@@ -63,7 +63,7 @@ class Row:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """Whether a claim holds: a word of `WORDS`, a sentence of at most 30 words, and the rows."""
 
@@ -73,6 +73,8 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.word.capitalize()}. {self.sentence}"
+
+    __repr__ = __str__  # what a notebook keeps beside the table
 
     def _repr_markdown_(self) -> str:
         table = to_markdown(tabulate(self.decisive)) if self.decisive else ""

@@ -397,7 +397,8 @@ class Panel:
 
 def small_button(word: str, tooltip: str, act: Callable[[], None]) -> W.Button:
     """A button that does something."""
-    button = W.Button(description=word, tooltip=tooltip, layout={"width": "90px"})
+    layout = {"width": "auto", "min_width": "90px"}
+    button = W.Button(description=word, tooltip=tooltip, layout=layout)
     button.on_click(lambda _: act())
     return button
 

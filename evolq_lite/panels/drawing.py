@@ -345,12 +345,14 @@ def choose_ticks(low: float, high: float, log: bool = False) -> list[tuple[float
         digits = (1, 2, 5) if log10(high / low) < 2.5 else (1,)
         values = [digit * 10.0**power for power in powers for digit in digits]
         values = [v for v in values if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
-    else:
-        rough = (high - low) / 5
-        size = 10.0 ** floor(log10(rough))
-        step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= rough)
-        values = [step * i for i in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
-    return [(v, f"{v:.4g}".replace("e-0", "e-")) for v in values]
+        return [(v, f"{v:g}".replace("e-0", "e-")) for v in values]
+    rough = (high - low) / 5
+    size = 10.0 ** floor(log10(rough))
+    step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= rough)
+    values = [step * i for i in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
+    largest = max(map(abs, values), default=1.0)
+    places = max(3, ceil(log10(largest / step)) + 2)  # enough to tell neighbors apart
+    return [(v, f"{v:.{places}g}".replace("e-0", "e-")) for v in values]
 
 
 def short_power(values: np.ndarray) -> tuple[float, str]:

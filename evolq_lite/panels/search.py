@@ -321,7 +321,7 @@ class SearchPanel(Panel):
             else ""
         )
         return (
-            f"{outcome.setting}, {len(outcome.history)} evaluations in {outcome.seconds:.0f} s: "
+            f"{outcome.setting}, {len(outcome.history)} evaluations: "
             f"top-1 before {top1['before']}, evolved {top1['evolved']}, float {top1['float']}. "
             f"Gain {outcome.gain}: {outcome.gain.verdict}.{warning}"
         )

@@ -29,7 +29,7 @@ from zlib import crc32
 from filelock import FileLock, Timeout
 
 from evolq_lite.evolve import Evaluated
-from evolq_lite.files import parse_json, write_whole
+from evolq_lite.files import checksum_of, parse_json, seal, unseal, write_whole
 from evolq_lite.runs.environment import kernels_of
 
 FORMAT = 2  # of the folder; version 0.1 had no such number, and snapshots instead of a history
@@ -220,14 +220,12 @@ class RunFolder:
 
     def append(self, event: Evaluated) -> None:
         """Add a line to the history, and make sure that it is on the disk."""
-        text = json.dumps(event.as_dict())
-        checksum = crc32(text.encode(), self.checksum)
-        line = f"{text[:-1]}, {json.dumps({'crc32': f'{checksum:08x}'})[1:]}\n"
-        with open(self.path / "history.jsonl", "a") as file:
+        line = seal(event.as_dict(), self.checksum)
+        with open(self.path / "history.jsonl", "ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.checksum = checksum
+        self.checksum = checksum_of(line)
 
     def history(self) -> list[Evaluated]:
         """The evaluations so far, up to the first line that is not as it was written."""
@@ -266,15 +264,10 @@ class RunFolder:
         end = 0
         for line in content.splitlines(keepends=True):
             try:
-                values = parse_json(line)
-                told = values.pop("crc32")
-                checksum = crc32(json.dumps(values).encode(), checksum)
-                if told != f"{checksum:08x}" or not line.endswith(b"\n"):
-                    break
-                event = read_event(values)
-            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+                event = read_event(unseal(line, checksum))
+            except ValueError:
                 break
-            end += len(line)
+            checksum, end = checksum_of(line), end + len(line)
             out.append((event, checksum, end))
         return out
 
