@@ -10,13 +10,16 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 from unittest.mock import ANY
 
 import nbformat
+import psutil
 import pytest
 from toy_assignments import (
     ASSIGNMENTS,
@@ -850,6 +853,38 @@ def test_a_kernel_sees_no_secret_no_variable_and_no_network(toys, known, tmp_pat
         assert says["T1-1-check"] == "ValueError: ['2000', '1', 101]"  # the network is unreachable
     else:  # where the system allows no more
         assert "SECRET" not in says["T1-1-check"] and "'2000', '1'" in says["T1-1-check"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["namespace", "user", "none"])
+def test_kernels_end_with_a_grader_that_is_killed(toys, tmp_path, way):
+    try:
+        best(way)
+    except ValueError:  # this system has no such isolation, so nothing can be left behind in it
+        return
+    hand_in(tmp_path / "in", "ann", answered(toys, answers=code("while True: pass")))
+    command = [sys.executable, ASSIGNMENTS / "grade.py", tmp_path / "in", tmp_path / "out"]
+    options = ["--sources", toys, "--isolation", way, "--seconds", "300"]
+    grader = subprocess.Popen([*map(str, [*command, *options])])
+    wait_for(lambda: kernels_of(grader.pid))
+    kernels = kernels_of(grader.pid)
+    grader.kill()
+    grader.wait()
+    wait_for(lambda: not any(process.is_running() for process in kernels))
+
+
+def kernels_of(pid):
+    """The processes below a grader that run a kernel."""
+    below = psutil.Process(pid).children(recursive=True)
+    return [p for p in below if "ipykernel_launcher" in p.cmdline() and p.name() != "unshare"]
+
+
+def wait_for(state, seconds=120):
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not state():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
 
 
 def test_folders_of_the_instructor_are_covered_and_what_python_needs_is_kept(tmp_path):

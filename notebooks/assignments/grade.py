@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -257,6 +258,7 @@ def main() -> int:
     options = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):  # a folder's name may be no text of this terminal
         stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that kernels' folders are removed
     try:
         rows = grade(
             options.submissions,

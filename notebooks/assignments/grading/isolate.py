@@ -90,20 +90,26 @@ class Isolation:
     covered: tuple[str, ...] = ()
 
     def command(self, argv: Sequence[str], folder: str, env: dict[str, str]) -> list[str]:
-        """A command, wrapped so that it sees what it may; `folder` is its own."""
-        clean = ["env", "-i", *(f"{name}={value}" for name, value in env.items())]
+        """A command, wrapped so that it sees what it may; `folder` is its own.
+
+        However it is wrapped, it ends when the grader does, killed or not.
+        """
+        watched = env | {"JPY_PARENT_PID": str(os.getpid())}  # a kernel looks for its parent
         if self.way == "none":
-            return [*clean, *argv] if shutil.which("env") else list(argv)
+            return [*clean(watched), *argv] if shutil.which("env") else list(argv)
+        # Another user's process forgets whose end is to be its own, so this comes with the change.
         drop = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+        drop += ["--pdeathsig=KILL"]
         if self.other_user:
             drop += [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
         if self.way == "user":
-            return [*drop, *clean, *argv]
-        apart = ["unshare", "--mount", "--net", "--pid", "--ipc", "--fork", "--kill-child"]
-        apart += ["--mount-proc"] if os.geteuid() == 0 else ["--mount-proc", "--map-root-user"]
+            return [*drop, *clean(watched), *argv]
+        # From inside, the parent cannot be seen.
+        apart = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--net", "--pid", "--ipc"]
+        apart += ["--fork", "--kill-child", "--mount-proc"]
+        apart += [] if os.geteuid() == 0 else ["--map-root-user"]
         lists = ["\n".join(paths) for paths in places(self.covered, folder)]
-        script = ["sh", "-c", COVER, "sh", *lists]
-        return [*apart, *script, *drop, *clean, *argv]
+        return [*apart, "sh", "-c", COVER, "sh", *lists, *drop, *clean(env), *argv]
 
     def says(self) -> str:
         """A sentence for the instructor."""
@@ -113,6 +119,11 @@ class Isolation:
         if self.way == "user":
             return "Kernels ran as another user, but with the network of this machine."
         return "Kernels ran without isolation: code of students could read and change your files."
+
+
+def clean(env: dict[str, str]) -> list[str]:
+    """The beginning of a command that is to see these variables and no others."""
+    return ["env", "-i", *(f"{name}={value}" for name, value in env.items())]
 
 
 def places(covered: Sequence[str], folder: str) -> tuple[list[str], list[str], list[str]]:
