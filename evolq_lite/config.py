@@ -68,7 +68,7 @@ class _Checked:
 
 @dataclass(frozen=True)
 class QuantConfig(_Checked):
-    """How a network is quantized; the defaults are those of the paper, all scales by MinMax."""
+    """How a network is quantized; the defaults follow the paper (docs/deviations.md: where not)."""
 
     weight_bits: int = option(4, "bits of weights, 2 to 8")
     act_bits: int = option(8, "bits of activations, 2 to 8")
