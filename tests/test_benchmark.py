@@ -11,6 +11,7 @@ from evolq_lite import load_demo
 from evolq_lite.kernels import missing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import busy
 import candidate_cost
 import claims
 import scaling
@@ -69,3 +70,8 @@ def test_a_soak_tells_a_leak():
     rows = [{"seconds": 60.0 * i, "mib": 500 + i} for i in range(20)]
     assert soak.slope(rows) == pytest.approx(60)
     assert len(soak.soak(1e-6, 0)) == 1
+
+
+@pytest.mark.slow
+def test_a_candidate_is_timed_beside_a_busy_process():
+    assert busy.measure_in_process(busy.SPIN, busy=True, images=20, repeats=2) > 0
