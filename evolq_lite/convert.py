@@ -283,7 +283,7 @@ def calibrate(
         if isinstance(module, QuantWeight)
     }
     for layer in layers.values():
-        layer.forget_correction()
+        layer.forget_rounding()
     points = quantizers(qmodel)
     try:
         with pass_floats(qmodel):

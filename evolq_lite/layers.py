@@ -28,7 +28,9 @@ from timm.models import vision_transformer
 from torch import Tensor, nn
 
 from evolq_lite.config import QuantConfig
+from evolq_lite.numerics import along
 from evolq_lite.quantizer import (
+    FixedIntegers,
     act_quantizer,
     probability_quantizer,
     sum_quantizer,
@@ -63,11 +65,23 @@ class QuantWeight(FromFloat):
     def add_points(self, config: QuantConfig) -> None:
         self.input_quant = act_quantizer(config)
         self.weight_quant = weight_quantizer(config)
-        self._float_bias = (self.bias,)  # a tuple, so that torch sees one bias only
+        self._float = (self.weight, self.bias)  # a tuple, so that torch sees one of each only
 
-    def forget_correction(self) -> None:
-        """Go back to the float layer's bias."""
-        self.bias = self._float_bias[0]
+    def forget_rounding(self) -> None:
+        """Go back to the float layer's weight and bias."""
+        self.weight, self.bias = self._float
+        if isinstance(self.weight_quant, FixedIntegers):
+            self.weight_quant = self.weight_quant.thaw()
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the weight is integers times scale already (see `rounding`)."""
+        return self.weight is not self._float[0]
+
+    def set_integers(self, integers: Tensor) -> None:
+        """Make the weight these integers, counted from the zero point, times the present scale."""
+        weight = integers * along(self.weight_quant.scale, integers.ndim, 0)
+        self.weight = nn.Parameter(weight.to(self.weight.dtype), requires_grad=False)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's own matrix product."""

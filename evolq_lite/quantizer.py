@@ -94,6 +94,30 @@ class Quantizer(nn.Module):
         return integers if self.passing else integers * along(self.scale, x.ndim, self.axis)
 
 
+class FixedIntegers(Quantizer):
+    """A weight's point that holds its integers whatever its scale is: weight = integer * scale."""
+
+    fixed: Tensor  # int16, of the weight's shape, counted from the zero point
+
+    @classmethod
+    def of(cls, point: Quantizer, weight: Tensor) -> "FixedIntegers":
+        """A point that holds the integers that another one gives a weight now."""
+        new = cls(point.integers, point.observer_name, point.symmetric, point.axis)
+        new.scale, new.zero_point, new.frozen = point.scale, point.zero_point, True
+        new.register_buffer("fixed", point.to_integers(weight.detach()).to(torch.int16))
+        return new
+
+    def thaw(self) -> Quantizer:
+        """The point that rounds again."""
+        point = Quantizer(self.integers, self.observer_name, self.symmetric, self.axis)
+        point.scale, point.zero_point, point.frozen = self.scale, self.zero_point, True
+        return point
+
+    def to_integers(self, x: Tensor, unit: Tensor | float = 1.0) -> Tensor:
+        """Those that it holds, whatever x is."""
+        return x * unit if self.passing else self.fixed.to(x.dtype)
+
+
 class Log2Quantizer(nn.Module):
     """Probabilities as powers of two; it has no scale, so there is nothing to calibrate."""
 
