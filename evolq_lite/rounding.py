@@ -1,4 +1,4 @@
-"""Rounding a whole network: to nearest, by GPTQ, or learned. Read with lesson 8.
+"""Rounding a whole network: to nearest, or by GPTQ. Read with lesson 8.
 
 A calibrated network rounds each weight to the nearest integer, anew in every forward pass.
 `round_weights` chooses the integers by what they do to the network's numbers instead:
@@ -6,22 +6,15 @@ A calibrated network rounds each weight to the nearest integer, anew in every fo
 | method | chooses a weight's integer |
 |---|---|
 | `nearest` | by the weight alone |
-| `gptq` | so that its layer's output stays (`gptq`), layer by layer |
-| `learned` | so that its block's output stays, by gradient, block by block |
+| `gptq` | so that its layer's output stays, layer by layer (see `gptq.py`) |
 
-Both go from the images to the logits, so that each layer is rounded for inputs that earlier
+GPTQ goes from the images to the logits, so that each layer is rounded for inputs that earlier
 rounding has disturbed. Two things from the float network guide them:
 
 - *Weights of inputs.* Not all tokens matter alike: a class token decides more than a patch of sky.
   A token counts by the squared gradient of the network's prediction there (Fisher information).
 - *Means.* An error that is the same for all inputs costs nothing, because the bias can take it. So
   GPTQ sees inputs minus their mean, and then the bias restores the mean output.
-
-*Learned rounding* (AdaRound, Nagel et al., arXiv 2004.10568) makes the choice between a weight's
-two neighbours on the grid continuous: low + h, where h = clamp(1.2 sigmoid(v) - 0.1, 0, 1), and a
-penalty that drives each h to 0 or 1 in the end. Adam learns v, with the error of a block's output
-as the loss, as BRECQ does (Li et al., arXiv 2102.05426). It starts at GPTQ's integers. With `drop`,
-activations are left float at random (QDrop, Wei et al., arXiv 2203.05740).
 
 A rounded layer holds integers times scale as a weight of its own. So points, searches and integer
 execution need nothing else, and the float network stays as it is. While a search moves the scales,
@@ -41,21 +34,19 @@ from torch import Tensor, nn
 from evolq_lite.chain import chain_of
 from evolq_lite.convert import Point, twin
 from evolq_lite.gptq import Elimination, round_rows, squared_error
-from evolq_lite.layers import QuantWeight
+from evolq_lite.layers import QuantConv2d, QuantLinear
 from evolq_lite.numerics import along
 from evolq_lite.quantizer import FixedIntegers
 
-COST_OF_GRADIENT = 3  # forwards
-WARM = 0.2  # share of the steps without a penalty on undecided weights
-PENALTY = 1.0  # on one that is quite undecided; the loss is 1 at first
+Layer = QuantLinear | QuantConv2d
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """An event: the weights of a layer (`learned`: then those of a block) are integers now.
+    """An event: the weights of a layer are integers now.
 
-    The errors are shares of the output's own energy. `before`: with rounding to nearest (a block:
-    with GPTQ's integers); `after`: now. `notes` tells what had to be done about the inputs.
+    The errors are shares of the output's own energy, `before` with rounding to nearest, `after`
+    with these. `notes` tells what had to be done about the inputs.
     """
 
     name: str
@@ -75,7 +66,7 @@ def round_weights(
     """Choose the integers of a calibrated network's weights, in place; yields an event per layer.
 
     `images` (n, channels, height, width) are calibration images; no labels are used. `options` are
-    those of `gptq` and `learned` below; `nearest` takes none, and goes back to the float weights,
+    those of `gptq` below; `nearest` takes none, and goes back to the float weights,
     which the points round. `done`, what `integers_of` says of an earlier call that was stopped, is
     put in place first: layers in it are not rounded again. ValueError for an unknown method, no
     images, a network that is not calibrated, integers that do not fit it, or a layer whose inputs
@@ -97,9 +88,9 @@ def round_weights(
     return METHODS[method](qmodel, teacher, images, **options)
 
 
-def quant_layers(qmodel: nn.Module) -> dict[str, QuantWeight]:
+def quant_layers(qmodel: nn.Module) -> dict[str, Layer]:
     """The layers with quantized weights, by name."""
-    return {name: m for name, m in qmodel.named_modules() if isinstance(m, QuantWeight)}
+    return {name: m for name, m in qmodel.named_modules() if isinstance(m, Layer)}
 
 
 def integers_of(qmodel: nn.Module) -> dict[str, Tensor]:
@@ -167,8 +158,8 @@ class Segment:
     name: str
     run: Callable[[Tensor], Tensor]
     run_float: Callable[[Tensor], Tensor]
-    layers: dict[str, QuantWeight]  # that it calls, in order
-    float_layers: dict[str, QuantWeight]
+    layers: dict[str, Layer]  # that it calls, in order
+    float_layers: dict[str, Layer]
     inputs: list[Tensor]  # batches, as earlier rounding has left them
     float_inputs: list[Tensor]
     weights: dict[str, list[Tensor]]  # (n,) of each layer's inputs, by batch; empty: all equal
@@ -271,7 +262,7 @@ def watch(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], object])
             each.remove()
 
 
-def rows_of(layer: QuantWeight, x: Tensor) -> Tensor:
+def rows_of(layer: Layer, x: Tensor) -> Tensor:
     """What a layer's rows are multiplied with: (groups, n, inputs), n over images and places."""
     if not isinstance(layer, nn.Conv2d):
         return x.reshape(1, -1, x.shape[-1])
@@ -283,7 +274,9 @@ def rows_of(layer: QuantWeight, x: Tensor) -> Tensor:
 def moments(segment: Segment, name: str) -> tuple[Tensor, Tensor]:
     """Weighted means over a layer's inputs: of x x^T (groups, d, d), and of x (groups, d)."""
     layer = segment.layers[name]
-    products, means, total = [], [], 0.0
+    products: list[Tensor] = []
+    means: list[Tensor] = []
+    total = 0.0
 
     def see(_: str, x: Tensor) -> None:
         nonlocal total
@@ -368,7 +361,7 @@ def weigh_inputs(
 
 
 def round_layer(
-    layer: QuantWeight, hessian: Tensor, elimination: Elimination, refit_scales: bool
+    layer: Layer, hessian: Tensor, elimination: Elimination, refit_scales: bool
 ) -> tuple[float, float]:
     """Give a layer its rounded weight (and scales); the errors to nearest and now, as shares."""
     groups, inputs = hessian.shape[:2]
@@ -385,9 +378,7 @@ def round_layer(
     return float(before.sum()) / energy, float(after.sum()) / energy
 
 
-def restore_mean(
-    layer: QuantWeight, float_layer: QuantWeight, mean: Tensor, float_mean: Tensor
-) -> None:
+def restore_mean(layer: Layer, float_layer: Layer, mean: Tensor, float_mean: Tensor) -> None:
     """Set a layer's bias so that its mean output is that of the float layer; means (groups, d)."""
 
     def output(weights: Tensor, means: Tensor) -> Tensor:  # (groups, rows, d), (groups, d)
@@ -399,168 +390,7 @@ def restore_mean(
     layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
 
 
-@torch.no_grad()
-def learned(
-    qmodel: nn.Module,
-    teacher: nn.Module,
-    images: Tensor,
-    budget: int = 100,
-    rate: float = 0.01,
-    drop: float = 0.0,
-    batch: int = 32,
-    seed: int = 0,
-    weigh: bool = True,
-    **options: Any,
-) -> Iterator[Rounded]:
-    """Round each segment with GPTQ, then learn its rounding; yields an event for each segment.
-
-    `budget` is the cost in forwards of the whole network on all images, a gradient counted as
-    three. `rate` is Adam's, `drop` the share of activations that stay float while learning.
-    `options` are those of `gptq`.
-    """
-    steps = max(1, budget * len(images) // (COST_OF_GRADIENT * min(batch, len(images))))
-    for number, segment in enumerate(walk(qmodel, teacher, images, batch, weigh)):
-        began = perf_counter()
-        todo = [name for name, layer in segment.layers.items() if not layer.rounded]
-        notes = [note for event in round_segment(segment, **options) for note in event.notes]
-        if todo:
-            # Numbers drawn for a segment do not depend on where an earlier call was stopped.
-            generator = torch.Generator(images.device).manual_seed(1_000_003 * seed + number)
-            errors = learn(segment, todo, steps, rate, drop, generator)
-            yield Rounded(segment.name, *errors, tuple(notes), perf_counter() - began)
-
-
-class Choice(nn.Module):
-    """In the place of a weight's point while its rounding is learned: low + h, times the scale.
-
-    h is clamp(1.2 sigmoid(v) - 0.1, 0, 1). Low is the lower of the two integers next to the float
-    weight, or, where GPTQ has chosen another, of that one and its neighbour towards the float.
-    """
-
-    passing = False
-
-    def __init__(self, layer: QuantWeight, float_weight: Tensor) -> None:
-        super().__init__()
-        point = layer.weight_quant
-        self.scale = along(point.scale, layer.weight.ndim, 0)
-        now = point.to_integers(layer.weight)
-        exact = float_weight / self.scale
-        self.low = torch.where(now <= exact, now, now - 1)
-        zero = along(point.zero_point, now.ndim, 0)
-        self.low = self.low.clamp(point.integers.lo - zero, point.integers.hi - zero - 1)
-        # Half way between what GPTQ has chosen and what is exact, so that either may win.
-        share = ((now + exact) / 2 - self.low).clamp(0.01, 0.99)
-        self.v = nn.Parameter(((share + 0.1) / (1.1 - share)).log())
-
-    @property
-    def share(self) -> Tensor:
-        """h: 0 for the lower, 1 for the upper integer."""
-        return (1.2 * self.v.sigmoid() - 0.1).clamp(0, 1)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return (self.low + self.share) * self.scale
-
-
-def learn(
-    segment: Segment,
-    names: list[str],
-    steps: int,
-    rate: float,
-    drop: float,
-    generator: torch.Generator,
-) -> tuple[float, float]:
-    """Learn the rounding of a segment's layers; its output's error before and after, as shares.
-
-    What was there before stays if it is better.
-    """
-    layers = {name: segment.layers[name] for name in names}
-    inputs = torch.cat(segment.inputs)
-    targets = torch.cat([segment.run_float(x) for x in segment.float_inputs])
-    weights = output_weights(segment, targets)
-    batch = len(segment.inputs[0])
-
-    def loss_on(index: Tensor) -> Tensor:
-        lost = segment.run(inputs[index]) - targets[index]
-        return (weights[index] * lost.square()).mean()
-
-    def error() -> float:
-        parts = torch.arange(len(inputs), device=inputs.device).split(batch)
-        return sum(float(loss_on(part)) * len(part) for part in parts) / len(inputs)
-
-    before = error()
-    points = {name: layer.weight_quant for name, layer in layers.items()}
-    kept = {name: (layer.weight, layer.bias) for name, layer in layers.items()}
-    choices = {
-        name: Choice(layer, segment.float_layers[name].weight) for name, layer in layers.items()
-    }
-    biases = []
-    for name, layer in layers.items():
-        layer.weight_quant = choices[name]  # type: ignore[assignment]
-        if layer.bias is not None:
-            layer.bias = nn.Parameter(layer.bias.detach().clone())
-            biases.append(layer.bias)
-    variables = [choice.v for choice in choices.values()]
-    adam = torch.optim.Adam([{"params": variables}, {"params": biases, "lr": rate / 10}], rate)
-    with torch.enable_grad(), drop_points(segment, drop, generator):
-        for step in range(steps):
-            index = torch.randint(len(inputs), (batch,), generator=generator, device=inputs.device)
-            loss = loss_on(index) / max(before, 1e-30)
-            done = step / steps - WARM
-            if done > 0:  # first find out what is good, then decide
-                power = 20 - 18 * done / (1 - WARM)
-                undecided = [1 - (2 * c.share - 1).abs().pow(power) for c in choices.values()]
-                loss = loss + PENALTY * torch.cat([part.flatten() for part in undecided]).mean()
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-    for name, layer in layers.items():
-        layer.weight_quant = points[name]
-        layer.set_integers(choices[name].low + (choices[name].share > 0.5))
-        if layer.bias is not None:
-            layer.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
-    after = error()
-    if not after < before:
-        after = before
-        for name, layer in layers.items():
-            layer.weight, layer.bias = kept[name]
-    energy = float((weights * targets.square()).mean())
-    return before / energy, after / energy
-
-
-def output_weights(segment: Segment, outputs: Tensor) -> Tensor:
-    """How much each place of a segment's outputs counts, to be multiplied with them.
-
-    A block adds its last layer's output to its own, so what that layer's rows weigh holds for the
-    block. Where places differ (a stem adds a class token), all count alike.
-    """
-    last = list(segment.layers)[-1]
-    channels = 1 if outputs.ndim == 4 and isinstance(segment.layers[last], nn.Conv2d) else -1
-    shape = outputs.movedim(channels, -1).shape[:-1]
-    weights = torch.ones(shape, device=outputs.device)
-    if segment.weights and (known := torch.cat(segment.weights[last])).numel() == weights.numel():
-        weights = known
-    return weights.view(shape).unsqueeze(channels)
-
-
-@contextmanager
-def drop_points(segment: Segment, drop: float, generator: torch.Generator) -> Iterator[None]:
-    """QDrop: each number that a layer reads stays float with probability `drop`."""
-
-    def hook(point: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        coin = torch.rand(output.shape, generator=generator, device=output.device)
-        return torch.where(coin < drop, inputs[0], output)
-
-    points = [layer.input_quant for layer in segment.layers.values()] if drop else []
-    hooks = [point.register_forward_hook(hook) for point in points]
-    try:
-        yield
-    finally:
-        for each in hooks:
-            each.remove()
-
-
 METHODS: dict[str, Callable[..., Iterator[Rounded]]] = {
     "nearest": nearest,
     "gptq": gptq,
-    "learned": learned,
 }

@@ -1,4 +1,4 @@
-"""Which integers weights become: GPTQ against a dense reference, learned rounding, frozen ones."""
+"""Which integers weights become: GPTQ against a dense reference, frozen ones."""
 
 from itertools import islice
 
@@ -151,7 +151,7 @@ def rounded(name: str, method: str = "gptq", bits: int = 3, **options: object) -
     config = QuantConfig(weight_bits=bits, execution="simulate", weight_symmetric=name != "deit")
     qmodel = quantize(toy(name), config)
     calibrate(qmodel, toy_images(name))
-    list(round_weights(qmodel, toy_images(name), method, **options))
+    list(round_weights(qmodel, toy_images(name), method))
     return qmodel
 
 
@@ -207,36 +207,18 @@ def test_biases_restore_the_mean_output() -> None:
     assert torch.allclose(found.mean((0, 2, 3)), wanted.mean((0, 2, 3)), atol=1e-5)
 
 
-def test_learned_rounding_lowers_the_error_of_blocks() -> None:
-    qmodel = quantize(toy("vit"), QuantConfig(weight_bits=3))
-    calibrate(qmodel, toy_images("vit"))
-    events = list(round_weights(qmodel, toy_images("vit"), "learned", budget=60))
-    assert [event.name for event in events] == ["stem", "blocks.0", "blocks.1", "head"]
-    assert all(event.after <= event.before for event in events)
-    assert sum(event.after < 0.9 * event.before for event in events) >= 2
-    for layer in quant_layers(qmodel).values():
-        assert torch.allclose(layer.weight_quant(layer.weight), layer.weight)
-
-
-def test_learned_rounding_may_leave_activations_float() -> None:
-    one, two = (integers_of(rounded("vit", "learned", budget=20, drop=d)) for d in (0.0, 0.5))
-    assert any(not torch.equal(one[name], two[name]) for name in one)
-
-
-@pytest.mark.parametrize("method", ["gptq", "learned"])
-def test_rounding_resumes_where_it_was_stopped(method: str) -> None:
-    options = {"budget": 6} if method == "learned" else {}
-    whole = integers_of(rounded("vit", method, **options))
+def test_rounding_resumes_where_it_was_stopped() -> None:
+    whole = integers_of(rounded("vit"))
     images = toy_images("vit")
     first, second = (
         quantize(toy("vit"), QuantConfig(weight_bits=3, execution="simulate")) for _ in range(2)
     )
     for qmodel in (first, second):
         calibrate(qmodel, images)
-    list(islice(round_weights(first, images, method, **options), 2))
+    list(islice(round_weights(first, images), 2))
     done = integers_of(first)
     assert 0 < len(done) < len(whole)
-    events = list(round_weights(second, images, method, done=done, **options))
+    events = list(round_weights(second, images, done=done))
     assert not any(f"{event.name}.integers" in done for event in events)
     found = integers_of(second)
     assert found.keys() == whole.keys()
@@ -297,7 +279,7 @@ def test_bad_input_gets_one_sentence() -> None:
     with pytest.raises(ValueError, match="not calibrated"):
         freeze_integers(qmodel)
     calibrate(qmodel, images)
-    with pytest.raises(ValueError, match="unknown rounding 'gtpq'; known: nearest, gptq, learned"):
+    with pytest.raises(ValueError, match="unknown rounding 'gtpq'; known: nearest, gptq"):
         round_weights(qmodel, images, "gtpq")
     with pytest.raises(ValueError, match="no images"):
         round_weights(qmodel, images[:0])
