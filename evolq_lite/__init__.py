@@ -25,6 +25,7 @@ from evolq_lite.numerics import (
 )
 from evolq_lite.objective import BlockObjective, Objective
 from evolq_lite.observers import OBSERVERS
+from evolq_lite.rounding import round_weights
 from evolq_lite.runs.scales import load_scales, save_scales
 from evolq_lite.search import EvolQ, RandomSearch, minimize
 from evolq_lite.sensitivity import sensitivity

@@ -30,7 +30,7 @@ from evolq_lite.runs.environment import environment, fix_kernels
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Outcome, Run
 from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Folders, Source
-from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers
+from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers, check_rounding
 from evolq_lite.sensitivity import sensitivity, tell_sensitivity
 from evolq_lite.terminal import progress, say
 
@@ -149,6 +149,8 @@ def search(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.replace:
         raise ValueError("--resume keeps the run and --replace removes it; give one of them")
     RunFolder.claim(arguments.out, arguments.resume, arguments.replace, arguments.lock)
+    if arguments.workers is not None or arguments.scheduler is not None:
+        check_rounding(quant)
     source, device = source_of(arguments), device_for(arguments)
     with workers_of(arguments, source) as workers:
         with progress(None, "images, opened", "image") as bar:
@@ -158,6 +160,7 @@ def search(arguments: argparse.Namespace) -> int:
         total = source.identity()["calibration_images"]
         with progress(total, "calibration images", "image") as bar:
             parts = source.load(bar.update)
+        bar = progress(None, "rounding weights", "layer")
         with Run(
             source,
             quant,
@@ -169,7 +172,9 @@ def search(arguments: argparse.Namespace) -> int:
             parts=parts,
             hashes=hashes,
             lock=arguments.lock,
+            on_rounded=lambda event: bar.update(),
         ) as run:
+            bar.close()
             if arguments.describe:
                 say(describe(run.qmodel))
             if arguments.sensitivity:

@@ -105,6 +105,11 @@ class QuantConfig(_Checked):
     attention_bits: int | None = option(
         None, "bits of attention probabilities, 2 to 8; none: those of activations"
     )
+    rounding: str = option(
+        "nearest",
+        "which integer a weight becomes: the nearest, or by GPTQ on the calibration images",
+        ("nearest", "gptq"),
+    )
     bias_correction: bool = option(False, "shift biases by the mean error of the quantized weights")
     execution: str = option(
         "auto",

@@ -389,6 +389,8 @@ def describe(qmodel: nn.Module) -> str:
     )
     kept = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
     lines.append(f"stays float: biases, softmax, additions before their quantizer; {kept}")
+    if rounded := sum(m.rounded for m in qmodel.modules() if isinstance(m, QuantWeight)):
+        lines.append(f"weights whose integers were chosen (GPTQ): {rounded} layers")
     lines.append(f"matrix products that stay float: {tell_float_products(qmodel)}")
     return "\n".join(lines)
 

@@ -109,3 +109,32 @@ def test_help_names_every_option(capsys):
     text = capsys.readouterr().out
     for word in ("--weight-bits", "--granularity", "--class-map", "--resume", "default: 10"):
         assert word in text
+
+
+def test_a_run_on_weights_rounded_by_gptq_resumes_to_the_same_end(tmp_path, capsys, monkeypatch):
+    """The integers are chosen anew from the same images, which gives the same ones."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    more = ("--rounding", "gptq", "--describe")
+    assert demo(whole, *more) == 0
+    assert "integers were chosen (GPTQ): " in capsys.readouterr().out
+    append, count = cli.RunFolder.append, iter(range(100))
+
+    def interrupted(self, event):
+        append(self, event)
+        if next(count) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.RunFolder, "append", interrupted)
+        assert demo(part, *more) == 130
+    assert demo(part, *more, "--resume") == 0
+    assert len({(out / "scales.safetensors").read_bytes() for out in (whole, part)}) == 1
+    assert demo(tmp_path / "nearest") == 0
+    fitness = [
+        json.loads((out / "summary.json").read_text())["fitness_before"]
+        for out in (whole, tmp_path / "nearest")
+    ]
+    assert fitness[0] < fitness[1]
+    assert demo(tmp_path / "none", *more, "--workers", "2") == 2
+    assert "weights rounded by gptq" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -5,7 +5,7 @@ other. Nothing is printed: `evolve` yields events, and whoever iterates over the
 time; what was finished by then is in the folder.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,12 @@ from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluations_of
 from evolq_lite.fast import set_execution
 from evolq_lite.figures import history_figure, save_figure, top1_figure
 from evolq_lite.objective import batches
+from evolq_lite.rounding import Rounded, integers_of, round_weights
 from evolq_lite.runs.environment import environment, peak_memory
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.scales import digest_of, save_scales, scales_of
 from evolq_lite.runs.source import BATCH, Parts, Progress, Source, quiet
-from evolq_lite.runs.workers import Workers, WorkersObjective, state_of
+from evolq_lite.runs.workers import Workers, WorkersObjective, check_rounding, state_of
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Run:
     `resume` opens the run in `out` (ValueError unless it was begun with the same options),
     `replace` removes it first; FileExistsError if there is one and neither is given. `parts` and
     `hashes` are what the source loads and checks, if they are at hand already. A context: at its
-    end the folder's lock is released.
+    end the folder's lock is released. `on_rounded` is called for each layer whose weights GPTQ has
+    rounded.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Run:
         parts: Parts | None = None,
         hashes: dict[str, str] | None = None,
         lock: bool = True,
+        on_rounded: Callable[[Rounded], None] = lambda event: None,
     ) -> None:
         self.source, self.quant, self.search = source, quant, search
         config = {
@@ -119,6 +122,8 @@ class Run:
             self.parts = Parts(model.to(device), images.to(device), targets.to(device))
             self.qmodel = quantize(self.parts.model, quant)
             calibrate(self.qmodel, self.parts.images, quant, search.batch)
+            for event in round_weights(self.qmodel, self.parts.images, quant.rounding):
+                on_rounded(event)
             self.folder = folder = folder or RunFolder.create(out, config, replace, lock)
             self.before, self.chain = twin(self.qmodel), chain_of(self.qmodel)
             self.chain.fit_chunk(self.parts.images[:1])
@@ -128,7 +133,7 @@ class Run:
                 chunk=self.chain.chunk,
                 seed=search.seed,
                 sha256=hashes or source.check(),
-                calibrated=digest_of(scales_of(self.qmodel), {}),
+                calibrated=digest_of({**scales_of(self.qmodel), **integers_of(self.qmodel)}, {}),
             )
             self.folder.enter(self.state)
             self.past = self.folder.restore()
@@ -151,6 +156,8 @@ class Run:
         What the folder holds already is replayed and not yielded. With workers, they evaluate the
         candidates.
         """
+        if workers is not None:
+            check_rounding(self.quant)
         if workers is None:
             self.folder.enter({**self.state, "workers": None})
         replayed, asked = len(self.past), workers is None

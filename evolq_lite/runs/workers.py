@@ -320,6 +320,15 @@ class Workers:
             )
 
 
+def check_rounding(quant: QuantConfig) -> None:
+    """ValueError for rounding that workers cannot repeat: it would differ in last digits."""
+    if quant.rounding != "nearest":
+        raise ValueError(
+            f"workers do not know weights rounded by {quant.rounding}; omit --workers and "
+            "--scheduler, or give --rounding nearest"
+        )
+
+
 def connect(address: str) -> Any:
     """A client of a Dask scheduler; ValueError if none answers."""
     from distributed import Client
