@@ -43,7 +43,7 @@ from toy_assignments import (
 
 sys.path.insert(0, str(ASSIGNMENTS))
 from grading.assignment import Refused, read_assignments, read_source, student_version
-from grading.ingest import handed_in, join, read_notebook, read_roster
+from grading.ingest import about, handed_in, join, read_notebook, read_roster
 from grading.isolate import best, environment, places
 from grading.repair import choose, looks, match, plan_of, repaired
 from grading.report import Result, Store, folder_name, read_by_hand
@@ -258,8 +258,18 @@ def with_about(notebook, name="", identity="", help_received=""):
         if cell.source.startswith("## About you"):
             cell.source = cell.source.replace("**Name:**", f"**Name:** {name}")
             cell.source = cell.source.replace("**ID:**", f"**ID:** {identity}")
-            cell.source = cell.source.replace("received:**", f"received:**\n{help_received}")
+            cell.source += f"\n{help_received}"
     return notebook
+
+
+def test_the_cell_on_the_student_is_read_and_empty_as_it_is_given_out(toys):
+    assert about(read_notebook(data_of(answered(toys)))) == {}
+    for path in (ASSIGNMENTS / "release").glob("*.ipynb"):
+        notebook = read_notebook(path.read_bytes())
+        assert about(notebook) == {} and notebook.release in str(notebook.cells)
+    filled = with_about(answered(toys), "Jane Doe", "007", "my sister\nin A1-2")
+    said = {"Name": "Jane Doe", "ID": "007", "Help received": "my sister in A1-2"}
+    assert about(read_notebook(data_of(filled))) == said
 
 
 def test_a_loose_notebook_is_known_by_its_cell_and_takes_nobodys_place(toys, known, tmp_path):
