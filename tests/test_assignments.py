@@ -353,7 +353,7 @@ def test_solutions_get_full_marks(graded, name):
     ("student", "exercises"),
     [
         ("half", "A1-1 3/3, A1-2 2/2, A1-3 0/3, A1-4 2/4, A1-5 2/2"),
-        ("bad", "A1-1 0/3, A1-2 0/2, A1-3 0/3, A1-4 1/4, A1-5 0/2"),
+        ("bad", "A1-1 0/3, A1-2 0/2, A1-3 0/3, A1-4 2/4, A1-5 0/2"),
         ("tampered", "A1-1 3/3, A1-2 0/2, A1-3 0/3, A1-4 0/4, A1-5 0/2"),
     ],
 )

@@ -21,6 +21,7 @@ from unittest.mock import ANY
 import nbformat
 import psutil
 import pytest
+from serving import chromium
 from toy_assignments import (
     ASSIGNMENTS,
     DOUBLE,
@@ -43,10 +44,11 @@ from toy_assignments import (
 
 sys.path.insert(0, str(ASSIGNMENTS))
 from grading.assignment import Refused, read_assignments, read_source, student_version
-from grading.ingest import handed_in, join, read_notebook, read_roster
+from grading.ingest import about, handed_in, join, read_notebook, read_roster
 from grading.isolate import best, environment, places
+from grading.pages import marking, shown
 from grading.repair import choose, looks, match, plan_of, repaired
-from grading.report import Result, Store, folder_name, read_by_hand
+from grading.report import Mark, Result, Store, folder_name, read_by_hand, up_to_date
 from grading.run import Limits, run
 from grading.tables import read_table, table
 
@@ -258,8 +260,18 @@ def with_about(notebook, name="", identity="", help_received=""):
         if cell.source.startswith("## About you"):
             cell.source = cell.source.replace("**Name:**", f"**Name:** {name}")
             cell.source = cell.source.replace("**ID:**", f"**ID:** {identity}")
-            cell.source = cell.source.replace("received:**", f"received:**\n{help_received}")
+            cell.source += f"\n{help_received}"
     return notebook
+
+
+def test_the_cell_on_the_student_is_read_and_empty_as_it_is_given_out(toys):
+    assert about(read_notebook(data_of(answered(toys)))) == {}
+    for path in (ASSIGNMENTS / "release").glob("*.ipynb"):
+        notebook = read_notebook(path.read_bytes())
+        assert about(notebook) == {} and notebook.release in str(notebook.cells)
+    filled = with_about(answered(toys), "Jane Doe", "007", "my sister\nin A1-2")
+    said = {"Name": "Jane Doe", "ID": "007", "Help received": "my sister in A1-2"}
+    assert about(read_notebook(data_of(filled))) == said
 
 
 def test_a_loose_notebook_is_known_by_its_cell_and_takes_nobodys_place(toys, known, tmp_path):
@@ -435,8 +447,6 @@ def test_pictures_are_kept_and_only_those_that_cannot_run_are_shown(toys, known)
     assert found.written["T1-3"] == "![]((picture)) see"
     clean = repaired(found, known["T1"], student_version(read_source(toys / "T1.py")))
     assert clean.cells[-1].attachments["picture 1"] == {"image/png": "iVBORw=="}
-    from grading.pages import shown
-
     assert "<img" in shown([("p", "image/png", "iVBORw==")])
     assert "<img" not in shown([("p", "image/svg+xml", "iVBORw=="), ("q", "image/png", "'><b")])
 
@@ -1018,6 +1028,40 @@ def test_marks_by_hand_are_added_and_nothing_is_run_twice(toys, tmp_path):
     _, [row] = run_grader(folder, out, "--sources", toys)
     assert (row["points"], row["by_hand"], row["to_mark"]) == ("7", "0", "0")  # no answer
     assert (out / "by_hand.csv").read_text() == marked_sheet
+
+
+@pytest.mark.browser
+def test_points_given_on_a_marking_page_come_back(known, tmp_path):
+    results = [Result(name, "T1", "T1.ipynb", written={"T1-3": text}) for name, text in ANSWERS]
+    marks = up_to_date({("ann", "T1", "T1-3"): Mark("2", "1")}, results, known)
+    page_file = tmp_path / "T1-3.html"
+    page_file.write_text(marking(known["T1"].cell("T1-3"), known["T1"], results, marks))
+    with chromium() as browser:
+        page = browser.new_page()
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(page_file.as_uri())
+        assert page.get_by_role("status").inner_text() == "1 of 3 marked. "
+        page.get_by_role("article").nth(1).get_by_role("button", name="1.5").click()
+        page.get_by_label("Comment on answer 2").fill('=Say "why", please')
+        page.get_by_label("Points of answer 3").fill("0.5")
+        assert page.get_by_role("status").inner_text() == "3 of 3 marked. "
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Save marks").click()
+        saved = tmp_path / download.value.suggested_filename
+        download.value.save_as(saved)
+        page.get_by_label("Points of answer 3").fill("7")
+        page.get_by_role("button", name="Save marks").click()
+        wrong = page.locator("input:invalid").count()
+    assert wrong == 1 and asked == [page_file.as_uri()]
+    assert saved.name == "marks-T1-3.csv"
+    read = read_by_hand(saved, known, [name for name, _ in ANSWERS])
+    given = {student: (mark.points, mark.comment) for (student, _, _), mark in read.items()}
+    assert given == {"ann": ("1", ""), "0012": ("1.5", '=Say "why", please'), "cay": ("0.5", "")}
+    assert {mark.answer for mark in read.values()} == {mark.answer for mark in marks.values()}
+
+
+ANSWERS = [("ann", "One."), ("0012", "<img src=x onerror=alert(1)>"), ("cay", "Three.")]
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,9 @@ DOUBLE, TOTAL, HALF = (
     "def total(values):\n    return sum(values)",
     "def half(x):\n    return x / 2",
 )
-ABOUT = "## About you\n\nRelease {release}\n\n**Name:**\n\n**ID:**\n\n**Help received:**"
+ABOUT = (
+    "## About you\n\nRelease {release}\n\n**Name:**\n\n**ID:**\n\n**Help received:** (who; or none)"
+)
 TOYS = {
     "T1": [
         text("# Toy 1\n\nTwo functions and a question."),

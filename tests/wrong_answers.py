@@ -534,14 +534,14 @@ WRONG = {
             "objective = eq.",
             "images = setting(20, seed, 50)[2][0][:20]\n    objective = eq.",
         ),
-        ("over the budget", "3 * steps)", "3 * steps + 3)"),
+        ("over the budget", "in range(steps)", "in range(steps + 1)"),
         (
             "nothing changed",
             "for module in chain.model.modules():",
             "return\n    for module in []:",
         ),
         ("missing clamp", "observer.params()[0])", "-observer.params()[0])"),
-        ("not repeatable", "0.03", "0.03 * float(torch.rand(()))"),
+        ("not repeatable", "0.03 * (1", "0.03 * float(torch.rand(())) * (1"),
     ],
 }
 

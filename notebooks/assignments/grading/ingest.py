@@ -213,18 +213,22 @@ def _theirs(cell: dict[str, Any]) -> Theirs:
     return Theirs(code, source, grade_id, str(cell.get("id", "")), tuple(attachments))
 
 
+ABOUT_FIELDS = ("Name", "ID", "Help received")
+INSTRUCTION = re.compile(r"^\s*\([^)]*\)")  # what stands behind a field in the release
+
+
 def about(notebook: Notebook) -> dict[str, str]:
     """What the cell on the student says: name, id and help, as far as they were filled in."""
     found = {}
     for cell in notebook.cells:
-        if not cell.code and cell.source.lstrip().startswith(ABOUT):
-            for key in ("Name", "ID", "Help received"):
-                # The answer stands on the line, or below it up to the next bold word.
-                pattern = rf"\*\*{key}[^*]*\*\*:?((?:(?!\*\*).)*)"
-                match = re.search(pattern, cell.source, re.DOTALL)
-                text = " ".join(match[1].split()).strip("_ ") if match else ""
-                if text:
-                    found[key] = text
+        if cell.code or not cell.source.lstrip().startswith(ABOUT):
+            continue
+        for key in ABOUT_FIELDS:
+            # The answer stands on the line, or below it up to the next bold word.
+            match = re.search(rf"\*\*{key}:?\*\*:?((?:(?!\*\*).)*)", cell.source, re.DOTALL)
+            text = " ".join(INSTRUCTION.sub("", match[1]).split()).strip("_ ") if match else ""
+            if text:
+                found[key] = text
     return found
 
 

@@ -36,6 +36,9 @@ from grading.repair import Plan, Step
 
 START_SECONDS = 120  # for a kernel to come up, and for a cell of setup
 GRACE_SECONDS = 5  # to obey an interrupt
+# Limits are on the time that a processor works for a cell, so other work on this machine costs
+# nobody points; a cell that only waits uses up its limit this many times more slowly.
+PATIENCE = 4
 SECTION = 4  # an exercise may take as long as this many cells, and what its cells are given more
 TEXT = 4000  # characters that are kept of what a cell prints
 PROCESSES = 512
@@ -76,7 +79,10 @@ class GraderFailed(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds for a cell that says nothing else; megabytes for a kernel and its children."""
+    """Seconds for a cell that says nothing else; megabytes for a kernel and its children.
+
+    Seconds are those that a processor works; of waiting, `PATIENCE` count as one.
+    """
 
     seconds: float = 30.0
     megabytes: int = 4096
@@ -129,6 +135,7 @@ class Kernel:
         self.folder = tempfile.mkdtemp(dir=base)
         self.cells: dict[int, int] = {}  # execution count -> number of the cell that ran
         self.usable = True
+        self.cost = 0.0
         self._copy_font_cache()
         env = environment(self.folder)
         launch = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -193,20 +200,35 @@ class Kernel:
                 size += process.memory_info().rss
         return size / 2**20
 
+    def worked(self) -> float:
+        """Seconds that processors have worked for the kernel and its children."""
+        seconds = 0.0
+        for process in self.processes():
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                seconds += times.user + times.system
+        return seconds
+
     def run(self, code: str, seconds: float, number: int = -1, silent: bool = False) -> Ran:
-        """Run one cell; afterwards `usable` says whether the kernel can take another."""
+        """Run one cell; afterwards `usable` says whether the kernel can take another.
+
+        `cost` is then what the cell used of its limit.
+        """
+        began, worked = monotonic(), self.worked()
         sent = self.client.execute(code, silent=silent, allow_stdin=False, stop_on_error=False)
-        deadline, interrupted, looked = monotonic() + seconds, False, 0.0
+        interrupted, looked, self.cost = False, 0.0, 0.0
         text = value = ""
         while True:
-            if monotonic() > deadline:
-                if interrupted:
-                    self.usable = False
-                    return Ran("time", text=text)
-                self.manager.interrupt_kernel()
-                interrupted, deadline = True, monotonic() + GRACE_SECONDS
             if monotonic() - looked > 0.05:
                 looked = monotonic()
+                waited = (monotonic() - began) / PATIENCE
+                self.cost = max(self.cost, self.worked() - worked, waited)
+                if self.cost > seconds:
+                    if interrupted:
+                        self.usable = False
+                        return Ran("time", text=text)
+                    self.manager.interrupt_kernel()
+                    interrupted, seconds = True, self.cost + GRACE_SECONDS
                 if self.megabytes() > self.limits.megabytes:
                     self.usable = False
                     return Ran("memory", text=text)
@@ -303,10 +325,9 @@ class Session:
         if step.kind != "setup":
             left = self.limits.of_section(self.steps, step.section) - self.used[step.section]
             allowed = min(allowed, left)
-        began = monotonic()
         ran = kernel.run(step.code, allowed, number)
         if step.kind != "setup":
-            self.used[step.section] += monotonic() - began
+            self.used[step.section] += kernel.cost
         if not kernel.usable:
             self.broke.add(number)
             self.close()

@@ -18,15 +18,15 @@
 # %% [markdown]
 # ## About you and your work
 #
+# Assistants are allowed in this course if you name them here and say for what. You answer for every line that
+# you hand in: your instructor may ask you to explain any of them, and what you cannot explain does not count.
+# Write the answers to the questions in your own words. *(Release {release})*
+#
 # **Name:**
 #
 # **ID:**
 #
-# **Help received** (people, books, sites, assistants that write code or text; for which exercise; or "none"):
-#
-# *Release {release}.* Assistants are allowed in this course if you name them here and say for what. You
-# answer for every line that you hand in: your instructor may ask you to explain any of them, and
-# what you cannot explain does not count. Write the answers to the questions in your own words.
+# **Help received:** (people, books, sites, assistants; for which exercise; or "none")
 
 # %% nbgrader={"grade": false, "grade_id": "A2-setup", "locked": true, "schema_version": 3, "solution": false, "task": false}
 import math
