@@ -271,11 +271,11 @@ def test_hidden_tests_say_on_which_input_an_answer_raised(exercise):
 
 @pytest.mark.parametrize(("gain", "passes"), [(0.0, (0.0, 0.08)), (0.0057, (0.95, 1.0))])
 def test_the_open_part_is_marked_by_an_interval_that_luck_seldom_passes(gain, passes):
-    # Two networks that differ on 3.2 % of 24,000 images, as measured; 600 times. 0.08 is 5 % and
+    # Two networks that differ on 4.4 % of 24,000 images, as measured; 600 times. 0.08 is 5 % and
     # three standard errors.
     lower_end = prepared("A4")["lower_end"]
     generator = torch.Generator().manual_seed(0)
-    better, worse = 0.016 + gain / 2, 0.016 - gain / 2
+    better, worse = 0.022 + gain / 2, 0.022 - gain / 2
     passed = 0
     for _ in range(600):
         draw = torch.rand(24_000, generator=generator)

@@ -769,7 +769,7 @@ check_blocks()
 # fails. The marks use 100 images and what 3 passes of the paper's search cost; the public check uses 20 images
 # and one pass. So take both from what you are given: `len(images)` and `budget.left`. Work that does not
 # run the network costs nothing of the budget, but time is limited: the cell for marks runs your search and the
-# paper's on 8 seeds within 10 minutes, of which the model solution takes about 2. No other images, no labels,
+# paper's on 8 seeds within 10 minutes, of which the model solution takes 2 to 4. No other images, no labels,
 # no test data. The same seed must give the same scales.
 #
 # **Marks.** Your network is compared image by image with others, on 8 × 3,000 images that no search has seen, for
@@ -1014,7 +1014,7 @@ int(points)
 # %% [markdown] nbgrader={"grade": true, "grade_id": "A4-7", "locked": false, "points": 2, "schema_version": 3, "solution": true, "task": false}
 # - 1 point: a clear description of what was changed.
 # - 1 point: an ablation: start and search changed one at a time at equal cost, paired, on several seeds. (Most of the
-#   model solution's gain is its start: the start alone gains 2.5 points, and Adam adds 0.4.)
+#   model solution's gain is its start: the start alone gains 2.4 points, and the search adds 0.6.)
 #
 # Accept: "MSE start only, search only, both, each on seeds 1 to 5, same images." (1 for the second part)
 #
