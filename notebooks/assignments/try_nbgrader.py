@@ -1,16 +1,18 @@
 """Try repaired notebooks with nbgrader, in an environment that has it (it is not in the lock).
 
-    python -m venv /tmp/nbg && /tmp/nbg/bin/pip install nbgrader jupytext psutil matplotlib
-    /tmp/nbg/bin/python notebooks/assignments/try_nbgrader.py
+    python -m venv ../nbg && ../nbg/bin/pip install nbgrader jupytext psutil matplotlib
+    ../nbg/bin/python notebooks/assignments/try_nbgrader.py
 
 Damaged notebooks are handed in for two small assignments: doubled cells, cells without metadata as
 Colab and Deepnote save them, deleted and changed tests, answers in new cells. `grade.py --repaired`
-writes clean ones; then nbgrader's own commands make the assignment, grade it and write feedback.
+writes clean ones; then nbgrader's own commands make the assignment, grade it, write feedback and
+export the table of points.
 Every submission must get the same points from nbgrader as from us. Exits with 1 if one does not.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -73,10 +75,14 @@ def main() -> int:
         (course / "nbgrader_config.py").write_text(CONFIG)
         (course / "source" / "T1").mkdir(parents=True)
         nbformat.write(read_source(sources / "T1.py"), course / "source" / "T1" / "T1.ipynb")
-        for command in ("generate_assignment", "autograde", "generate_feedback"):
-            extra = ["--create"] if command != "generate_feedback" else []
+        for command in (
+            ["generate_assignment", "T1", "--create"],
+            ["autograde", "T1", "--create"],
+            ["generate_feedback", "T1"],
+            ["export", "--to", "points.csv"],
+        ):
             done = subprocess.run(
-                [sys.executable, "-m", "nbgrader", command, "T1", *extra],
+                [sys.executable, "-m", "nbgrader", *command],
                 cwd=course,
                 env=os.environ
                 | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
@@ -87,6 +93,8 @@ def main() -> int:
             if done.returncode:
                 print(done.stderr[-3000:])
                 return 1
+        with open(course / "points.csv", newline="") as file:
+            exported = {line["student_id"]: float(line["score"]) for line in csv.DictReader(file)}
         wrong = 0
         with Gradebook(f"sqlite:///{course / 'gradebook.db'}") as book:
             for row in rows:
@@ -94,6 +102,7 @@ def main() -> int:
                 theirs = book.find_submission("T1", student).code_score
                 feedback = (course / "feedback" / student / "T1" / "T1.html").is_file()
                 agree = f"{theirs:g}" == row["tests"] and feedback
+                agree = agree and exported[student] == book.find_submission("T1", student).score
                 wrong += not agree
                 print(
                     f"{student:12} ours {row['tests']}, nbgrader's {theirs:g}", "" if agree else "!"
