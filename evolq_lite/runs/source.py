@@ -273,8 +273,12 @@ class Folders:
 
     def load_network(self) -> Loaded:
         """The float network, and what is to be known of how it was built."""
-        checkpoint = None if self.checkpoint is None else Path(self.checkpoint)
-        return load_once(self.model, checkpoint, self.image_size)
+        if self.checkpoint is None:
+            return load_once(self.model, None, self.image_size, 0)
+        file = Path(self.checkpoint)
+        # A file that is not there is for `load_network` to tell.
+        written = file.stat().st_mtime_ns if file.is_file() else 0
+        return load_once(self.model, file, self.image_size, written)
 
     def choose_calibration(self) -> list[Path]:
         """Calibration images, drawn by seed."""
@@ -298,8 +302,8 @@ class Folders:
 
 
 @lru_cache(maxsize=1)
-def load_once(name: str, checkpoint: Path | None, image_size: int | None) -> Loaded:
-    """A network that several questions are asked about, kept from one reading."""
+def load_once(name: str, checkpoint: Path | None, image_size: int | None, written: int) -> Loaded:
+    """A network that several questions are asked about, kept until its file is written anew."""
     return load_network(name, checkpoint, image_size)
 
 
