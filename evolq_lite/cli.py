@@ -36,6 +36,7 @@ from evolq_lite.terminal import progress, say
 
 # Seconds that a cell of an experiment may take on a worker before it counts as hanging.
 CELL_PATIENCE = 7200.0
+OFFICIAL_CROP = 0.875  # what the paper's script keeps of an image for DeiT and LeViT; timm 0.9
 SENSITIVITY_IMAGES = 100  # calibration images that --sensitivity looks at
 # Where networks and photographs lie that are not in this repo; the options tell other places.
 SHARED = DATA.resolve().parent.parent / "shared"
@@ -140,7 +141,15 @@ def source_of(arguments: argparse.Namespace) -> Source:
         arguments.test_images,
         seed,
         arguments.image_size,
+        crop_of(arguments),
     )
+
+
+def crop_of(arguments: argparse.Namespace) -> float | None:
+    """The share of an image that is kept; the official script keeps less of DeiT's and LeViT's."""
+    if arguments.crop is None and arguments.preset == "official":
+        return OFFICIAL_CROP if arguments.model.startswith(("deit", "levit")) else None
+    return arguments.crop
 
 
 def search(arguments: argparse.Namespace) -> int:
@@ -381,6 +390,12 @@ def parser() -> argparse.ArgumentParser:
         "--image-size",
         type=number(int, "8 to 4096"),
         help="pixels, where the checkpoint does not tell (default: what it tells, or timm's)",
+    )
+    own.add_argument(
+        "--crop",
+        type=number(float, "0.1 to 1"),
+        help="share of the shorter side of an image that is kept (default: timm's, mostly 0.9; "
+        f"with --preset official {OFFICIAL_CROP} for DeiT and LeViT)",
     )
     own.add_argument(
         "--test-images", type=number(int, "2 or more"), help="a fixed random subset (default: all)"

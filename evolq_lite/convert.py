@@ -29,8 +29,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evolq_lite.chain import chain_of
-from evolq_lite.config import QuantConfig
-from evolq_lite.families import LAST_ACTIVATION, QUANTIZED
+from evolq_lite.config import QuantConfig, preset_of
+from evolq_lite.families import LAST_ACTIVATION, ONLY_VIT, QUANTIZED, QuantTokens
 from evolq_lite.fast import set_execution
 from evolq_lite.layers import QuantProducts, QuantWeight
 from evolq_lite.quantizer import Log2Quantizer, Quantizer, act_quantizer, sum_quantizer
@@ -48,6 +48,10 @@ def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
     """
     chain_of(model)
     qmodel = swap_layers(fold_batch_norms(twin(model).eval()), config)
+    if config.outputs:
+        if type(qmodel) is not VisionTransformer:
+            raise ValueError(f"outputs {ONLY_VIT}")
+        qmodel = QuantTokens.from_float(qmodel, config)
     if isinstance(qmodel, VisionTransformer):  # the tokens that enter the first block are a sum too
         qmodel.norm_pre = nn.Sequential(qmodel.norm_pre, sum_quantizer(config))
     if isinstance(qmodel, SwinTransformer):
@@ -102,6 +106,8 @@ def kind_of(name: str) -> str:
         return "gelu" if above[-2:-1] == ["mlp"] and above[-1] in ("fc2", "ln2") else "inputs"
     if last in ("q", "k", "v"):
         return "qkv"
+    if last in ("output", "tokens", "positions", "logits"):
+        return "outputs"
     return last if last in ("scores", "probabilities") else "sums"
 
 
@@ -291,6 +297,10 @@ def calibrate(
                 if name not in layers and not point.stays_float:
                     point.observe()
             for x in images.split(batch):
+                if config.sample_batches == "last":
+                    for point in points.values():
+                        if point.observer is not None:
+                            point.observer.forget_samples()
                 qmodel(x)
         for name, point in points.items():
             if point.stays_float:
@@ -316,7 +326,7 @@ def correct_biases(qmodel: nn.Module, images: Tensor, batch: int) -> None:
 
     def record(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         missing = layer.product(
-            layer.input_quant(inputs[0]), layer.weight - layer.weight_quant(layer.weight), None
+            layer.input_quant(inputs[0]), layer.weight - layer.quantize_weight(), None
         )
         channels = 1 if isinstance(layer, nn.Conv2d) else -1
         lost[layer].append(missing.movedim(channels, 0).flatten(1).mean(1))
@@ -350,6 +360,7 @@ class Row:
 def points(qmodel: nn.Module) -> list[Row]:
     """Every quantization point of a model, weights and activations, log2 points with 0 scales."""
     rows = []
+    names = Counter(module for _, module in qmodel.named_modules(remove_duplicate=False))
     for name, module in qmodel.named_modules():
         if isinstance(module, Point) and module.stays_float:
             rows.append(Row(name, None, False, "float", "none", 0))
@@ -359,6 +370,8 @@ def points(qmodel: nn.Module) -> list[Row]:
             granularity = "per tensor" if module.axis is None else "per channel"
             if module.observer_name == "ptf":
                 granularity = "per channel, powers of two"
+            if names[module] == 3:
+                granularity = "per tensor, for q, k and v"
             values = module.scale.numel() if module.frozen else 0
             integers = module.integers
             rows.append(
@@ -388,6 +401,8 @@ def describe(qmodel: nn.Module) -> str:
         if not list(module.children()) and not isinstance(module, quiet)
     )
     kept = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
+    if isinstance(config := getattr(qmodel, "quant_config", None), QuantConfig):
+        lines.append(f"preset: {preset_of(config)}")
     lines.append(f"stays float: biases, softmax, additions before their quantizer; {kept}")
     if rounded := sum(m.rounded for m in qmodel.modules() if isinstance(m, QuantWeight)):
         lines.append(f"weights whose integers were chosen (GPTQ): {rounded} layers")

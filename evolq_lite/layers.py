@@ -28,7 +28,7 @@ from timm.models import vision_transformer
 from torch import Tensor, nn
 
 from evolq_lite.config import QuantConfig
-from evolq_lite.numerics import along
+from evolq_lite.numerics import along, match_moments
 from evolq_lite.quantizer import (
     FixedIntegers,
     act_quantizer,
@@ -65,6 +65,7 @@ class QuantWeight(FromFloat):
     def add_points(self, config: QuantConfig) -> None:
         self.input_quant = act_quantizer(config)
         self.weight_quant = weight_quantizer(config)
+        self.moment_correction = config.moment_correction
         self._float = (self.weight, self.bias)  # a tuple, so that torch sees one of each only
 
     def forget_rounding(self) -> None:
@@ -83,13 +84,23 @@ class QuantWeight(FromFloat):
         weight = integers * along(self.weight_quant.scale, integers.ndim, 0)
         self.weight = nn.Parameter(weight.to(self.weight.dtype), requires_grad=False)
 
+    def quantize_weight(self) -> Tensor:
+        """The weight that the product takes: integers times scale, with the moments restored."""
+        point = self.weight_quant
+        if not self.moment_correction or point.passing:
+            return point(self.weight)
+        integers = point.to_integers(self.weight)
+        # The point's own scale has chosen the integers, and cancels out of all else.
+        scale, shift = match_moments(integers, self.weight)
+        return integers * along(scale, integers.ndim, 0) + along(shift, integers.ndim, 0)
+
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's own matrix product."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """As the float layer, on quantized numbers."""
-        return self.product(self.input_quant(x), self.weight_quant(self.weight), self.bias)
+        return self.product(self.input_quant(x), self.quantize_weight(), self.bias)
 
 
 class QuantLinear(QuantWeight, nn.Linear):  # type: ignore[misc]
@@ -114,6 +125,8 @@ class QuantProducts(nn.Module):
     def __init__(self, config: QuantConfig) -> None:
         super().__init__()
         self.q, self.k, self.v = act_quantizer(config), act_quantizer(config), act_quantizer(config)
+        if config.qkv == "shared":
+            self.k = self.v = self.q  # one point under three names
         self.scores, self.probabilities = act_quantizer(config), probability_quantizer(config)
 
     def forward(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evolq_lite.chain import chain_of
-from evolq_lite.config import QuantConfig, SearchConfig
+from evolq_lite.config import QuantConfig, SearchConfig, preset_of
 from evolq_lite.convert import calibrate, quantize, twin
 from evolq_lite.evaluate import Accuracy, Comparison, packed, predict
 from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluations_of, evolve
@@ -111,6 +111,7 @@ class Run:
         self.source, self.quant, self.search = source, quant, search
         config = {
             **source.identity(),
+            "preset": preset_of(quant),
             "quantization": asdict(quant),
             "search": asdict(search),
             "paths": source.paths(),
