@@ -90,7 +90,7 @@ class QuantWeight(FromFloat):
         if not self.moment_correction or point.passing:
             return point(self.weight)
         integers = point.to_integers(self.weight)
-        # The point's own scale has chosen the integers, and cancels out of all else.
+        # The point's own scale has chosen the integers; from the result it cancels out.
         scale, shift = match_moments(integers, self.weight)
         return integers * along(scale, integers.ndim, 0) + along(shift, integers.ndim, 0)
 
