@@ -9,6 +9,7 @@ from evolq_lite.experiments import (
     c6_selection,
     c7_budget,
     c8_beyond,
+    c9_origin,
     c12_starts,
     real,
 )
@@ -23,6 +24,7 @@ MODULES = (
     c6_selection,
     c7_budget,
     c8_beyond,
+    c9_origin,
     c12_starts,
 )
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in MODULES}

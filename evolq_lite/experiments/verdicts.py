@@ -58,7 +58,7 @@ class Row:
             change.p_value,
             holds,
             unit="nats",
-            note="(lower is better)",
+            note="lower is better",
             form="+.4f",
         )
 
