@@ -203,6 +203,10 @@ def figure(results: pd.DataFrame) -> Picture:
         axes.set_title(f"{told}, integers {integers}", fontsize="medium")
     for axes in grid[-1]:
         axes.set_xlabel("all scales of the layer moved by, %")
+    left.suptitle(
+        f"{NAMES[network]} {layer}, {few} images; integers are those of the weights",
+        fontsize="medium",
+    )
     left.supylabel("change of the loss, thousandths", fontsize="medium")
     axes = right.subplots()
     vit = where(lines, network=network, integers=FREE)
