@@ -24,8 +24,9 @@ from evolq_lite.kernels import missing
 from evolq_lite.layers import QuantLinear, QuantProducts
 from evolq_lite.numerics import IntRange, log2_fake_quantize, match_moments
 from evolq_lite.observers import MeanSquaredError, PowerOfTwo
-from evolq_lite.rounding import freeze_integers
+from evolq_lite.rounding import freeze_integers, quant_layers
 from evolq_lite.runs.folder import RunFolder, seed_of
+from evolq_lite.runs.run import Run
 from evolq_lite.runs.source import Embedded
 from evolq_lite.runs.workers import Bench, state_of
 
@@ -382,6 +383,16 @@ def test_moments_are_refused_where_integers_are_chosen_or_frozen():
     with pytest.raises(ValueError, match="would have no effect"):
         freeze_integers(qmodel)
     assert list(eq.round_weights(qmodel, toy_images("vit"), "nearest")) == []
+
+
+def test_gptq_beside_a_run_does_without_the_correction(tmp_path):
+    config = replace(OFFICIAL, weight_bits=3)
+    with Run(Embedded("vit", 8), config, eq.SearchConfig(batch=4), tmp_path / "run") as run:
+        network = run.round_start()
+        assert all(layer.moment_correction for layer in quant_layers(run.before).values())
+    for layer in quant_layers(network).values():
+        assert layer.rounded
+        assert torch.allclose(layer.quantize_weight(), layer.weight, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["deit", "swin", "levit", "resnet"])
