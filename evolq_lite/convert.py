@@ -36,6 +36,7 @@ from evolq_lite.layers import ChannelFactors, QuantProducts, QuantWeight
 from evolq_lite.quantizer import Log2Quantizer, Quantizer, act_quantizer, sum_quantizer
 
 Point = Quantizer | Log2Quantizer
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # with which channels' ranges are evened out
 
 
 def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
@@ -117,23 +118,54 @@ def set_factors(qmodel: nn.Module, factors: Mapping[str, Tensor]) -> None:
         mlp.norm.factor = new
 
 
+@torch.no_grad()
 def choose_factors(qmodel: nn.Module, images: Tensor, batch: int) -> None:
-    """Choose the factors of each `ChannelFactors` by the range of what passes in float."""
-    modules: dict[str, Any] = {
-        name: qmodel.get_submodule(f"{name}.norm") for name in factors_of(qmodel)
-    }
-    if not modules:
+    """Choose the factors of each `ChannelFactors` by what passes it in float.
+
+    Even activations make uneven weights, which is worse the fewer bits weights have. So several
+    strengths are tried, and the one with the least error in fc2's output is taken.
+    """
+    mlps: dict[str, Any] = {name: qmodel.get_submodule(name) for name in factors_of(qmodel)}
+    if not mlps:
         return
-    for module in modules.values():
-        module.largest = torch.zeros_like(module.factor)
+    set_factors(qmodel, {name: torch.ones_like(mlp.norm.factor) for name, mlp in mlps.items()})
+    for mlp in mlps.values():
+        mlp.norm.seen = []
     try:
-        with torch.no_grad(), pass_floats(qmodel):
+        with pass_floats(qmodel):
             for x in images.split(batch):
                 qmodel(x)
-        set_factors(qmodel, {name: module.suggest() for name, module in modules.items()})
+        found = {}
+        for name, mlp in mlps.items():
+            x = torch.cat(mlp.norm.seen)
+            x = x[:: max(1, len(x) // 4096)]
+            tried = [mlp.norm.even_out(strength) for strength in STRENGTHS]
+            errors = [error_with(mlp.fc2, x, factor) for factor in tried]
+            found[name] = tried[errors.index(min(errors))]
+        set_factors(qmodel, found)
     finally:
-        for module in modules.values():
-            module.largest = None
+        for mlp in mlps.values():
+            mlp.norm.seen = None
+
+
+def error_with(layer: Any, x: Tensor, factor: Tensor) -> float:
+    """Squared error of a linear layer's output on inputs (n, in) that are divided by a factor."""
+    rounded = []
+    for point, value in (
+        (layer.input_quant, x / factor),
+        (layer.weight_quant, layer.weight * factor),
+    ):
+        if point.stays_float:
+            rounded.append(value)
+            continue
+        probe = Quantizer(
+            point.integers, point.observer_name, point.symmetric, point.axis, **point.options
+        )
+        probe.observe()
+        probe(value)
+        probe.freeze()
+        rounded.append(probe(value))
+    return float((rounded[0] @ rounded[1].T - x @ layer.weight.T).square().mean())
 
 
 def edge_layers(qmodel: nn.Module) -> list[str]:

@@ -139,22 +139,26 @@ class ChannelFactors(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("factor", torch.ones(channels))
-        self.largest: Tensor | None = None  # (channels,) of what has passed, while it is watched
+        self.seen: list[Tensor] | None = None  # rows (n, channels) that have passed, if watched
 
-    def suggest(self) -> Tensor:
-        """Factors (channels,) that even out what was seen; 1 for the median, and for silence."""
-        assert self.largest is not None
-        loud = self.largest > 0
+    def even_out(self, strength: float) -> Tensor:
+        """Factors (channels,) for what was seen: 1 for the median, and for silent channels.
+
+        With strength 1 all channels get nearly the same range, with 0 all factors are 1.
+        """
+        assert self.seen is not None
+        largest = torch.cat(self.seen).abs().amax(0)
+        loud = largest > 0
         if not loud.any():
-            return torch.ones_like(self.largest)
-        middle = self.largest[loud].median()
-        factors = (self.largest / middle).log2().clamp(-16, 16).round().exp2()
-        return torch.where(loud, factors, 1.0)
+            return torch.ones_like(largest)
+        logs = (largest / largest[loud].median()).log2().clamp(-16, 16)
+        return torch.where(loud, (strength * logs).round().exp2(), 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) to the same."""
-        if self.largest is not None:
-            self.largest = torch.maximum(self.largest, x.detach().abs().flatten(0, -2).amax(0))
+        if self.seen is not None:
+            rows = x.detach().flatten(0, -2)
+            self.seen.append(rows[:: max(1, len(rows) // 2048)].clone())
         return x / self.factor
 
 
