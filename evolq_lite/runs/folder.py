@@ -5,7 +5,7 @@
 | `config.json` | model, data, quantization and search options |
 | `environment.json` | versions, processor, threads, attention mode, dtype, hashes of the files |
 | `history.jsonl` | one line per evaluation: **the run** |
-| `scales.safetensors` | scales and zero points after the last finished visit, an export |
+| `scales.safetensors` | scales and zero points after the last finished visit, and chosen integers |
 | `summary.json` | the result, once the test images have been read |
 
 The history is all that a run needs to go on: `evolve` replays it. Each line carries a checksum of
@@ -21,13 +21,14 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from filelock import FileLock, Timeout
 
+from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.evolve import Evaluated
 from evolq_lite.files import checksum_of, parse_json, seal, unseal, write_whole
 from evolq_lite.runs.environment import kernels_of
@@ -176,14 +177,26 @@ class RunFolder:
                 f"{path} was made by {maker_of(folder.path)}, which kept runs in another form; "
                 f"resume it with that version, or {ANEW}"
             )
-        if identity_of(old) != identity_of(new):
-            differ = ", ".join(sorted(set(_differences(identity_of(old), identity_of(new)))))
+        was, now = with_defaults(identity_of(old)), identity_of(new)
+        if was != now:
+            differ = ", ".join(sorted(set(_differences(was, now))))
             raise ValueError(
                 f"{path} was run with other options ({differ}); resume with the same ones"
             )
         folder._enter()
-        folder.checksum = seed_of(config)
+        folder.checksum = seed_of(old)
         return folder
+
+    @property
+    def scales(self) -> Path:
+        """The file of scales and integers."""
+        return self.path / "scales.safetensors"
+
+    @property
+    def calibrated(self) -> str | None:
+        """The digest of the scales and integers that the run began with, where it is known."""
+        file = self.path / "environment.json"
+        return read_object(file).get("calibrated") if file.is_file() else None
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder."""
@@ -283,6 +296,15 @@ def read_event(values: dict[str, Any]) -> Evaluated:
 def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run this run: all of its config but where its files lie."""
     return {key: value for key, value in config.items() if key not in ("paths", "format")}
+
+
+def with_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity with the options that are newer than the run: it did what they do by default."""
+    out = dict(identity)
+    for key, defaults in (("quantization", QuantConfig()), ("search", SearchConfig())):
+        if isinstance(out.get(key), dict):
+            out[key] = {**asdict(defaults), **out[key]}
+    return out
 
 
 def seed_of(config: Mapping[str, Any]) -> int:
