@@ -32,8 +32,8 @@ from evolq_lite.numerics import along
 COST_OF_GRADIENT = 3  # forwards
 REACH = 10.0  # how far a v can go in all steps together; from 0, it is decided at 2.4
 WARM = 0.2  # share of the steps without a penalty: first find out what is good, then decide
-PENALTY = 30.0  # on weights that are wholly undecided; the loss is 1 at first
-TRUST = 0.8  # where h starts: this share of the way from the float weight to the present integer
+PENALTY = 300.0  # on weights that are wholly undecided; the loss is 1 at first
+TRUST = 0.9  # where h starts: this share of the way from the float weight to the present integer
 BIAS = 0.05  # a bias's rate beside that of v
 AT_ONCE = 100  # images in one forward without gradients
 

@@ -82,10 +82,8 @@ def round_weights(
         raise ValueError(f"unknown rounding {method!r}; known: {', '.join(METHODS)}")
     if len(images) == 0:
         raise ValueError("no images to round weights for; give at least one")
-    layers = quant_layers(qmodel)
-    for name, layer in layers.items():
-        if not layer.weight_quant.frozen:
-            raise ValueError(f"{name} is not calibrated; call calibrate(qmodel, images) first")
+    require_calibrated(qmodel, integers=method != "nearest")
+    for layer in quant_layers(qmodel).values():
         if layer.rounded:
             layer.forget_rounding()
     teacher = twin(qmodel)
@@ -97,6 +95,19 @@ def round_weights(
 def quant_layers(qmodel: nn.Module) -> dict[str, Layer]:
     """The layers with quantized weights, by name."""
     return {name: m for name, m in qmodel.named_modules() if isinstance(m, Layer)}
+
+
+def require_calibrated(qmodel: nn.Module, integers: bool = True) -> None:
+    """ValueError for weights without scales; with `integers`, for those that stay float too."""
+    for name, layer in quant_layers(qmodel).items():
+        point = layer.weight_quant
+        if point.stays_float and integers:
+            raise ValueError(
+                f"the weight of {name} stays float, so there are no integers to choose or freeze; "
+                "let weights be quantized, or give rounding nearest and integers free"
+            )
+        if not (point.frozen or point.stays_float):
+            raise ValueError(f"{name} is not calibrated; call calibrate(qmodel, images) first")
 
 
 def integers_of(qmodel: nn.Module) -> dict[str, Tensor]:
@@ -148,9 +159,8 @@ def set_integers(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def freeze_integers(qmodel: nn.Module) -> None:
     """Hold the present integers of all weights while their scales change."""
-    for name, layer in quant_layers(qmodel).items():
-        if not layer.weight_quant.frozen:
-            raise ValueError(f"{name} is not calibrated; call calibrate(qmodel, images) first")
+    require_calibrated(qmodel)
+    for layer in quant_layers(qmodel).values():
         point = layer.weight_quant
         if not isinstance(point, FixedIntegers):
             layer.set_integers(point.to_integers(layer.weight.detach()), point.scale)

@@ -22,7 +22,7 @@ from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluations_of
 from evolq_lite.fast import set_execution
 from evolq_lite.figures import history_figure, save_figure, top1_figure
 from evolq_lite.objective import batches
-from evolq_lite.rounding import Rounded, freeze_integers, integers_of, round_weights
+from evolq_lite.rounding import Rounded, integers_of, round_weights
 from evolq_lite.runs.environment import environment, peak_memory
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.scales import digest_of, restore_integers, save_scales, scales_of
@@ -147,7 +147,7 @@ class Run:
     def choose_integers(
         self, folder: RunFolder | None, on_rounded: Callable[[Rounded], None]
     ) -> None:
-        """Round the weights, unless a stopped run has left their integers; freeze them if asked."""
+        """Round the weights, unless a stopped run has left their integers in its folder."""
         method = self.quant.rounding
         if method != "nearest" and folder is not None:
             restored = restore_integers(folder.scales, self.qmodel, folder.calibrated)
@@ -156,8 +156,6 @@ class Run:
         if not restored:
             for event in round_weights(self.qmodel, self.parts.images, method):
                 on_rounded(event)
-        if self.search.integers == "frozen":
-            freeze_integers(self.qmodel)
 
     def __enter__(self) -> Self:
         return self
