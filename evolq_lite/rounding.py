@@ -492,7 +492,8 @@ def learn_blocks(
         if all(layer.rounded for layer in layers.values()):
             continue
         for layer in layers.values():
-            layer.forget_rounding()
+            if layer.rounded:
+                layer.forget_rounding()
         began = perf_counter()
         try:
             notes = start_block(segment, start)

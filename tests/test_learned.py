@@ -69,7 +69,7 @@ def test_a_small_layer_gets_close_to_the_best_of_all_choices(seed: int) -> None:
     start, best = block.error(), every_choice(block)
     before, after = learn(block, budget=300)
     assert after <= before
-    assert best - 1e-9 <= block.error() <= best + 0.5 * (start - best)
+    assert best - 1e-6 <= block.error() <= best + 0.5 * (start - best) + 1e-6
 
 
 def test_a_choice_is_between_the_present_integer_and_the_next_one_towards_the_float_weight() -> (
