@@ -25,7 +25,7 @@ from evolq_lite import (
     quantize,
     save_scales,
 )
-from evolq_lite.convert import quantizers
+from evolq_lite.convert import factors_of, quantizers, set_factors
 from evolq_lite.evolve import Evaluated, visits_of
 from evolq_lite.fast import set_execution
 from evolq_lite.fitness import kl
@@ -45,7 +45,7 @@ from evolq_lite.rounding import (
 )
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Run
-from evolq_lite.runs.scales import digest_of, scales_of
+from evolq_lite.runs.scales import digest_of, extras_of, put_extras, put_scales, scales_of
 from evolq_lite.runs.source import Embedded
 from evolq_lite.runs.workers import Bench, Task, rounding_of, state_of
 
@@ -340,6 +340,30 @@ def test_saved_integers_come_back_under_scales_that_have_moved(
     save_scales(tmp_path / "again", other, visits=1)
     save_scales(tmp_path / "scales", qmodel, visits=1)
     assert (tmp_path / "again").read_bytes() == (tmp_path / "scales").read_bytes()
+
+
+@pytest.mark.parametrize("integers", [True, False])
+def test_factors_of_channels_are_saved_and_sent_with_the_integers(
+    tmp_path: Path, integers: bool
+) -> None:
+    config, images = QuantConfig(weight_bits=4, gelu_factors=True), toy_images("vit")
+    qmodel, other, third = (quantize(toy("vit"), config) for _ in range(3))
+    for network in (qmodel, third):
+        calibrate(network, images)
+    powers = torch.arange(-3, 3).repeat(16).float().exp2()  # of 96 channels
+    set_factors(qmodel, dict.fromkeys(factors_of(qmodel), powers))
+    if integers:
+        list(round_weights(qmodel, images))
+    save_scales(tmp_path / "scales", qmodel)
+    load_scales(tmp_path / "scales", other)
+    put_extras(third, extras_of(qmodel))
+    put_scales(third, scales_of(qmodel))
+    with torch.no_grad():
+        wanted = qmodel(images)
+        assert torch.equal(other(images), wanted) and torch.equal(third(images), wanted)
+    without = quantize(toy("vit"), QuantConfig(weight_bits=4))
+    with pytest.raises(ValueError, match="another network or another quantization"):
+        load_scales(tmp_path / "scales", without)
 
 
 def test_a_file_without_integers_takes_a_rounded_network_back_to_nearest(tmp_path: Path) -> None:

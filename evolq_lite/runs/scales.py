@@ -9,7 +9,7 @@ file from a stranger can be wrong, but it cannot run anything.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from evolq_lite.convert import quantizers
+from evolq_lite.convert import factors_of, quantizers, set_factors
 from evolq_lite.files import parse_json, write_whole
-from evolq_lite.quantizer import Quantizer
 from evolq_lite.rounding import (
-    Layer,
     are_frozen,
     check_integers,
     freeze_integers,
@@ -43,6 +41,28 @@ def scales_of(qmodel: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
+def extras_of(qmodel: nn.Module) -> dict[str, Tensor]:
+    """What else was chosen on calibration images: integers of weights, factors of channels."""
+    factors = {f"{name}.factors": value.cpu() for name, value in factors_of(qmodel).items()}
+    return {**integers_of(qmodel), **factors}
+
+
+def put_extras(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put what `extras_of` says into a model that is quantized and calibrated in the same way.
+
+    ValueError for integers that do not fit; the model is then as it was.
+    """
+    factors = {
+        name: tensors[f"{name}.factors"]
+        for name, own in factors_of(qmodel).items()
+        if not torch.equal(tensors[f"{name}.factors"], own.cpu())
+    }
+    integers = without_factors(tensors)
+    check_integers(qmodel, integers)
+    set_factors(qmodel, factors)  # of the weights, whose integers come after
+    set_integers(qmodel, integers)
+
+
 def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     """A hash of what a file of scales says, names and shapes included."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
@@ -57,9 +77,9 @@ def save_scales(path: Path | str, qmodel: nn.Module, **metadata: Any) -> None:
     """Write all scales and zero points of a calibrated model.
 
     Where integers were chosen (see `rounding`), they are written too, as int16 with the scale and
-    the bias of then.
+    the bias of then; and so are the factors of `gelu_factors`.
     """
-    tensors = {**scales_of(qmodel), **integers_of(qmodel)}
+    tensors = {**scales_of(qmodel), **extras_of(qmodel)}
     if are_frozen(qmodel):
         metadata["frozen"] = True
     said = json.dumps({**metadata, "sha256": digest_of(tensors, metadata)})
@@ -74,22 +94,22 @@ def load_scales(path: Path | str, qmodel: nn.Module) -> dict[str, Any]:
     are no part of the file: calibrate with the same images first. ValueError if the scales do not
     fit, or are not what was saved; the model is then as it was.
     """
-    points, layers = quantizers(qmodel), quant_layers(qmodel)
-    tensors, metadata = read_scales(path, points, layers)
-    integers = integers_in(tensors, layers)
+    points = quantizers(qmodel)
+    tensors, metadata = read_scales(path, qmodel)
     frozen = metadata.pop("frozen", False)
+    extras = without_scales(tensors, qmodel)
     before = {name: (p.scale, p.zero_point, p.frozen) for name, p in points.items()}
     put_scales(qmodel, tensors)
     try:
-        check_integers(qmodel, integers)
+        check_integers(qmodel, without_factors(extras))
     except ValueError as error:
         for name, point in points.items():
             point.scale, point.zero_point, point.frozen = before[name]
         raise ValueError(f"{path}: {error}") from None
-    for layer in layers.values():
+    for layer in quant_layers(qmodel).values():
         if layer.rounded:
             layer.forget_rounding()
-    set_integers(qmodel, integers)
+    put_extras(qmodel, extras)
     if frozen:
         freeze_integers(qmodel)
     put_scales(qmodel, tensors)  # those of weights have moved on since their integers were chosen
@@ -105,33 +125,42 @@ def put_scales(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         point.frozen = True
 
 
-def integers_in(tensors: Mapping[str, Tensor], layers: Iterable[str]) -> dict[str, Tensor]:
-    """The part of a file that `set_integers` takes."""
-    names = {f"{name}.{kind}" for name in layers for kind in ("integers", "scale", "bias")}
-    return {name: value for name, value in tensors.items() if name in names}
+def without_scales(tensors: Mapping[str, Tensor], qmodel: nn.Module) -> dict[str, Tensor]:
+    """The part of a file that `put_extras` takes."""
+    return {name: t for name, t in tensors.items() if name not in scale_names(qmodel)}
 
 
-def read_scales(
-    path: Path | str, points: Mapping[str, Quantizer], layers: Mapping[str, Layer]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def without_factors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of it that `set_integers` takes."""
+    return {name: t for name, t in tensors.items() if not name.endswith(".factors")}
+
+
+def scale_names(qmodel: nn.Module) -> set[str]:
+    """The names that `scales_of` gives."""
+    return {f"{name}.{part}" for name in quantizers(qmodel) for part in ("scale", "zero_point")}
+
+
+def read_scales(path: Path | str, qmodel: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a file and its metadata; ValueError if it is damaged, or of another network.
 
-    `layers` are those whose integers may be in it.
+    Integers may be in it or not.
     """
-    parts = "scale", "zero_point"
-    wanted = {f"{name}.{part}" for name in points for part in parts}
-    shapes = {
-        f"{name}.{part}": tuple(getattr(point, part).shape)
-        for name, point in points.items()
-        for part in (parts if point.frozen else ())
-    }
-    for name, layer in layers.items():
+    factors = {f"{name}.factors": value for name, value in factors_of(qmodel).items()}
+    wanted = scale_names(qmodel) | factors.keys()
+    shapes = {name: tuple(value.shape) for name, value in factors.items()}
+    for name, point in quantizers(qmodel).items():
+        if point.frozen:
+            shapes[f"{name}.scale"] = tuple(point.scale.shape)
+            shapes[f"{name}.zero_point"] = tuple(point.zero_point.shape)
+    optional = {}
+    for name, layer in quant_layers(qmodel).items():
         rows, *_ = shape = tuple(layer.weight.shape)
-        shapes |= {f"{name}.integers": shape, f"{name}.scale": (rows,), f"{name}.bias": (rows,)}
+        optional |= {f"{name}.integers": shape, f"{name}.scale": (rows,), f"{name}.bias": (rows,)}
+    shapes |= optional
     try:
         with safe_open(path, "pt") as file:
             names = set(file.keys())
-            if names - set(integers_in(dict.fromkeys(names), layers)) != wanted:
+            if names - optional.keys() != wanted:
                 raise ValueError(
                     f"the scales in {path} belong to another network or another quantization"
                 )
@@ -153,7 +182,7 @@ def read_scales(
             continue
         if not (value.is_floating_point() and torch.isfinite(value).all()):
             raise ValueError(f"{path}: {name} holds NaN or infinite values, or none at all")
-        if name.endswith(".scale") and not (value > 0).all():
+        if name.endswith((".scale", ".factors")) and not (value > 0).all():
             raise ValueError(f"{path}: {name} holds scales that are not positive")
     return tensors, metadata
 
@@ -164,21 +193,21 @@ def restore_integers(path: Path, qmodel: nn.Module, calibrated: str | None) -> b
     `calibrated` is the digest of the scales and integers that are wanted. The log says why a file
     with integers is no good; an older one has none.
     """
-    layers = quant_layers(qmodel)
     if not path.exists():
         return False
     try:
-        integers = integers_in(read_scales(path, quantizers(qmodel), layers)[0], layers)
+        integers = without_factors(without_scales(read_scales(path, qmodel)[0], qmodel))
         check_integers(qmodel, integers)
     except ValueError as error:
         log.warning("%s; the integers of weights are chosen again", error)
         return False
     scales = {
         f"{name}.weight_quant.scale": integers[f"{name}.scale"]
-        for name in layers
+        for name in quant_layers(qmodel)
         if f"{name}.scale" in integers
     }
-    same = digest_of({**scales_of(qmodel), **scales, **integers}, {}) == calibrated
+    wanted = {**scales_of(qmodel), **scales, **extras_of(qmodel), **integers}
+    same = digest_of(wanted, {}) == calibrated
     if same:
         set_integers(qmodel, integers)
     elif integers:

@@ -41,7 +41,8 @@ from evolq_lite.fast import set_execution
 from evolq_lite.fitness import fitness_of
 from evolq_lite.genome import Genome
 from evolq_lite.objective import BlockObjective, Population, Values, batches
-from evolq_lite.rounding import freeze_integers, integers_of, set_integers
+from evolq_lite.rounding import freeze_integers
+from evolq_lite.runs.scales import extras_of, put_extras
 from evolq_lite.runs.source import Source
 
 KEPT_BATCHES = 64  # whose block inputs a worker keeps
@@ -97,8 +98,8 @@ def state_of(model: nn.Module) -> bytes:
 
 
 def rounding_of(model: nn.Module) -> bytes:
-    """The integers of a rounded model, packed; b"" if none were chosen."""
-    tensors = integers_of(model)
+    """The integers of a rounded model, and factors of channels, packed; b"" if none were chosen."""
+    tensors = extras_of(model)
     return zlib.compress(save(tensors), 1) if tensors else b""
 
 
@@ -130,7 +131,7 @@ class Bench:
     def load(self, state: bytes, rounding: bytes) -> None:
         """Take over scales, and know for each segment whether something before it has changed."""
         if rounding != self.rounding:
-            set_integers(self.qmodel, load(zlib.decompress(rounding)))
+            put_extras(self.qmodel, load(zlib.decompress(rounding)))
             if self.frozen:
                 freeze_integers(self.qmodel)
             self.state, self.rounding = b"", rounding
