@@ -31,7 +31,7 @@ from evolq_lite.runs.environment import environment, fix_kernels
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Outcome, Run
 from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Folders, Source
-from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers, check_rounding
+from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers
 from evolq_lite.sensitivity import sensitivity, tell_sensitivity
 from evolq_lite.terminal import progress, say
 
@@ -159,8 +159,6 @@ def search(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.replace:
         raise ValueError("--resume keeps the run and --replace removes it; give one of them")
     RunFolder.claim(arguments.out, arguments.resume, arguments.replace, arguments.lock)
-    if arguments.workers is not None or arguments.scheduler is not None:
-        check_rounding(quant)
     source, device = source_of(arguments), device_for(arguments)
     with workers_of(arguments, source) as workers:
         with progress(None, "images, opened", "image") as bar:

@@ -113,8 +113,9 @@ class QuantConfig(_Checked):
     )
     rounding: str = option(
         "nearest",
-        "which integer a weight becomes: the nearest, or by GPTQ on the calibration images",
-        ("nearest", "gptq"),
+        "which integer a weight becomes: the nearest, or chosen on the calibration images: by "
+        "GPTQ, or learned block by block from GPTQ's",
+        ("nearest", "gptq", "learned"),
     )
     bias_correction: bool = option(False, "shift biases by the mean error of the quantized weights")
     moment_correction: bool = option(
@@ -247,6 +248,12 @@ class SearchConfig(_Checked):
         "attention",
         "which scales: attention weights, all weights, or all with activations (ptf's factors too)",
         ("attention", "weights", "all"),
+    )
+    integers: str = option(
+        "free",
+        "weights' integers while their scales are searched: rounded anew for each scale, or frozen "
+        "(weight = integer * scale, all layers)",
+        ("free", "frozen"),
     )
     granularity: str = option("block", "what is visited at a time", ("layer", "block", "global"))
     order: str = option("last_first", "order of the blocks in a pass", ("last_first", "first_last"))

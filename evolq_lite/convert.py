@@ -33,7 +33,13 @@ from evolq_lite.config import QuantConfig, preset_of
 from evolq_lite.families import LAST_ACTIVATION, ONLY_VIT, QUANTIZED, QuantTokens
 from evolq_lite.fast import set_execution
 from evolq_lite.layers import ChannelFactors, QuantProducts, QuantWeight
-from evolq_lite.quantizer import Log2Quantizer, Quantizer, act_quantizer, sum_quantizer
+from evolq_lite.quantizer import (
+    FixedIntegers,
+    Log2Quantizer,
+    Quantizer,
+    act_quantizer,
+    sum_quantizer,
+)
 
 Point = Quantizer | Log2Quantizer
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # with which channels' ranges are evened out
@@ -493,7 +499,9 @@ def describe(qmodel: nn.Module) -> str:
         lines.append(f"preset: {preset_of(config)}")
     lines.append(f"stays float: biases, softmax, additions before their quantizer; {kept}")
     if rounded := sum(m.rounded for m in qmodel.modules() if isinstance(m, QuantWeight)):
-        lines.append(f"weights whose integers were chosen (GPTQ): {rounded} layers")
+        frozen = any(isinstance(m, FixedIntegers) for m in qmodel.modules())
+        how = "frozen" if frozen else "chosen"
+        lines.append(f"weights whose integers were {how}: {rounded} layers")
     lines.append(f"matrix products that stay float: {tell_float_products(qmodel)}")
     return "\n".join(lines)
 

@@ -67,10 +67,19 @@ class QuantWeight(FromFloat):
         self.weight_quant = weight_quantizer(config)
         self.moment_correction = config.moment_correction
         self._float = (self.weight, self.bias)  # a tuple, so that torch sees one of each only
+        self.chosen: tuple[Tensor, Tensor] | None = None  # integers and scale of a rounded weight
+        self.calibrated: Tensor | None = None  # the scale before them
 
     def forget_rounding(self) -> None:
-        """Go back to the float layer's weight and bias."""
+        """Go back to the float layer's weight and bias, and to the scale before rounding."""
         self.weight, self.bias = self._float
+        self.thaw()
+        if self.calibrated is not None:
+            self.weight_quant.scale = self.calibrated
+        self.chosen = self.calibrated = None
+
+    def thaw(self) -> None:
+        """Let the integers follow the scale, if they were frozen."""
         if isinstance(self.weight_quant, FixedIntegers):
             self.weight_quant = self.weight_quant.thaw()
 
@@ -83,12 +92,20 @@ class QuantWeight(FromFloat):
     @property
     def rounded(self) -> bool:
         """Whether the weight is integers times scale already (see `rounding`)."""
-        return self.weight is not self._float[0]
+        return self.chosen is not None
 
-    def set_integers(self, integers: Tensor) -> None:
-        """Make the weight these integers, counted from the zero point, times the present scale."""
-        weight = integers * along(self.weight_quant.scale, integers.ndim, 0)
+    def set_integers(self, integers: Tensor, scale: Tensor) -> None:
+        """Make the weight these integers, counted from the zero point, times a scale (rows,).
+
+        Both are remembered: a search writes other scales over the point's.
+        """
+        self.thaw()
+        if self.calibrated is None:
+            self.calibrated = self.weight_quant.scale.clone()
+        weight = integers * along(scale, integers.ndim, 0)
         self.weight = nn.Parameter(weight.to(self.weight.dtype), requires_grad=False)
+        self.weight_quant.scale = scale.clone()
+        self.chosen = integers.to(torch.int16), scale.clone()
 
     def quantize_weight(self) -> Tensor:
         """The weight that the product takes: integers times scale, with the moments restored."""

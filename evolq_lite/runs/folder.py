@@ -5,7 +5,7 @@
 | `config.json` | model, data, quantization and search options |
 | `environment.json` | versions, processor, threads, attention mode, dtype, hashes of the files |
 | `history.jsonl` | one line per evaluation: **the run** |
-| `scales.safetensors` | scales and zero points after the last finished visit, an export |
+| `scales.safetensors` | scales and zero points after the last finished visit, and chosen integers |
 | `summary.json` | the result, once the test images have been read |
 
 The history is all that a run needs to go on: `evolve` replays it. Each line carries a checksum of
@@ -186,6 +186,17 @@ class RunFolder:
         folder._enter()
         folder.checksum = seed_of(old)
         return folder
+
+    @property
+    def scales(self) -> Path:
+        """The file of scales and integers."""
+        return self.path / "scales.safetensors"
+
+    @property
+    def calibrated(self) -> str | None:
+        """The digest of the scales and integers that the run began with, where it is known."""
+        file = self.path / "environment.json"
+        return read_object(file).get("calibrated") if file.is_file() else None
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder."""

@@ -23,12 +23,12 @@ from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluations_of
 from evolq_lite.fast import set_execution
 from evolq_lite.figures import history_figure, save_figure, top1_figure
 from evolq_lite.objective import batches
-from evolq_lite.rounding import Rounded, integers_of, quant_layers, round_weights
+from evolq_lite.rounding import Rounded, quant_layers, round_weights
 from evolq_lite.runs.environment import environment, peak_memory
 from evolq_lite.runs.folder import RunFolder
-from evolq_lite.runs.scales import digest_of, save_scales, scales_of
+from evolq_lite.runs.scales import digest_of, extras_of, restore_integers, save_scales, scales_of
 from evolq_lite.runs.source import BATCH, Parts, Progress, Source, quiet
-from evolq_lite.runs.workers import Workers, WorkersObjective, check_rounding, state_of
+from evolq_lite.runs.workers import Workers, WorkersObjective, rounding_of, state_of
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ class Run:
     `resume` opens the run in `out` (ValueError unless it was begun with the same options),
     `replace` removes it first; FileExistsError if there is one and neither is given. `parts` and
     `hashes` are what the source loads and checks, if they are at hand already. A context: at its
-    end the folder's lock is released. `on_rounded` is called for each layer whose weights GPTQ has
-    rounded.
+    end the folder's lock is released. `on_rounded` is called for each layer whose integers were
+    chosen.
     """
 
     def __init__(
@@ -155,8 +155,7 @@ class Run:
             self.parts = Parts(model.to(device), images.to(device), targets.to(device))
             self.qmodel = quantize(self.parts.model, quant)
             calibrate(self.qmodel, self.parts.images, quant, search.batch)
-            for event in round_weights(self.qmodel, self.parts.images, quant.rounding):
-                on_rounded(event)
+            self.choose_integers(folder, on_rounded)
             self.folder = folder = folder or RunFolder.create(out, config, replace, lock)
             self.before, self.chain = twin(self.qmodel), chain_of(self.qmodel)
             self.chain.fit_chunk(self.parts.images[:1])
@@ -166,15 +165,30 @@ class Run:
                 chunk=self.chain.chunk,
                 seed=search.seed,
                 sha256=hashes or source.check(),
-                calibrated=digest_of({**scales_of(self.qmodel), **integers_of(self.qmodel)}, {}),
+                calibrated=digest_of({**scales_of(self.qmodel), **extras_of(self.qmodel)}, {}),
             )
             self.folder.enter(self.state)
+            if quant.rounding != "nearest" and not self.folder.scales.exists():
+                save_scales(self.folder.scales, self.qmodel, visits=0)
             self.past = self.folder.restore()
         except BaseException:
             if folder is not None:
                 folder.close()
             raise
         self.total = evaluations_of(self.chain, search)
+
+    def choose_integers(
+        self, folder: RunFolder | None, on_rounded: Callable[[Rounded], None]
+    ) -> None:
+        """Round the weights, unless a stopped run has left their integers in its folder."""
+        method = self.quant.rounding
+        if method != "nearest" and folder is not None:
+            restored = restore_integers(folder.scales, self.qmodel, folder.calibrated)
+        else:
+            restored = False
+        if not restored:
+            for event in round_weights(self.qmodel, self.parts.images, method):
+                on_rounded(event)
 
     def __enter__(self) -> Self:
         return self
@@ -189,8 +203,6 @@ class Run:
         What the folder holds already is replayed and not yielded. With workers, they evaluate the
         candidates.
         """
-        if workers is not None:
-            check_rounding(self.quant)
         if workers is None:
             self.folder.enter({**self.state, "workers": None})
         replayed, asked = len(self.past), workers is None
@@ -215,14 +227,21 @@ class Run:
 
     def export(self, event: Committed) -> None:
         """Write the scales after a visit."""
-        path = self.folder.path / "scales.safetensors"
-        save_scales(path, self.qmodel, visits=event.visits, fitness=event.fitness)
+        save_scales(self.folder.scales, self.qmodel, visits=event.visits, fitness=event.fitness)
 
     def objective_of(self, workers: Workers, visit: Visit) -> WorkersObjective:
         """What evaluates the candidates of a visit on workers."""
         count = len(batches(self.parts.targets, self.search.batch))
-        state = state_of(self.qmodel)
-        return WorkersObjective(workers, self.source, self.quant, self.search, state, visit, count)
+        return WorkersObjective(
+            workers,
+            self.source,
+            self.quant,
+            self.search,
+            state_of(self.qmodel),
+            visit,
+            count,
+            rounding_of(self.qmodel),
+        )
 
     def round_start(self) -> nn.Module:
         """The first network with its weights rounded by GPTQ instead: what a search has to beat."""
