@@ -1,5 +1,7 @@
 """The scales of a quantized network as one safetensors file, to keep or to give away.
 
+Where a search has given layers bits of their own, these are in its metadata.
+
 A run writes one after each visit, and never reads it: its history is enough. Nothing here is a
 pickle: a file from a stranger can be wrong, but it cannot run anything.
 """
@@ -15,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from evolq_lite.bits import fits_layers, mixed_bits, set_mixed_bits
 from evolq_lite.convert import quantizers
 from evolq_lite.files import parse_json, write_whole
 
@@ -41,6 +44,8 @@ def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str
 def save_scales(path: Path | str, qmodel: nn.Module, **metadata: Any) -> None:
     """Write all scales and zero points of a calibrated model."""
     tensors = scales_of(qmodel)
+    if bits := mixed_bits(qmodel):
+        metadata["bits"] = bits
     said = json.dumps({**metadata, "sha256": digest_of(tensors, metadata)})
     # One key: safetensors writes several in random order, and equal runs should be equal files.
     write_whole(Path(path), save(tensors, {"run": said}))
@@ -78,6 +83,10 @@ def load_scales(path: Path | str, qmodel: nn.Module) -> dict[str, Any]:
             raise ValueError(f"{path}: {name} holds NaN or infinite values, or none at all")
         if name.endswith(".scale") and not (value > 0).all():
             raise ValueError(f"{path}: {name} holds scales that are not positive")
+    bits = metadata.get("bits", {})
+    if not fits_layers(qmodel, bits):
+        raise ValueError(f"the bits in {path} belong to another network")
+    set_mixed_bits(qmodel, bits)
     for name, point in points.items():
         device = point.scale.device
         point.scale = tensors[f"{name}.scale"].to(device)
