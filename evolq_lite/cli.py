@@ -444,8 +444,8 @@ def parser() -> argparse.ArgumentParser:
         "claims",
         nargs="*",
         default=["all"],
-        metavar="C1 ... C8 | all | REAL",
-        help="default: all; REAL: real networks, needs the two folders below",
+        metavar="C1 ... C8 | all | C11 | REAL",
+        help="default: all; C11: bits by layer; REAL: real networks, needs the two folders below",
     )
     again.add_argument("--quick", action="store_true", help="few small cells, to try it")
     again.add_argument(
