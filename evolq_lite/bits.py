@@ -43,7 +43,14 @@ from evolq_lite.fitness import Fitness, fitness_of, info_nce
 from evolq_lite.genome import Vector
 from evolq_lite.numerics import IntRange
 from evolq_lite.objective import Population, Values, batches
-from evolq_lite.rounding import Layer, Rounded, quant_layers, round_weights
+from evolq_lite.rounding import (
+    Layer,
+    Rounded,
+    integers_of,
+    quant_layers,
+    round_weights,
+    set_integers,
+)
 from evolq_lite.search import EvolQ, RandomSearch
 
 TRIES = 100  # moves that look for a genome which has not been tried
@@ -214,29 +221,43 @@ def draw(items: list[int], generator: torch.Generator) -> int:
 class Width:
     """A layer's weights at some bits: what is put into the layer."""
 
-    integers: Tensor | None  # int16, counted from the zero point; None: the float weight's nearest
+    range: IntRange
     scale: Tensor
     zero_point: Tensor
-    range: IntRange
     bias: nn.Parameter | None
-
-    @classmethod
-    def of(cls, layer: Layer) -> "Width":
-        """What a layer holds now."""
-        point = layer.weight_quant
-        integers = point.to_integers(layer.weight).to(torch.int16) if layer.rounded else None
-        return cls(integers, point.scale, point.zero_point, point.integers, layer.bias)
+    integers: Tensor | None  # int16, counted from the zero point; None: the float weight's nearest
 
     def put(self, layer: Layer) -> None:
-        """Make a layer hold it; free if it does already."""
-        point = layer.weight_quant
-        if point.scale is self.scale:  # nobody else has this tensor
-            return
+        """Make a layer hold it, but for the integers, which `set_integers` puts."""
         layer.forget_rounding()
+        point = layer.weight_quant
         point.integers, point.scale, point.zero_point = self.range, self.scale, self.zero_point
-        if self.integers is not None:
-            layer.set_integers(self.integers)
         layer.bias = self.bias
+
+
+def read_widths(network: nn.Module) -> dict[str, Width]:
+    """What the layers of a rounded network hold."""
+    chosen, found = integers_of(network), {}
+    for name, layer in quant_layers(network).items():
+        point = layer.weight_quant
+        found[name] = Width(
+            point.integers,
+            point.scale,
+            point.zero_point,
+            layer.bias,
+            chosen.get(f"{name}.integers"),
+        )
+    return found
+
+
+def put_widths(network: nn.Module, widths: Mapping[str, Width]) -> None:
+    """Make the layers of a network hold these."""
+    layers, integers = quant_layers(network), {}
+    for name, width in widths.items():
+        width.put(layers[name])
+        if width.integers is not None:
+            integers |= {f"{name}.integers": width.integers, f"{name}.scale": width.scale}
+    set_integers(network, integers)
 
 
 BitsTable = Mapping[int, Mapping[str, Width]]  # by bits, then by layer
@@ -269,7 +290,7 @@ def bits_table(
                 correct_biases(network, images, batch)
         for event in round_weights(network, images, config.rounding):
             on_rounded(event)
-        table[bits] = {name: Width.of(layer) for name, layer in layers.items()}
+        table[bits] = read_widths(network)
     return table
 
 
@@ -294,11 +315,17 @@ def tensors_of(table: BitsTable) -> dict[str, Tensor]:
     }
 
 
-def write_bits(model: nn.Module, genome: BitsGenome, table: BitsTable, vector: Vector) -> None:
-    """Put the table's integers for these bits into a network."""
-    layers = quant_layers(model)
-    for name, bits in genome.unpack(vector).items():
-        table[bits][name].put(layers[name])
+def write_bits(
+    model: nn.Module,
+    genome: BitsGenome,
+    table: BitsTable,
+    vector: Vector,
+    held: Vector | None = None,
+) -> None:
+    """Put the table's integers for these bits into a network; `held` is what it holds already."""
+    before = genome.unpack(held) if held is not None else {}
+    wanted = genome.unpack(vector)
+    put_widths(model, {n: table[b][n] for n, b in wanted.items() if before.get(n) != b})
 
 
 @torch.no_grad()
@@ -309,12 +336,10 @@ def start_bits(qmodel: nn.Module, genome: BitsGenome, table: BitsTable) -> str:
     Returns the execution, which must not change with a candidate.
     """
     config = cast(QuantConfig, qmodel.quant_config)
-    layers = quant_layers(qmodel)
-    for bits in (genome.widths[-1], genome.base):
-        for name, width in table[bits].items():
-            width.put(layers[name])
-        if bits == genome.widths[-1]:  # the widest decides: 8-bit weights need more of a processor
-            execution = set_execution(qmodel, config.execution)
+    put_widths(qmodel, table[genome.widths[-1]])
+    # The widest width decides: 8-bit weights need more of a processor.
+    execution = set_execution(qmodel, config.execution)
+    put_widths(qmodel, table[genome.base])
     write_bits(qmodel, genome, table, spread_bits(genome))
     return execution
 
@@ -346,6 +371,7 @@ class BitsObjective:
         self.bench = chain_of(twin(chain.model))
         self.bench.chunk = chain.chunk
         self.images, self.targets = batches(images, batch), batches(targets, batch)
+        self.held: Vector | None = None  # what the bench holds
         self.values: dict[tuple[float, ...], Tensor] = {}
 
     @property
@@ -362,7 +388,8 @@ class BitsObjective:
         """The fitness of one genome, remembered."""
         key = tuple(vector.tolist())
         if key not in self.values:
-            write_bits(self.bench.model, self.genome, self.table, vector)
+            write_bits(self.bench.model, self.genome, self.table, vector, self.held)
+            self.held = vector
             parts = zip(self.images, self.targets, strict=True)
             losses = [self.fitness(self.bench(x), t) for x, t in parts]
             self.values[key] = torch.stack(losses).mean().cpu()
