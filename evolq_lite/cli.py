@@ -20,6 +20,7 @@ import torch
 
 from evolq_lite._openmp import UNBOUND
 from evolq_lite._torchvision import torchvision_advice
+from evolq_lite.bits import layer_bits, tell_bits
 from evolq_lite.checkpoints import convert_checkpoint
 from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
 from evolq_lite.convert import describe, tell_float_products
@@ -31,7 +32,7 @@ from evolq_lite.runs.environment import environment, fix_kernels
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Outcome, Run
 from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Folders, Source
-from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers
+from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers, check_search
 from evolq_lite.sensitivity import sensitivity, tell_sensitivity
 from evolq_lite.terminal import progress, say
 
@@ -159,6 +160,12 @@ def search(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.replace:
         raise ValueError("--resume keeps the run and --replace removes it; give one of them")
     RunFolder.claim(arguments.out, arguments.resume, arguments.replace, arguments.lock)
+    if config.search == "bits" and hasattr(arguments, "weight_bits"):
+        raise ValueError(
+            "--weight-bits has no effect with --search bits, which takes --mean-bits; omit it"
+        )
+    if arguments.workers is not None or arguments.scheduler is not None:
+        check_search(config)
     source, device = source_of(arguments), device_for(arguments)
     with workers_of(arguments, source) as workers:
         with progress(None, "images, opened", "image") as bar:
@@ -202,7 +209,11 @@ def search(arguments: argparse.Namespace) -> int:
                 outcome = run.test(bar.update, others)
             run.write(outcome)
     report(source, outcome)
-    say(f"Written to {arguments.out}: summary.json, fitness.png, top1.png, and the run itself.")
+    pictures = "fitness.png, top1.png"
+    if config.search == "bits":
+        say(f"\n{tell_bits(layer_bits(run.before), layer_bits(run.qmodel))}\n")
+        pictures += ", bits.png"
+    say(f"Written to {arguments.out}: summary.json, {pictures}, and the run itself.")
     return 0
 
 

@@ -225,10 +225,39 @@ def preset_of(config: QuantConfig) -> str:
     return f"{name}, with {different}" if different else name
 
 
+# Options that mean something in one kind of search only.
+SCALES_ONLY = (
+    "passes",
+    "cycles",
+    "step",
+    "mutation",
+    "scales",
+    "integers",
+    "granularity",
+    "order",
+)
+BITS_ONLY = ("mean_bits", "budget_bytes", "widths", "evaluations")
+
+
 @dataclass(frozen=True)
 class SearchConfig(_Checked):
     """How to search scales; the paper's defaults: 10 passes, population 15, 3 cycles, infoNCE."""
 
+    search: str = option("scales", "what is searched: scales, or bits by layer", ("scales", "bits"))
+    mean_bits: float | None = option(
+        None, "search bits: what a weight may have on average, without layers of fixed edge_bits"
+    )
+    budget_bytes: int | None = option(
+        None, "search bits: what the weights of these layers may take, instead of mean_bits"
+    )
+    widths: str = option(
+        "2,3,4,5,6,7,8",
+        "search bits: what a layer may have, separated by commas; each costs a rounding of the "
+        "network before the search",
+    )
+    evaluations: int = option(
+        360, "search bits: candidates; 360 are as many as ten passes over twelve blocks have"
+    )
     passes: int = option(10, "how often every block is visited")
     cycles: int = option(3, "candidates per visit")
     population: int = option(
@@ -268,7 +297,7 @@ class SearchConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("passes", "cycles", "population", "tournament", "parallel"):
+        for name in ("passes", "cycles", "population", "tournament", "parallel", "evaluations"):
             self.require(name, 1)
         self.require("batch", 2)
         self.require("seed", 0)
@@ -284,6 +313,43 @@ class SearchConfig(_Checked):
             if (own := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
                 other = "fitness info_nce" if name == "temperature" else "algorithm evolq"
                 raise ValueError(f"{name} {own} has no effect without {other}; omit it")
+        self.check_bits()
+
+    def check_bits(self) -> None:
+        """ValueError for a budget that is missing or impossible, and for options without effect."""
+        bits = self.search == "bits"
+        for name in SCALES_ONLY if bits else BITS_ONLY:
+            if (own := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
+                other = "with search bits" if bits else "without search bits"
+                raise ValueError(f"{name} {own} has no effect {other}; omit it")
+        if not bits:
+            return
+        least, most = self.bit_widths[0], self.bit_widths[-1]
+        if (self.mean_bits is None) == (self.budget_bytes is None):
+            raise ValueError(
+                "search bits needs a budget: give mean_bits or budget_bytes, one of them"
+            )
+        if self.budget_bytes is not None:
+            self.require("budget_bytes", 1)
+        elif not least < self.mean_bits < most:  # type: ignore[operator]
+            raise ValueError(
+                f"mean_bits must be between {least} and {most}, the narrowest and the widest of "
+                f"widths, not {self.mean_bits}; at either end there is nothing to choose"
+            )
+
+    @property
+    def bit_widths(self) -> list[int]:
+        """The bits that a layer may have, ascending; ValueError if they cannot be read so."""
+        try:
+            widths = sorted({int(word) for word in self.widths.split(",")})
+        except ValueError:
+            widths = []
+        if len(widths) < 2 or not (widths[0] >= 2 and widths[-1] <= 8):
+            raise ValueError(
+                "widths must be at least two whole numbers from 2 to 8, such as 2,3,4, not "
+                f"{self.widths!r}"
+            )
+        return widths
 
     def width(self, weight_bits: int) -> float:
         """The first mutation width: `step`, or the paper's for these weight bits."""

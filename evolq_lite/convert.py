@@ -498,6 +498,12 @@ def describe(qmodel: nn.Module) -> str:
     if isinstance(config := getattr(qmodel, "quant_config", None), QuantConfig):
         lines.append(f"preset: {preset_of(config)}")
     lines.append(f"stays float: biases, softmax, additions before their quantizer; {kept}")
+    weights = [m for m in qmodel.modules() if isinstance(m, QuantWeight)]
+    bits = [m.weight_quant.integers.bits for m in weights if not m.weight_quant.stays_float]
+    if len(set(bits)) > 1:
+        sizes = [m.weight.numel() for m in weights if not m.weight_quant.stays_float]
+        mean = sum(n * b for n, b in zip(sizes, bits, strict=True)) / sum(sizes)
+        lines.append(f"weights have {mean:.2f} bits on average, each layer its own")
     if rounded := sum(m.rounded for m in qmodel.modules() if isinstance(m, QuantWeight)):
         frozen = any(isinstance(m, FixedIntegers) for m in qmodel.modules())
         how = "frozen" if frozen else "chosen"

@@ -76,10 +76,11 @@ class QuantTokens(FromFloat, vision_transformer.VisionTransformer):
         patch_embed.norm = with_output(patch_embed.norm, config)
         blocks: Any = self.blocks
         for block in blocks:
-            if type(block) is not QuantBlock or type(block.mlp) is not Mlp:
+            attention, mlp = block.attn, block.mlp
+            if (type(block), type(mlp)) != (QuantBlock, Mlp):
                 raise ValueError(f"outputs {ONLY_VIT}")
-            block.attn.proj_drop = with_output(block.attn.proj_drop, config)
-            block.mlp.drop2 = with_output(block.mlp.drop2, config)
+            attention.proj_drop = with_output(attention.proj_drop, config)
+            mlp.drop2 = with_output(block.mlp.drop2, config)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """(images, patches, channels) to (images, tokens, channels)."""

@@ -22,6 +22,7 @@ almost a true one. The price is a block's loss instead of the network's.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,13 +139,11 @@ def relax(
         for name, layer in layers.items()
     }
     rate = REACH / steps
-    adam = torch.optim.Adam(
-        [
-            {"params": [choice.v for choice in choices.values()]},
-            {"params": [b for b in biases.values() if b is not None], "lr": rate * BIAS},
-        ],
-        rate,
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": [choice.v for choice in choices.values()]},
+        {"params": [b for b in biases.values() if b is not None], "lr": rate * BIAS},
+    ]
+    adam = torch.optim.Adam(groups, rate)
     for name, layer in layers.items():
         layer.weight_quant, layer.bias = choices[name], biases[name]  # type: ignore[assignment]
     try:

@@ -42,6 +42,7 @@ OWN = (
     "summary.json",
     "fitness.png",
     "top1.png",
+    "bits.png",
 )
 OLD = ("scales.previous.safetensors",)  # what version 0.1 wrote besides
 LOCK = ".lock"

@@ -15,20 +15,31 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from evolq_lite.bits import (
+    BitsGenome,
+    BitsTable,
+    bits_genome,
+    bits_table,
+    evolve_bits,
+    layer_bits,
+    mean_bits,
+    start_bits,
+    tensors_of,
+)
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig, SearchConfig, preset_of
 from evolq_lite.convert import calibrate, quantize, twin
 from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, LossChange, Scores, packed, score
 from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluations_of, evolve
 from evolq_lite.fast import set_execution
-from evolq_lite.figures import history_figure, save_figure, top1_figure
+from evolq_lite.figures import bits_figure, history_figure, save_figure, top1_figure
 from evolq_lite.objective import batches
 from evolq_lite.rounding import Rounded, quant_layers, round_weights
 from evolq_lite.runs.environment import environment, peak_memory
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.scales import digest_of, extras_of, restore_integers, save_scales, scales_of
 from evolq_lite.runs.source import BATCH, Parts, Progress, Source, quiet
-from evolq_lite.runs.workers import Workers, WorkersObjective, rounding_of, state_of
+from evolq_lite.runs.workers import Workers, WorkersObjective, check_search, rounding_of, state_of
 
 
 @dataclass(frozen=True)
@@ -155,17 +166,30 @@ class Run:
             self.parts = Parts(model.to(device), images.to(device), targets.to(device))
             self.qmodel = quantize(self.parts.model, quant)
             calibrate(self.qmodel, self.parts.images, quant, search.batch)
-            self.choose_integers(folder, on_rounded)
+            self.genome: BitsGenome | None = None
+            self.table: BitsTable = {}
+            execution = quant.execution
+            if search.search == "bits":
+                execution = self.prepare_bits(on_rounded)
+            else:
+                self.choose_integers(folder, on_rounded)
             self.folder = folder = folder or RunFolder.create(out, config, replace, lock)
             self.before, self.chain = twin(self.qmodel), chain_of(self.qmodel)
             self.chain.fit_chunk(self.parts.images[:1])
             self.state = environment(
-                execution=set_execution(self.qmodel, quant.execution),
+                execution=set_execution(self.qmodel, execution),
                 device=str(self.parts.images.device),
                 chunk=self.chain.chunk,
                 seed=search.seed,
                 sha256=hashes or source.check(),
-                calibrated=digest_of({**scales_of(self.qmodel), **extras_of(self.qmodel)}, {}),
+                calibrated=digest_of(
+                    {
+                        **scales_of(self.qmodel),
+                        **extras_of(self.qmodel),
+                        **tensors_of(self.table),
+                    },
+                    {},
+                ),
             )
             self.folder.enter(self.state)
             if quant.rounding != "nearest" and not self.folder.scales.exists():
@@ -175,7 +199,26 @@ class Run:
             if folder is not None:
                 folder.close()
             raise
-        self.total = evaluations_of(self.chain, search)
+        bits = search.search == "bits"
+        self.total = search.evaluations + 1 if bits else evaluations_of(self.chain, search)
+
+    def prepare_bits(self, on_rounded: Callable[[Rounded], None]) -> str:
+        """The table that a search of bits draws from, and its start; returns the execution."""
+        search = self.search
+        widths, mean, size = search.bit_widths, search.mean_bits, search.budget_bytes
+        self.genome = bits_genome(self.qmodel, widths, mean, size)
+        self.table = bits_table(
+            self.qmodel, self.parts.images, self.genome, search.batch, on_rounded
+        )
+        return start_bits(self.qmodel, self.genome, self.table)
+
+    @property
+    def setting(self) -> str:
+        """The bits of weights and activations, in a word."""
+        bits: float = self.quant.weight_bits
+        if self.genome is not None:
+            bits = round(mean_bits(self.genome, self.genome.read(self.before)), 2)
+        return f"W{bits:g}A{self.quant.act_bits}"
 
     def choose_integers(
         self, folder: RunFolder | None, on_rounded: Callable[[Rounded], None]
@@ -203,15 +246,12 @@ class Run:
         What the folder holds already is replayed and not yielded. With workers, they evaluate the
         candidates.
         """
+        if workers is not None:
+            check_search(self.search)
         if workers is None:
             self.folder.enter({**self.state, "workers": None})
         replayed, asked = len(self.past), workers is None
-        _, images, targets = self.parts
-        elsewhere = None if workers is None else partial(self.objective_of, workers)
-        step = self.search.width(self.quant.weight_bits)
-        for event in evolve(
-            self.chain, images, targets, self.search, step, list(self.past), elsewhere
-        ):
+        for event in self.search_on(workers):
             if replayed:
                 replayed -= isinstance(event, Evaluated)
                 continue
@@ -224,6 +264,17 @@ class Run:
             else:
                 self.export(event)
             yield event
+
+    def search_on(self, workers: Workers | None) -> Iterator[Event]:
+        """The search itself, from the start; what the folder holds is replayed."""
+        (_, images, targets), past = self.parts, list(self.past)
+        if self.genome is not None:
+            return evolve_bits(
+                self.chain, images, targets, self.search, self.genome, self.table, past
+            )
+        elsewhere = None if workers is None else partial(self.objective_of, workers)
+        step = self.search.width(self.quant.weight_bits)
+        return evolve(self.chain, images, targets, self.search, step, past, elsewhere)
 
     def export(self, event: Committed) -> None:
         """Write the scales after a visit."""
@@ -260,16 +311,22 @@ class Run:
         models = {"float": model, "before": self.before, "evolved": self.qmodel, **(others or {})}
         tests = (x.to(images.device) for x in self.source.test(self.chain.chunk or BATCH))
         return Outcome(
-            f"W{self.quant.weight_bits}A{self.quant.act_bits}",
+            self.setting,
             score(models, tests, self.source.labels(), progress),
             self.folder.history(),
             self.source.groups(),
         )
 
     def write(self, outcome: Outcome) -> None:
-        """Add summary.json and two figures to the folder, the numbers first."""
-        self.folder.write("summary.json", outcome.summary())
+        """Add summary.json and two figures to the folder, three for bits, the numbers first."""
+        summary = outcome.summary()
+        if self.genome is not None:
+            summary |= {"bits": layer_bits(self.qmodel)}
+        self.folder.write("summary.json", summary)
         accuracies = {outcome.titles[k]: v for k, v in outcome.accuracies.items()}
         top1 = top1_figure(accuracies, outcome.gain, outcome.losses)
         save_figure(history_figure(outcome.history), self.folder.path / "fitness.png")
         save_figure(top1, self.folder.path / "top1.png")
+        if self.genome is not None:
+            picture = bits_figure(layer_bits(self.before), layer_bits(self.qmodel))
+            save_figure(picture, self.folder.path / "bits.png")

@@ -1,6 +1,7 @@
 """The scales of a quantized network as one safetensors file, to keep or to give away.
 
-Where the integers of weights were chosen (`rounding`), they are in it too. A run writes one after
+Where the integers of weights were chosen (`rounding`), they are in it too, and where a
+search has given layers bits of their own, these are in its metadata. A run writes one after
 each visit. Its history is enough to resume: of this file it reads the integers only, which took
 time to choose, and chooses them anew if they are not what they were. Nothing here is a pickle: a
 file from a stranger can be wrong, but it cannot run anything.
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from evolq_lite.bits import fits_layers, layer_bits, mixed_bits, set_mixed_bits
 from evolq_lite.convert import factors_of, quantizers, set_factors
 from evolq_lite.files import parse_json, write_whole
 from evolq_lite.rounding import (
@@ -82,6 +84,8 @@ def save_scales(path: Path | str, qmodel: nn.Module, **metadata: Any) -> None:
     tensors = {**scales_of(qmodel), **extras_of(qmodel)}
     if are_frozen(qmodel):
         metadata["frozen"] = True
+    if bits := mixed_bits(qmodel):
+        metadata["bits"] = bits
     said = json.dumps({**metadata, "sha256": digest_of(tensors, metadata)})
     # One key: safetensors writes several in random order, and equal runs should be equal files.
     write_whole(Path(path), save(tensors, {"run": said}))
@@ -96,15 +100,20 @@ def load_scales(path: Path | str, qmodel: nn.Module) -> dict[str, Any]:
     """
     points = quantizers(qmodel)
     tensors, metadata = read_scales(path, qmodel)
-    frozen = metadata.pop("frozen", False)
+    frozen, bits = metadata.pop("frozen", False), metadata.get("bits", {})
+    if not fits_layers(qmodel, bits):
+        raise ValueError(f"the bits in {path} belong to another network")
     extras = without_scales(tensors, qmodel)
+    widths = layer_bits(qmodel)
     before = {name: (p.scale, p.zero_point, p.frozen) for name, p in points.items()}
     put_scales(qmodel, tensors)
+    set_mixed_bits(qmodel, bits)
     try:
         check_integers(qmodel, without_factors(extras))
     except ValueError as error:
         for name, point in points.items():
             point.scale, point.zero_point, point.frozen = before[name]
+        set_mixed_bits(qmodel, widths)
         raise ValueError(f"{path}: {error}") from None
     for layer in quant_layers(qmodel).values():
         if layer.rounded:
@@ -152,7 +161,7 @@ def read_scales(path: Path | str, qmodel: nn.Module) -> tuple[dict[str, Tensor],
         if point.frozen:
             shapes[f"{name}.scale"] = tuple(point.scale.shape)
             shapes[f"{name}.zero_point"] = tuple(point.zero_point.shape)
-    optional = {}
+    optional: dict[str, tuple[int, ...]] = {}
     for name, layer in quant_layers(qmodel).items():
         rows, *_ = shape = tuple(layer.weight.shape)
         optional |= {f"{name}.integers": shape, f"{name}.scale": (rows,), f"{name}.bias": (rows,)}

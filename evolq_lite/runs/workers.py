@@ -361,6 +361,15 @@ class Workers:
             )
 
 
+def check_search(search: SearchConfig) -> None:
+    """ValueError for a search that workers do not know."""
+    if search.search == "bits":
+        raise ValueError(
+            "workers do not search bits, whose tables of integers they do not hold; omit --workers "
+            "and --scheduler, or --search bits"
+        )
+
+
 def connect(address: str) -> Any:
     """A client of a Dask scheduler; ValueError if none answers."""
     from distributed import Client
