@@ -352,7 +352,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"default: {DEMO_IMAGES}",
     )
     own = commands.add_parser(
-        "run", help="any timm ViT, DeiT, Swin, LeViT or ResNet on folders of images"
+        "run", help="any timm ViT, DeiT, Swin, LeViT, ResNet or RegNet on folders of images"
     )
     own.add_argument("--model", required=True, help="timm name, such as deit_tiny_patch16_224")
     own.add_argument(
