@@ -1,0 +1,418 @@
+"""PAPER: the paper's whole grid on ImageNet: every network, bit-width and start, three seeds.
+
+A cell is one run of the product: 1,000 training images, ten passes, all validation images read once
+at its end. The 297 cells want a GPU for each process that computes them, and days (`paper_cost`
+counts the forwards); nothing of it is computed in this repo. What is there becomes a table in the
+paper's form, beside the published numbers that we could trace to their source. Cells are resumed,
+and shared out among workers as those of the claims are.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+import torch
+
+from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
+from evolq_lite.data import check_images
+from evolq_lite.evaluate import SeedComparison, unpacked
+from evolq_lite.evolve import Evaluated
+from evolq_lite.experiments.results import VERSION, Cell, Result, ResultFile
+from evolq_lite.experiments.verdicts import to_markdown
+from evolq_lite.files import write_whole
+from evolq_lite.folders import Listing, list_folder
+from evolq_lite.networks import check_name
+from evolq_lite.runs.environment import device_of
+from evolq_lite.runs.run import Run
+from evolq_lite.runs.source import Folders, Progress, quiet
+
+# The paper's name, and timm's with the weights that published float accuracies belong to.
+NETWORKS = {
+    "DeiT-T": "deit_tiny_patch16_224.fb_in1k",
+    "DeiT-S": "deit_small_patch16_224.fb_in1k",
+    "DeiT-B": "deit_base_patch16_224.fb_in1k",
+    "ViT-B": "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "Swin-T": "swin_tiny_patch4_window7_224.ms_in1k",
+    "Swin-S": "swin_small_patch4_window7_224.ms_in1k",
+    "Swin-B": "swin_base_patch4_window7_224.ms_in1k",
+    "LeViT": "levit_256.fb_dist_in1k",  # the size is our choice: what we know of the paper has none
+    "ResNet-18": "resnet18.tv_in1k",
+    "ResNet-50": "resnet50.tv_in1k",
+    "RegNet-3.2GF": "regnetx_032.pycls_in1k",  # X is our choice, as BRECQ's is
+}
+BITS = (8, 4, 3)  # of weights; activations have 8
+PASSES, SEEDS = 10, 3
+CALIBRATION = 1000  # training images
+VALIDATION = 50_000  # images of ImageNet's validation set
+LAYOUTS = (("train", "val"), ("calibration", "validation"))  # ImageNet's, and that of REAL
+Watch = Callable[[Evaluated], None]
+
+# Published top-1, by network: FQ-ViT's README, at 8 bits (attention too), images cropped by 0.875.
+FQ_VIT = "FQ-ViT's README"
+PUBLISHED = {
+    "float": (72.21, 79.85, 81.85, 84.53, 81.35, 83.20, 83.60),
+    "MinMax": (70.94, 75.05, 78.02, 23.64, 64.38, 74.37, 25.58),
+    "OMSE": (71.30, 75.03, 79.57, 73.39, 79.30, 78.96, 48.55),
+    "FQ-ViT": (71.61, 79.17, 81.20, 83.31, 80.51, 82.71, 82.97),
+}
+# Published gains of Evol-Q in points, by network and weight bits: over the best before it in the
+# paper's abstract; over BRECQ in one summary of the paper, which we could not check.
+GAINS = {
+    ("ViT-B", 8): "+0.15 (abstract)",
+    ("ViT-B", 4): "+0.78 (abstract)",
+    ("ViT-B", 3): "+10.30 (abstract)",
+    ("ResNet-18", 4): "+0.5 (summary)",
+    ("ResNet-50", 4): "+2.25 (summary)",
+    ("RegNet-3.2GF", 4): "+2.66 (summary)",
+}
+UNKNOWN, MISSING = "not reported here", "not run"
+
+
+def starts() -> dict[str, QuantConfig]:
+    """How the networks are quantized before the search; bits come from the cell."""
+    known = {"MinMax": QuantConfig(), "MSE": QuantConfig(weight_observer="mse")}
+    return known | {name: PRESETS[name] for name in ("official",) if name in PRESETS}
+
+
+@lru_cache(maxsize=2)
+def list_once(folder: str) -> Listing:
+    """The images of a folder, listed once a command: ImageNet has 1.3 million."""
+    return list_folder(Path(folder))
+
+
+OPENED: dict[str, list[str]] = {}
+
+
+def open_once(folder: str, progress: Progress = quiet) -> list[str]:
+    """The SHA-256 of every image of a folder, decoded once a command."""
+    if folder not in OPENED:
+        OPENED[folder] = check_images(list_once(folder).paths, progress)
+    return OPENED[folder]
+
+
+@dataclass(frozen=True)
+class Photographs(Folders):
+    """Folders that many cells ask the same: listed and checked once."""
+
+    def list_images(self, folder: str) -> Listing:
+        return list_once(folder)
+
+    def open_tests(self, paths: list[Path], progress: Progress) -> list[str]:
+        return open_once(self.test_folder, progress)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is computed, from which files, and where to; `Grid.at` builds it from people's paths.
+
+    A task for a worker carries it, so paths are absolute.
+    """
+
+    training: str
+    validation: str
+    class_map: str | None
+    weights: str
+    out: str
+    calibration_images: int
+    test_images: int
+    networks: tuple[str, ...]  # timm's names
+    device: str = "auto"
+    passes: int = PASSES
+    seeds: int = SEEDS
+    watch: Watch | None = field(default=None, compare=False)  # shown each evaluation, if here
+
+    name = "PAPER"
+
+    @classmethod
+    def at(
+        cls,
+        imagenet: Path,
+        weights: Path,
+        out: Path,
+        class_map: Path | None = None,
+        networks: Sequence[str] = (),
+        **options: Any,
+    ) -> "Grid":
+        """ValueError for a folder, a network or a number that cannot be meant so.
+
+        Without names, all networks of the paper; `wnids.txt` in the folder is its class map.
+        """
+        list_once.cache_clear()
+        OPENED.clear()
+        training, validation = find_layout(imagenet)
+        listed, tests = list_once(str(training)), list_once(str(validation))
+        if len(listed.paths) < CALIBRATION:
+            raise ValueError(
+                f"{training} holds {len(listed.paths)} images, and the paper calibrates with "
+                f"{CALIBRATION:,}; give --imagenet a folder that holds as many"
+            )
+        if class_map is None and (imagenet / "wnids.txt").is_file():
+            class_map = imagenet / "wnids.txt"
+        for name in ("passes", "seeds"):
+            if options.get(name, 1) < 1:
+                raise ValueError(f"--{name} must be at least 1, not {options[name]}")
+        return cls(
+            str(training.absolute()),
+            str(validation.absolute()),
+            None if class_map is None else str(class_map.absolute()),
+            str(weights.absolute()),
+            str(out.absolute()),
+            CALIBRATION,
+            len(tests.paths),
+            tuple(dict.fromkeys(find_network(n) for n in networks or NETWORKS)),
+            **options,
+        )
+
+    def cells(self) -> list[Cell]:
+        """Every run: the first seed of all networks first, so that the table fills evenly."""
+        return [
+            {
+                "network": network,
+                "weight_bits": bits,
+                "start": start,
+                "seed": seed,
+                "passes": self.passes,
+                "test_images": self.test_images,
+            }
+            for seed in range(self.seeds)
+            for network in self.networks
+            for bits in BITS
+            for start in starts()
+        ]
+
+    def source(self, network: str, seed: int = 0) -> Photographs:
+        """A network with its images; timm's own weights if no file holds them."""
+        base = network.partition(".")[0]
+        files = [Path(self.weights) / f"{name}.safetensors" for name in (network, base)]
+        checkpoint = next((str(file) for file in files if file.is_file()), None)
+        return Photographs(
+            network,
+            checkpoint,
+            self.training,
+            self.validation,
+            self.class_map,
+            self.calibration_images,
+            None,
+            seed,
+        )
+
+    def check(self, tasks: Sequence[Cell], progress: Progress) -> None:
+        """ValueError if the networks of these cells, or the images, cannot be read so.
+
+        Before any cell begins: a run would say it after hours.
+        """
+        for network in dict.fromkeys(cell["network"] for cell in tasks):
+            source = self.source(network)
+            try:
+                classes = int(source.load_network().model.num_classes)  # type: ignore[arg-type]
+            except ValueError as error:
+                if source.checkpoint is not None:
+                    raise
+                why = str(error).partition("; offline")[0]
+                raise ValueError(
+                    f"no weights of {network} in {self.weights} or in timm's cache ({why}); give "
+                    f"--weights FOLDER with {network.partition('.')[0]}.safetensors"
+                ) from None
+            source.list_tests(classes)
+        if tasks:
+            open_once(self.validation, progress)
+
+    def run(self, cell: Cell) -> Result:
+        """The whole run of a cell, or the rest of it; returns its summary."""
+        quant, search = configs_of(cell)
+        folder = Path(self.out) / "runs" / "-".join(str(value) for value in cell.values())
+        resume = (folder / "config.json").is_file()
+        device = device_here(self.device)
+        source = self.source(cell["network"], cell["seed"])
+        parts = source.load(device=device)
+        with Run(source, quant, search, folder, resume=resume, device=device, parts=parts) as whole:
+            for event in whole.evolve():
+                if isinstance(event, Evaluated) and self.watch is not None:
+                    self.watch(event)
+            outcome = whole.test()
+            whole.write(outcome)
+        return outcome.summary()
+
+    def lack(self) -> str:
+        """What a worker's machine lacks, in a sentence; "" if nothing."""
+        for path in (self.training, self.validation, *[self.class_map] * bool(self.class_map)):
+            if path is not None and not Path(path).exists():
+                return f"{path} is not there; put ImageNet on every worker under the same path"
+        try:
+            device_here(self.device)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+
+def find_layout(imagenet: Path) -> tuple[Path, Path]:
+    """The folders of training and validation images below a folder; ValueError if they miss."""
+    for names in LAYOUTS:
+        folders = imagenet / names[0], imagenet / names[1]
+        if all(folder.is_dir() for folder in folders):
+            return folders
+    ways = " nor ".join(f"{first}/ and {second}/" for first, second in LAYOUTS)
+    raise ValueError(
+        f"{imagenet} has neither {ways}; give --imagenet the folder of ImageNet as it is unpacked, "
+        "a folder for each class in both"
+    )
+
+
+def find_network(name: str) -> str:
+    """timm's name of a network, by its name in the paper or timm's, with or without weights.
+
+    ValueError if neither has it.
+    """
+    for paper, ours in NETWORKS.items():
+        if name.lower() in (paper.lower(), ours, ours.partition(".")[0]):
+            return ours
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; the paper's networks are {', '.join(NETWORKS)}") from None
+    return name
+
+
+def name_of(network: str) -> str:
+    """The paper's name of a network, or timm's if the paper has none."""
+    return {ours: paper for paper, ours in NETWORKS.items()}.get(network, network)
+
+
+def configs_of(cell: Cell) -> tuple[QuantConfig, SearchConfig]:
+    """How a cell quantizes and searches."""
+    quant = {**vars(starts()[cell["start"]]), "weight_bits": cell["weight_bits"], "act_bits": 8}
+    return QuantConfig(**quant), SearchConfig(passes=cell["passes"], seed=cell["seed"])
+
+
+def device_here(name: str) -> torch.device:
+    """The device for a cell; the workers of this machine take its GPUs in turn.
+
+    Workers of a cluster see the GPU that they were started with (CUDA_VISIBLE_DEVICES).
+    """
+    device = device_of(name)
+    number = worker_number()
+    if device.type != "cuda" or ":" in name or number is None:
+        return device
+    return torch.device("cuda", number % torch.cuda.device_count())
+
+
+def worker_number() -> int | None:
+    """The number of the local worker that this process is, None if it is none."""
+    from distributed import get_worker
+
+    try:
+        name = get_worker().name
+    except ValueError:
+        return None
+    return name if isinstance(name, int) else None
+
+
+def refuse_other_versions(file: ResultFile) -> None:
+    """ValueError for results of another version: days of work are not to be mixed or redone."""
+    others = {
+        line["version"] for _, line in file.whole_lines() if line.get("version", VERSION) != VERSION
+    }
+    if others:
+        raise ValueError(
+            f"{file.path} holds results of version {others.pop()}, and this is version {VERSION}; "
+            "give another --out, and keep the old folder"
+        )
+
+
+# The table
+
+
+def write_page(grid: Grid) -> Path:
+    """The tables of what is there, as a page beside the results."""
+    cells = grid.cells()
+    results = ResultFile(Path(grid.out), grid.name).read(cells)
+    whole = grid.test_images == VALIDATION
+    parts = [
+        "# The paper's grid",
+        f"{len(results)} of {len(cells)} cells were run: {grid.passes} passes, "
+        f"{grid.calibration_images:,} training images, seeds 0 to {grid.seeds - 1}. Top-1 in "
+        "percent, mean over seeds; a gain is over the start, with its 95 % interval.",
+        "All with timm's own preprocessing. Published rows are from "
+        f"{FQ_VIT}, which crops by 0.875, and Evol-Q's gains from the paper's abstract or from one "
+        f'summary of it, as marked. "{UNKNOWN}": we could not trace a published number.'
+        if whole
+        else f"**A {grid.test_images:,}-image check, not the ImageNet validation set of "
+        f"{VALIDATION:,}: do not compare it with published numbers.** None are shown.",
+    ]
+    for bits in BITS:
+        parts += [f"## W{bits}A8", to_markdown(tabulate(results, grid, bits, whole))]
+    path = Path(grid.out) / "README.md"
+    write_whole(path, ("\n\n".join(parts) + "\n").encode())
+    return path
+
+
+def tabulate(results: pd.DataFrame, grid: Grid, bits: int, published: bool) -> pd.DataFrame:
+    """One bit-width: a column for each network, rows of published numbers beside ours."""
+    rows: dict[str, list[str]] = {}
+
+    def add(row: str, tell: Callable[[str], str]) -> None:
+        rows[row] = [tell(network) for network in grid.networks]
+
+    def add_published(method: str) -> None:
+        add(f"{method}, published", lambda network: tell_published(method, network))
+
+    def find(network: str, start: str | None = None) -> pd.DataFrame:
+        if results.empty:
+            return results
+        mine = (results["network"] == network) & (results["weight_bits"] == bits)
+        return results[mine & (results["start"] == start)] if start else results[mine]
+
+    if published:
+        add_published("float")
+    add("float", lambda network: tell_mean(find(network)[:1], "float_top1", 1))
+    if published and bits == 8:
+        for method in ("MinMax", "OMSE", "FQ-ViT"):
+            add_published(method)
+    for start in starts():
+        for row, column in ((start, "before_top1"), (f"Evol-Q from {start}", "after_top1")):
+            add(
+                row,
+                lambda network, start=start, column=column: tell_mean(  # type: ignore[misc]
+                    find(network, start), column, grid.seeds
+                ),
+            )
+        add(f"gain from {start}", lambda network, start=start: tell_gain(find(network, start)))  # type: ignore[misc]
+    if published:
+        add(
+            "gain of Evol-Q, published",
+            lambda network: GAINS.get((name_of(network), bits), UNKNOWN),
+        )
+    names = [name_of(network) for network in grid.networks]
+    return pd.DataFrame([[row, *told] for row, told in rows.items()], columns=["top-1", *names])
+
+
+def tell_published(method: str, network: str) -> str:
+    """A published top-1, where we know one."""
+    known = dict(zip(NETWORKS, PUBLISHED[method]))  # the first seven networks
+    top1 = known.get(name_of(network))
+    return UNKNOWN if top1 is None else f"{top1:.2f}"
+
+
+def tell_mean(found: pd.DataFrame, column: str, seeds: int) -> str:
+    """The mean over the seeds that were run, and how many if some are missing."""
+    if found.empty:
+        return MISSING
+    few = f" ({len(found)} of {seeds} seeds)" if len(found) < seeds else ""
+    return f"{100 * fmean(found[column]):.2f}{few}"
+
+
+def tell_gain(found: pd.DataFrame) -> str:
+    """What the search gains over its start, all seeds together."""
+    if found.empty:
+        return MISSING
+    right = [
+        torch.stack([unpacked(r["correct"][name], r["test_images"]) for _, r in found.iterrows()])
+        for name in ("before", "evolved")
+    ]
+    gain = SeedComparison.of(*right)
+    low, high = (100 * end for end in gain.interval)
+    return f"{100 * gain.gain:+.2f} [{low:+.2f}, {high:+.2f}]"
