@@ -335,7 +335,8 @@ def write_page(grid: Grid) -> Path:
         "# The paper's grid",
         f"{len(results)} of {len(cells)} cells were run: {grid.passes} passes, "
         f"{grid.calibration_images:,} training images, seeds 0 to {grid.seeds - 1}. Top-1 in "
-        "percent, mean over seeds; a gain is over the start, with its 95 % interval.",
+        "percent, mean over seeds; a gain is over the start, with its 95 % interval. KL: to the "
+        "float network, before and after the search, in nats an image.",
         "All with timm's own preprocessing. Published rows are from "
         f"{FQ_VIT}, which crops by 0.875, and Evol-Q's gains from the paper's abstract or from one "
         f'summary of it, as marked. "{UNKNOWN}": we could not trace a published number.'
@@ -381,6 +382,7 @@ def tabulate(results: pd.DataFrame, grid: Grid, bits: int, published: bool) -> p
                 ),
             )
         add(f"gain from {start}", lambda network, start=start: tell_gain(find(network, start)))  # type: ignore[misc]
+        add(f"KL from {start}", lambda network, start=start: tell_kl(find(network, start)))  # type: ignore[misc]
     if published:
         add(
             "gain of Evol-Q, published",
@@ -403,6 +405,15 @@ def tell_mean(found: pd.DataFrame, column: str, seeds: int) -> str:
         return MISSING
     few = f" ({len(found)} of {seeds} seeds)" if len(found) < seeds else ""
     return f"{100 * fmean(found[column]):.2f}{few}"
+
+
+def tell_kl(found: pd.DataFrame) -> str:
+    """The divergence from the float network before and after the search, mean over seeds."""
+    if found.empty:
+        return MISSING
+    ends = [[loss["kl"][end] for loss in found["losses"]] for end in ("before", "evolved")]
+    known = [[value for value in values if value is not None] for values in ends]
+    return " to ".join(f"{fmean(values):.3f}" if values else "infinite" for values in known)
 
 
 def tell_gain(found: pd.DataFrame) -> str:
