@@ -21,7 +21,7 @@ from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
 from evolq_lite.data import check_images
 from evolq_lite.evaluate import SeedComparison, unpacked
 from evolq_lite.evolve import Evaluated
-from evolq_lite.experiments.results import VERSION, Cell, Result, ResultFile
+from evolq_lite.experiments.results import VERSION, Cell, Result, ResultFile, where
 from evolq_lite.experiments.verdicts import to_markdown
 from evolq_lite.files import write_whole
 from evolq_lite.folders import Listing, list_folder
@@ -143,7 +143,7 @@ class Grid:
         """
         list_once.cache_clear()
         OPENED.clear()
-        training, validation = find_layout(imagenet)
+        training, validation = find_layout(imagenet.absolute())
         listed, tests = list_once(str(training)), list_once(str(validation))
         if len(listed.paths) < CALIBRATION:
             raise ValueError(
@@ -156,8 +156,8 @@ class Grid:
             if options.get(name, 1) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {options[name]}")
         return cls(
-            str(training.absolute()),
-            str(validation.absolute()),
+            str(training),
+            str(validation),
             None if class_map is None else str(class_map.absolute()),
             str(weights.absolute()),
             str(out.absolute()),
@@ -224,7 +224,8 @@ class Grid:
     def run(self, cell: Cell) -> Result:
         """The whole run of a cell, or the rest of it; returns its summary."""
         quant, search = configs_of(cell)
-        folder = Path(self.out) / "runs" / "-".join(str(value) for value in cell.values())
+        label = "-".join(str(value) for value in cell.values())
+        folder = Path(self.out) / "runs" / label.replace("/", "_")
         resume = (folder / "config.json").is_file()
         device = device_here(self.device)
         source = self.source(cell["network"], cell["seed"])
@@ -353,43 +354,33 @@ def write_page(grid: Grid) -> Path:
 
 def tabulate(results: pd.DataFrame, grid: Grid, bits: int, published: bool) -> pd.DataFrame:
     """One bit-width: a column for each network, rows of published numbers beside ours."""
-    rows: dict[str, list[str]] = {}
+    columns = {
+        name_of(network): tell_column(network, results, bits, grid.seeds, published)
+        for network in grid.networks
+    }
+    table = pd.DataFrame(columns)
+    table.insert(0, "top-1", table.index)
+    return table
 
-    def add(row: str, tell: Callable[[str], str]) -> None:
-        rows[row] = [tell(network) for network in grid.networks]
 
-    def add_published(method: str) -> None:
-        add(f"{method}, published", lambda network: tell_published(method, network))
-
-    def find(network: str, start: str | None = None) -> pd.DataFrame:
-        if results.empty:
-            return results
-        mine = (results["network"] == network) & (results["weight_bits"] == bits)
-        return results[mine & (results["start"] == start)] if start else results[mine]
-
+def tell_column(
+    network: str, results: pd.DataFrame, bits: int, seeds: int, published: bool
+) -> dict[str, str]:
+    """What is known of a network at some weight bits, by row."""
+    found = where(results, network=network) if len(results) else results
+    column = {"float": tell_mean(found[:1], "float_top1", 1)}
     if published:
-        add_published("float")
-    add("float", lambda network: tell_mean(find(network)[:1], "float_top1", 1))
-    if published and bits == 8:
-        for method in ("MinMax", "OMSE", "FQ-ViT"):
-            add_published(method)
+        methods = PUBLISHED if bits == 8 else ("float",)
+        column = {f"{m}, published": tell_published(m, network) for m in methods} | column
     for start in starts():
-        for row, column in ((start, "before_top1"), (f"Evol-Q from {start}", "after_top1")):
-            add(
-                row,
-                lambda network, start=start, column=column: tell_mean(  # type: ignore[misc]
-                    find(network, start), column, grid.seeds
-                ),
-            )
-        add(f"gain from {start}", lambda network, start=start: tell_gain(find(network, start)))  # type: ignore[misc]
-        add(f"KL from {start}", lambda network, start=start: tell_kl(find(network, start)))  # type: ignore[misc]
+        mine = where(found, weight_bits=bits, start=start) if len(found) else found
+        column[start] = tell_mean(mine, "before_top1", seeds)
+        column[f"Evol-Q from {start}"] = tell_mean(mine, "after_top1", seeds)
+        column[f"gain from {start}"] = tell_gain(mine)
+        column[f"KL from {start}"] = tell_kl(mine)
     if published:
-        add(
-            "gain of Evol-Q, published",
-            lambda network: GAINS.get((name_of(network), bits), UNKNOWN),
-        )
-    names = [name_of(network) for network in grid.networks]
-    return pd.DataFrame([[row, *told] for row, told in rows.items()], columns=["top-1", *names])
+        column["gain of Evol-Q, published"] = GAINS.get((name_of(network), bits), UNKNOWN)
+    return column
 
 
 def tell_published(method: str, network: str) -> str:
