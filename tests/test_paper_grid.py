@@ -21,12 +21,13 @@ from evolq_lite.networks import unfused
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 3)}
+LEVIT = {"img_size": 64, "embed_dim": (32, 48, 64), "num_heads": (2, 3, 4), "depth": (1, 1, 1)}
 CNN = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}
 SMALL: dict[str, tuple[int, dict[str, object]]] = {  # image size, options
     "deit_tiny_patch16_224": (32, VIT),
     "vit_base_patch16_224": (32, VIT),
     "swin_tiny_patch4_window7_224": (32, SWIN),
-    "levit_256": (64, {"img_size": 64, "embed_dim": (32, 48, 64), "num_heads": (2, 3, 4)}),
+    "levit_256": (64, LEVIT),
     "resnet18": (32, CNN),
     "resnet50": (32, CNN),
     "regnetx_032": (32, SMALL_REGNET),
@@ -97,7 +98,7 @@ def test_every_family_goes_through_the_whole_grid(imagenet):
 
 def blocks_of(network: str) -> int:
     """How many blocks a small network has."""
-    return {"deit": 2, "vit_": 2, "swin": 2, "levi": 18}.get(network[:4], 4)
+    return {"deit": 2, "vit_": 2, "swin": 2, "levi": 3}.get(network[:4], 4)
 
 
 def test_a_stopped_grid_goes_on_within_the_cell(imagenet, monkeypatch):
@@ -254,7 +255,7 @@ def do_nothing(imagenet: Path) -> None:
 WRONG = {
     "no validation images": (empty, (), ["neither train/ and val/ nor calibration/", "--imagenet"]),
     "too few images": (thin_out, (), ["holds 3 images", "calibrates with 4"]),
-    "a short class map": (map_of("a", "b"), (), ["lists 2 class folders", "--class-map"]),
+    "a short class map": (map_of("a", "b"), (), ["lists 2 class folders", "list all of them"]),
     "another class map": (map_of("x", "y", "z"), (), ["does not list the class folder 'a'"]),
     "a damaged image": (damage, (), ["cannot be read as an image"]),
     "results of another version": (
@@ -322,6 +323,6 @@ def test_the_page_tells_the_cost_that_is_counted(capsys):
     assert call("reproduce", "PAPER", "--cost", "--networks", "DeiT-T", "ResNet-18") == 0
     page = (DATA.parent / "docs" / "paper-grid.md").read_text()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(rows) == 4  # a header, two networks, the sum
-    for row in rows[:3]:
+    assert len(rows) == 5  # a header, a rule, two networks, the sum
+    for row in rows[:4]:
         assert row in page

@@ -8,7 +8,7 @@ and shared out among workers as those of the claims are.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -285,8 +285,8 @@ def name_of(network: str) -> str:
 
 def configs_of(cell: Cell) -> tuple[QuantConfig, SearchConfig]:
     """How a cell quantizes and searches."""
-    quant = {**vars(starts()[cell["start"]]), "weight_bits": cell["weight_bits"], "act_bits": 8}
-    return QuantConfig(**quant), SearchConfig(passes=cell["passes"], seed=cell["seed"])
+    quant = replace(starts()[cell["start"]], weight_bits=cell["weight_bits"], act_bits=8)
+    return quant, SearchConfig(passes=cell["passes"], seed=cell["seed"])
 
 
 def device_here(name: str) -> torch.device:
