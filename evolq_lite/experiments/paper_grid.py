@@ -334,10 +334,10 @@ def write_page(grid: Grid) -> Path:
     whole = grid.test_images == VALIDATION
     parts = [
         "# The paper's grid",
-        f"{len(results)} of {len(cells)} cells were run: {grid.passes} passes, "
-        f"{grid.calibration_images:,} training images, seeds 0 to {grid.seeds - 1}. Top-1 in "
-        "percent, mean over seeds; a gain is over the start, with its 95 % interval. KL: to the "
-        "float network, before and after the search, in nats an image.",
+        f"{len(results)} of {len(cells)} cells were run (passes: {grid.passes}; training images: "
+        f"{grid.calibration_images:,}; seeds: {grid.seeds}). Top-1 in percent, mean over seeds; a "
+        "gain is over the start, with its 95 % interval. KL: to the float network, before and "
+        "after the search, in nats an image.",
         "All with timm's own preprocessing. Published rows are from "
         f"{FQ_VIT}, which crops by 0.875, and Evol-Q's gains from the paper's abstract or from one "
         f'summary of it, as marked. "{UNKNOWN}": we could not trace a published number.'
