@@ -278,7 +278,7 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
 
 def reproduce_paper(arguments: argparse.Namespace) -> int:
     """Compute the cells of the paper's grid whose results are not there, then write its table."""
-    from evolq_lite.experiments import paper_cost, paper_grid, report, results
+    from evolq_lite.experiments import paper_grid, report
 
     if len(arguments.claims) > 1:
         raise ValueError("PAPER has a folder and a table of its own; omit the other experiments")
@@ -287,17 +287,8 @@ def reproduce_paper(arguments: argparse.Namespace) -> int:
             "--quick and --report are for the claims; for less of PAPER give --networks, --seeds 1 "
             "or --passes 1"
         )
-    options = {
-        name: value
-        for name in ("passes", "seeds", "device")
-        if (value := getattr(arguments, name)) is not None
-    }
     if arguments.cost:
-        options.pop("device", None)
-        names = arguments.networks or paper_grid.NETWORKS
-        networks = [paper_grid.find_network(name) for name in names]
-        say(report.to_markdown(paper_cost.tabulate(networks, **options)))
-        return 0
+        return say_cost(arguments)
     if arguments.imagenet is None:
         raise ValueError("PAPER needs ImageNet: give --imagenet DIR, with train/ and val/ in it")
     alone = arguments.workers is None and arguments.scheduler is None
@@ -314,22 +305,32 @@ def reproduce_paper(arguments: argparse.Namespace) -> int:
         folder,
         arguments.class_map,
         arguments.networks or (),
-        watch=watch if alone else None,
-        **options,
+        arguments.device or "auto",
+        paper_grid.PASSES if arguments.passes is None else arguments.passes,
+        paper_grid.SEEDS if arguments.seeds is None else arguments.seeds,
+        watch if alone else None,
     )
-    cells, file = grid.cells(), results.ResultFile(folder, grid.name)
-    paper_grid.refuse_other_versions(file)
-    left = [cell for cell, line in zip(cells, file.find(cells)) if line is None]
     with progress(grid.test_images, "validation images, opened", "image") as opened:
-        grid.check(left, opened.update)
+        grid.check(opened.update)
     with report.lock(folder), workers_of(arguments, grid.lack, GRID_PATIENCE) as workers:
-        with progress(len(cells), "cells", "cell", initial=len(cells) - len(left)) as bar:
+        left, cells = grid.missing(), len(grid.cells())
+        with progress(cells, "cells", "cell", initial=cells - len(left)) as bar:
             for cell in report.reproduce([(grid, cell) for cell in left], folder, workers):
                 bar.set_description(cell[:60], refresh=False)
                 bar.update()
-                paper_grid.write_page(grid)
-        page = paper_grid.write_page(grid)
+                grid.write_page()
+        page = grid.write_page()
     say(f"Written to {folder}: {page.name}, the results line by line, and every run in runs/.")
+    return 0
+
+
+def say_cost(arguments: argparse.Namespace) -> int:
+    """Say what a cell of each network costs, without computing one."""
+    from evolq_lite.experiments import paper_cost, paper_grid, report
+
+    names = arguments.networks or paper_grid.NETWORKS
+    networks = list(dict.fromkeys(paper_grid.find_network(name) for name in names))
+    say(report.to_markdown(paper_cost.tabulate(networks, arguments.passes or paper_grid.PASSES)))
     return 0
 
 

@@ -196,7 +196,7 @@ def test_the_table_has_published_numbers_ours_and_what_was_not_run(tmp_path):
 
 
 def test_a_grid_without_results_is_a_table_of_what_was_not_run(tmp_path):
-    page = paper_grid.write_page(small_grid(tmp_path, seeds=1)).read_text()
+    page = small_grid(tmp_path, seeds=1).write_page().read_text()
     cells = 9 * len(paper_grid.starts())
     assert f"0 of {cells} cells" in page and page.count(f" {paper_grid.MISSING} |") > cells
 

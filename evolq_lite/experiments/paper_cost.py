@@ -27,15 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from evolq_lite.chain import chain_of
 from evolq_lite.config import SearchConfig
 from evolq_lite.evolve import TRACE_LIMIT
-from evolq_lite.experiments.paper_grid import (
-    BITS,
-    CALIBRATION,
-    PASSES,
-    SEEDS,
-    VALIDATION,
-    name_of,
-    starts,
-)
+from evolq_lite.experiments.paper_grid import CALIBRATION, PASSES, VALIDATION, name_of
 from evolq_lite.networks import unfused
 
 
@@ -83,32 +75,27 @@ def count(network: str, passes: int = PASSES, tests: int = VALIDATION) -> Cost:
 
 
 def tabulate(
-    networks: Sequence[str], passes: int = PASSES, seeds: int = SEEDS, tests: int = VALIDATION
+    networks: Sequence[str], passes: int = PASSES, tests: int = VALIDATION
 ) -> pd.DataFrame:
-    """A row for each network: one cell, then all of its cells; and the sum."""
-    cells = len(BITS) * len(starts()) * seeds
-    rows, total = [], [0, 0, 0.0]
-    for network in networks:
-        cost = count(network, passes, tests)
-        sums = cells, cells * cost.forwards, cells * (cost.search + cost.test)
-        total = [a + b for a, b in zip(total, sums)]
-        rows.append(
-            {
-                "network": f"{name_of(network)} (`{network}`)",
-                "GFLOP an image": f"{cost.operations / 1e9:.1f}",
-                "blocks": str(cost.blocks),
-                "evaluations": str(cost.evaluations),
-                "forwards a cell": f"{cost.forwards:,}",
-                "PFLOP a cell: search": f"{cost.search / 1e15:.1f}",
-                "test": f"{cost.test / 1e15:.1f}",
-                "cells": str(cells),
-                "PFLOP in all": f"{sums[2] / 1e15:,.0f}",
-            }
-        )
-    last = dict.fromkeys(rows[0], "") | {
-        "network": "all",
-        "forwards a cell": f"{total[1]:,} in all",
-        "cells": str(total[0]),
-        "PFLOP in all": f"{total[2] / 1e15:,.0f}",
+    """One cell of each network, and their sum."""
+    costs = [count(network, passes, tests) for network in networks]
+    rows = [
+        {
+            "one cell of": f"{name_of(cost.network)} (`{cost.network}`)",
+            "GFLOP an image": f"{cost.operations / 1e9:.1f}",
+            "blocks": str(cost.blocks),
+            "evaluations": f"{cost.evaluations:,}",
+            "forwards of an image": f"{cost.forwards:,}",
+            "PFLOP, search": f"{cost.search / 1e15:.1f}",
+            "PFLOP, test": f"{cost.test / 1e15:.1f}",
+        }
+        for cost in costs
+    ]
+    total = {
+        "one cell of": "each",
+        "evaluations": f"{sum(cost.evaluations for cost in costs):,}",
+        "forwards of an image": f"{sum(cost.forwards for cost in costs):,}",
+        "PFLOP, search": f"{sum(cost.search for cost in costs) / 1e15:.1f}",
+        "PFLOP, test": f"{sum(cost.test for cost in costs) / 1e15:.1f}",
     }
-    return pd.DataFrame([*rows, last])
+    return pd.DataFrame([*rows, {"GFLOP an image": "", "blocks": "", **total}], columns=[*rows[0]])

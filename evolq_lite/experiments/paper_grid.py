@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import pandas as pd
 import torch
@@ -51,8 +50,8 @@ VALIDATION = 50_000  # images of ImageNet's validation set
 LAYOUTS = (("train", "val"), ("calibration", "validation"))  # ImageNet's, and that of REAL
 Watch = Callable[[Evaluated], None]
 
-# Published top-1, by network: FQ-ViT's README, at 8 bits (attention too), images cropped by 0.875.
-FQ_VIT = "FQ-ViT's README"
+# Published top-1 of the first seven networks: FQ-ViT's README, at 8 bits (attention too), images
+# cropped by 0.875.
 PUBLISHED = {
     "float": (72.21, 79.85, 81.85, 84.53, 81.35, 83.20, 83.60),
     "MinMax": (70.94, 75.05, 78.02, 23.64, 64.38, 74.37, 25.58),
@@ -70,6 +69,14 @@ GAINS = {
     ("RegNet-3.2GF", 4): "+2.66 (summary)",
 }
 UNKNOWN, MISSING = "not reported here", "not run"
+
+HOW_PUBLISHED = f"""\
+Ours with timm's own preprocessing. Published top-1 is from FQ-ViT's README, which crops images by
+0.875; Evol-Q's published gains are from the paper's abstract, over the best before it, or from one
+summary of it, over BRECQ, which we could not check. "{UNKNOWN}": we traced no published number."""
+CHECK = """\
+**A {:,}-image check, not the ImageNet validation set of 50,000: do not compare it with published
+numbers.** None are shown."""
 
 
 def starts() -> dict[str, QuantConfig]:
@@ -135,7 +142,10 @@ class Grid:
         out: Path,
         class_map: Path | None = None,
         networks: Sequence[str] = (),
-        **options: Any,
+        device: str = "auto",
+        passes: int = PASSES,
+        seeds: int = SEEDS,
+        watch: Watch | None = None,
     ) -> "Grid":
         """ValueError for a folder, a network or a number that cannot be meant so.
 
@@ -152,9 +162,9 @@ class Grid:
             )
         if class_map is None and (imagenet / "wnids.txt").is_file():
             class_map = imagenet / "wnids.txt"
-        for name in ("passes", "seeds"):
-            if options.get(name, 1) < 1:
-                raise ValueError(f"--{name} must be at least 1, not {options[name]}")
+        for name, number in (("passes", passes), ("seeds", seeds)):
+            if number < 1:
+                raise ValueError(f"--{name} must be at least 1, not {number}")
         return cls(
             str(training),
             str(validation),
@@ -164,7 +174,10 @@ class Grid:
             CALIBRATION,
             len(tests.paths),
             tuple(dict.fromkeys(find_network(n) for n in networks or NETWORKS)),
-            **options,
+            device,
+            passes,
+            seeds,
+            watch,
         )
 
     def cells(self) -> list[Cell]:
@@ -200,11 +213,31 @@ class Grid:
             seed,
         )
 
-    def check(self, tasks: Sequence[Cell], progress: Progress) -> None:
-        """ValueError if the networks of these cells, or the images, cannot be read so.
+    @property
+    def file(self) -> ResultFile:
+        """Where the results are."""
+        return ResultFile(Path(self.out), self.name)
+
+    def missing(self) -> list[Cell]:
+        """The cells whose results are not there; ValueError if those are of another version.
+
+        Days of work are not to be mixed, or done again without a word.
+        """
+        versions = {line.get("version", VERSION) for _, line in self.file.whole_lines()}
+        if others := versions - {VERSION}:
+            raise ValueError(
+                f"{self.file.path} holds results of version {others.pop()}, and this is version "
+                f"{VERSION}; give another --out, and keep the old folder"
+            )
+        cells = self.cells()
+        return [cell for cell, line in zip(cells, self.file.find(cells)) if line is None]
+
+    def check(self, progress: Progress) -> None:
+        """ValueError if the networks of missing cells, or the images, cannot be read so.
 
         Before any cell begins: a run would say it after hours.
         """
+        tasks = self.missing()
         for network in dict.fromkeys(cell["network"] for cell in tasks):
             source = self.source(network)
             try:
@@ -237,6 +270,25 @@ class Grid:
             outcome = whole.test()
             whole.write(outcome)
         return outcome.summary()
+
+    def write_page(self) -> Path:
+        """The tables of what is there, as a page beside the results."""
+        cells = self.cells()
+        results = self.file.read(cells)
+        whole = self.test_images == VALIDATION
+        parts = [
+            "# The paper's grid",
+            f"{len(results)} of {len(cells)} cells were run (passes: {self.passes}; training "
+            f"images: {self.calibration_images:,}; seeds: {self.seeds}). Top-1 in percent, mean "
+            "over seeds; a gain is over the start, with its 95 % interval. KL: to the float "
+            "network, before and after the search, in nats an image.",
+            HOW_PUBLISHED if whole else CHECK.format(self.test_images),
+        ]
+        for bits in BITS:
+            parts += [f"## W{bits}A8", to_markdown(tabulate(results, self, bits, whole))]
+        path = Path(self.out) / "README.md"
+        write_whole(path, ("\n\n".join(parts) + "\n").encode())
+        return path
 
     def lack(self) -> str:
         """What a worker's machine lacks, in a sentence; "" if nothing."""
@@ -312,44 +364,7 @@ def worker_number() -> int | None:
     return name if isinstance(name, int) else None
 
 
-def refuse_other_versions(file: ResultFile) -> None:
-    """ValueError for results of another version: days of work are not to be mixed or redone."""
-    others = {
-        line["version"] for _, line in file.whole_lines() if line.get("version", VERSION) != VERSION
-    }
-    if others:
-        raise ValueError(
-            f"{file.path} holds results of version {others.pop()}, and this is version {VERSION}; "
-            "give another --out, and keep the old folder"
-        )
-
-
 # The table
-
-
-def write_page(grid: Grid) -> Path:
-    """The tables of what is there, as a page beside the results."""
-    cells = grid.cells()
-    results = ResultFile(Path(grid.out), grid.name).read(cells)
-    whole = grid.test_images == VALIDATION
-    parts = [
-        "# The paper's grid",
-        f"{len(results)} of {len(cells)} cells were run (passes: {grid.passes}; training images: "
-        f"{grid.calibration_images:,}; seeds: {grid.seeds}). Top-1 in percent, mean over seeds; a "
-        "gain is over the start, with its 95 % interval. KL: to the float network, before and "
-        "after the search, in nats an image.",
-        "All with timm's own preprocessing. Published rows are from "
-        f"{FQ_VIT}, which crops by 0.875, and Evol-Q's gains from the paper's abstract or from one "
-        f'summary of it, as marked. "{UNKNOWN}": we could not trace a published number.'
-        if whole
-        else f"**A {grid.test_images:,}-image check, not the ImageNet validation set of "
-        f"{VALIDATION:,}: do not compare it with published numbers.** None are shown.",
-    ]
-    for bits in BITS:
-        parts += [f"## W{bits}A8", to_markdown(tabulate(results, grid, bits, whole))]
-    path = Path(grid.out) / "README.md"
-    write_whole(path, ("\n\n".join(parts) + "\n").encode())
-    return path
 
 
 def tabulate(results: pd.DataFrame, grid: Grid, bits: int, published: bool) -> pd.DataFrame:
@@ -385,8 +400,7 @@ def tell_column(
 
 def tell_published(method: str, network: str) -> str:
     """A published top-1, where we know one."""
-    known = dict(zip(NETWORKS, PUBLISHED[method]))  # the first seven networks
-    top1 = known.get(name_of(network))
+    top1 = dict(zip(NETWORKS, PUBLISHED[method])).get(name_of(network))
     return UNKNOWN if top1 is None else f"{top1:.2f}"
 
 
