@@ -30,7 +30,15 @@ from evolq_lite.kernels import missing
 from evolq_lite.runs.environment import device_of, environment, fix_kernels
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Outcome, Run
-from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Folders, Source
+from evolq_lite.runs.source import (
+    DEMO_IMAGES,
+    DEMO_QUANT,
+    OFFICIAL_CROP,
+    Embedded,
+    Folders,
+    Source,
+    official_crop,
+)
 from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers, check_rounding
 from evolq_lite.sensitivity import sensitivity, tell_sensitivity
 from evolq_lite.terminal import progress, say
@@ -131,7 +139,15 @@ def source_of(arguments: argparse.Namespace) -> Source:
         arguments.test_images,
         seed,
         arguments.image_size,
+        crop_of(arguments),
     )
+
+
+def crop_of(arguments: argparse.Namespace) -> float | None:
+    """The share of an image that is kept; the official script keeps less of DeiT's and LeViT's."""
+    if arguments.crop is None and arguments.preset == "official":
+        return official_crop(arguments.model)
+    return arguments.crop
 
 
 def search(arguments: argparse.Namespace) -> int:
@@ -441,6 +457,12 @@ def parser() -> argparse.ArgumentParser:
         "--image-size",
         type=number(int, "8 to 4096"),
         help="pixels, where the checkpoint does not tell (default: what it tells, or timm's)",
+    )
+    own.add_argument(
+        "--crop",
+        type=number(float, "0.1 to 1"),
+        help="share of the shorter side of an image that is kept (default: timm's, mostly 0.9; "
+        f"with --preset official {OFFICIAL_CROP} for DeiT and LeViT)",
     )
     own.add_argument(
         "--test-images", type=number(int, "2 or more"), help="a fixed random subset (default: all)"

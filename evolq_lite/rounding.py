@@ -80,6 +80,11 @@ def round_weights(
     for name, layer in layers.items():
         if not layer.weight_quant.frozen:
             raise ValueError(f"{name} is not calibrated; call calibrate(qmodel, images) first")
+        if layer.moment_correction and method != "nearest":
+            raise ValueError(
+                f"moment_correction would rescale the weights that {method} has fitted to their "
+                "inputs; quantize the network without it"
+            )
         if layer.rounded:
             layer.forget_rounding()
     teacher = twin(qmodel)
@@ -142,6 +147,11 @@ def freeze_integers(qmodel: nn.Module) -> None:
     for name, layer in quant_layers(qmodel).items():
         if not layer.weight_quant.frozen:
             raise ValueError(f"{name} is not calibrated; call calibrate(qmodel, images) first")
+        if layer.moment_correction:
+            raise ValueError(
+                "with moment_correction the scales of frozen integers would have no effect; "
+                "quantize the network without it"
+            )
         if not isinstance(layer.weight_quant, FixedIntegers):
             layer.weight_quant = FixedIntegers.of(layer.weight_quant, layer.weight)
 

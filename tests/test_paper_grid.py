@@ -80,8 +80,7 @@ def test_every_family_goes_through_the_whole_grid(imagenet):
     assert call(*command(imagenet, "--networks", *SMALL)) == 0
     out = imagenet.parent / "out"
     lines = results_in(out)
-    starts = list(paper_grid.starts())
-    assert {"MinMax", "MSE"} <= set(starts)
+    starts = list(paper_grid.STARTS)
     assert len(lines) == len(SMALL) * len(starts)
     for line in lines:
         assert line["result"]["images"] == 6
@@ -151,7 +150,7 @@ def test_cells_are_shared_among_workers(tmp_path, monkeypatch):
     alone = results_in(tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / "alone")
     assert call(*wanted, "--workers", 2) == 0
-    assert results_in(tmp_path / "out") == alone and len(alone) == 2 * len(paper_grid.starts())
+    assert results_in(tmp_path / "out") == alone and len(alone) == 2 * len(paper_grid.STARTS)
 
 
 def small_grid(folder: Path, **options: object) -> paper_grid.Grid:
@@ -197,7 +196,7 @@ def test_the_table_has_published_numbers_ours_and_what_was_not_run(tmp_path):
 
 def test_a_grid_without_results_is_a_table_of_what_was_not_run(tmp_path):
     page = small_grid(tmp_path, seeds=1).write_page().read_text()
-    cells = 9 * len(paper_grid.starts())
+    cells = 9 * len(paper_grid.STARTS)
     assert f"0 of {cells} cells" in page and page.count(f" {paper_grid.MISSING} |") > cells
 
 
@@ -207,7 +206,7 @@ def test_the_whole_grid_is_the_papers():
     grid = paper_grid.Grid(
         **options, class_map=None, calibration_images=1000, test_images=50_000, networks=networks
     )
-    cells, starts = grid.cells(), paper_grid.starts()
+    cells, starts = grid.cells(), paper_grid.STARTS
     assert len(cells) == 11 * 3 * len(starts) * 3
     known = set(timm.list_pretrained())
     assert set(networks) <= known
@@ -215,9 +214,19 @@ def test_the_whole_grid_is_the_papers():
         quant, search = paper_grid.configs_of(cell)
         assert (quant.weight_bits, quant.act_bits) == (cell["weight_bits"], 8)
         assert (search.passes, search.seed) == (10, cell["seed"])
+        # The official script's points at outputs are those of ViT and DeiT.
+        plain = name_starts(cell, "deit", "vit")
+        assert quant.outputs == (cell["start"] == "official" and plain)
+        source = grid.source(cell["network"], cell["seed"], cell["start"])
+        cropped = cell["start"] == "official" and name_starts(cell, "deit", "levit")
+        assert source.crop == (0.875 if cropped else None) and source.seed == cell["seed"]
     assert {paper_grid.find_network(n) for n in ("deit-t", "DeiT-T", networks[0])} == {networks[0]}
     assert paper_grid.find_network("resnet18") == "resnet18.tv_in1k"
     assert paper_grid.find_network("resnet18.a1_in1k") == "resnet18.a1_in1k"
+
+
+def name_starts(cell: dict, *prefixes: str) -> bool:
+    return cell["network"].startswith(prefixes)
 
 
 def empty(imagenet: Path) -> None:

@@ -27,7 +27,7 @@ from evolq_lite.folders import Listing, list_folder
 from evolq_lite.networks import check_name
 from evolq_lite.runs.environment import device_of
 from evolq_lite.runs.run import Run
-from evolq_lite.runs.source import Folders, Progress, quiet
+from evolq_lite.runs.source import Folders, Progress, official_crop, quiet
 
 # The paper's name, and timm's with the weights that published float accuracies belong to.
 NETWORKS = {
@@ -42,6 +42,12 @@ NETWORKS = {
     "ResNet-18": "resnet18.tv_in1k",
     "ResNet-50": "resnet50.tv_in1k",
     "RegNet-3.2GF": "regnetx_032.pycls_in1k",  # X is our choice, as BRECQ's is
+}
+# How the networks are quantized before the search; bits come from the cell.
+STARTS = {
+    "MinMax": PRESETS["paper"],
+    "MSE": replace(PRESETS["paper"], weight_observer="mse"),
+    "official": PRESETS["official"],
 }
 BITS = (8, 4, 3)  # of weights; activations have 8
 PASSES, SEEDS = 10, 3
@@ -71,18 +77,13 @@ GAINS = {
 UNKNOWN, MISSING = "not reported here", "not run"
 
 HOW_PUBLISHED = f"""\
-Ours with timm's own preprocessing. Published top-1 is from FQ-ViT's README, which crops images by
+Ours with timm's own preprocessing, but for the start "official", which crops DeiT and LeViT as the
+paper's script does; the row "float" is timm's. Published top-1 is from FQ-ViT's README, which crops images by
 0.875; Evol-Q's published gains are from the paper's abstract, over the best before it, or from one
 summary of it, over BRECQ, which we could not check. "{UNKNOWN}": we traced no published number."""
 CHECK = """\
 **A {:,}-image check, not the ImageNet validation set of 50,000: do not compare it with published
 numbers.** None are shown."""
-
-
-def starts() -> dict[str, QuantConfig]:
-    """How the networks are quantized before the search; bits come from the cell."""
-    known = {"MinMax": QuantConfig(), "MSE": QuantConfig(weight_observer="mse")}
-    return known | {name: PRESETS[name] for name in ("official",) if name in PRESETS}
 
 
 @lru_cache(maxsize=2)
@@ -194,10 +195,10 @@ class Grid:
             for seed in range(self.seeds)
             for network in self.networks
             for bits in BITS
-            for start in starts()
+            for start in STARTS
         ]
 
-    def source(self, network: str, seed: int = 0) -> Photographs:
+    def source(self, network: str, seed: int = 0, start: str = "") -> Photographs:
         """A network with its images; timm's own weights if no file holds them."""
         base = network.partition(".")[0]
         files = [Path(self.weights) / f"{name}.safetensors" for name in (network, base)]
@@ -211,6 +212,7 @@ class Grid:
             self.calibration_images,
             None,
             seed,
+            crop=official_crop(network) if start == "official" else None,
         )
 
     @property
@@ -261,7 +263,7 @@ class Grid:
         folder = Path(self.out) / "runs" / label.replace("/", "_")
         resume = (folder / "config.json").is_file()
         device = device_here(self.device)
-        source = self.source(cell["network"], cell["seed"])
+        source = self.source(cell["network"], cell["seed"], cell["start"])
         parts = source.load(device=device)
         with Run(source, quant, search, folder, resume=resume, device=device, parts=parts) as whole:
             for event in whole.evolve():
@@ -337,7 +339,9 @@ def name_of(network: str) -> str:
 
 def configs_of(cell: Cell) -> tuple[QuantConfig, SearchConfig]:
     """How a cell quantizes and searches."""
-    quant = replace(starts()[cell["start"]], weight_bits=cell["weight_bits"], act_bits=8)
+    quant = replace(STARTS[cell["start"]], weight_bits=cell["weight_bits"], act_bits=8)
+    if not cell["network"].startswith(("vit", "deit")):  # its points are those of a plain ViT
+        quant = replace(quant, outputs=False)
     return quant, SearchConfig(passes=cell["passes"], seed=cell["seed"])
 
 
@@ -387,7 +391,7 @@ def tell_column(
     if published:
         methods = PUBLISHED if bits == 8 else ("float",)
         column = {f"{m}, published": tell_published(m, network) for m in methods} | column
-    for start in starts():
+    for start in STARTS:
         mine = where(found, weight_bits=bits, start=start) if len(found) else found
         column[start] = tell_mean(mine, "before_top1", seeds)
         column[f"Evol-Q from {start}"] = tell_mean(mine, "after_top1", seeds)

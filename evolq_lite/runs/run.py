@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from evolq_lite.chain import chain_of
-from evolq_lite.config import QuantConfig, SearchConfig
+from evolq_lite.config import QuantConfig, SearchConfig, preset_of
 from evolq_lite.convert import calibrate, quantize, twin
 from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, LossChange, Scores, packed, score
 from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluations_of, evolve
 from evolq_lite.fast import set_execution
 from evolq_lite.figures import history_figure, save_figure, top1_figure
 from evolq_lite.objective import batches
-from evolq_lite.rounding import Rounded, integers_of, round_weights
+from evolq_lite.rounding import Rounded, integers_of, quant_layers, round_weights
 from evolq_lite.runs.environment import environment, peak_memory
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.scales import digest_of, save_scales, scales_of
@@ -143,6 +143,7 @@ class Run:
         self.source, self.quant, self.search = source, quant, search
         config = {
             **source.identity(),
+            "preset": preset_of(quant),
             "quantization": asdict(quant),
             "search": asdict(search),
             "paths": source.paths(),
@@ -226,6 +227,8 @@ class Run:
     def round_start(self) -> nn.Module:
         """The first network with its weights rounded by GPTQ instead: what a search has to beat."""
         network = twin(self.before)
+        for layer in quant_layers(network).values():
+            layer.moment_correction = False  # GPTQ fits the weights itself
         for _ in round_weights(network, self.parts.images, "gptq"):
             pass
         return network
