@@ -78,9 +78,10 @@ UNKNOWN, MISSING = "not reported here", "not run"
 
 HOW_PUBLISHED = f"""\
 Ours with timm's own preprocessing, but for the start "official", which crops DeiT and LeViT as the
-paper's script does; the row "float" is timm's. Published top-1 is from FQ-ViT's README, which crops images by
-0.875; Evol-Q's published gains are from the paper's abstract, over the best before it, or from one
-summary of it, over BRECQ, which we could not check. "{UNKNOWN}": we traced no published number."""
+paper's script does; the row "float" is timm's. Published top-1 is from FQ-ViT's README, which crops
+by 0.875; Evol-Q's published gains are from the paper's abstract, over the best before it, or from
+one summary of it, over BRECQ, which we could not check. "{UNKNOWN}": we traced no published number.
+"""
 CHECK = """\
 **A {:,}-image check, not the ImageNet validation set of 50,000: do not compare it with published
 numbers.** None are shown."""
@@ -284,7 +285,7 @@ class Grid:
             f"images: {self.calibration_images:,}; seeds: {self.seeds}). Top-1 in percent, mean "
             "over seeds; a gain is over the start, with its 95 % interval. KL: to the float "
             "network, before and after the search, in nats an image.",
-            HOW_PUBLISHED if whole else CHECK.format(self.test_images),
+            HOW_PUBLISHED.strip() if whole else CHECK.format(self.test_images),
         ]
         for bits in BITS:
             parts += [f"## W{bits}A8", to_markdown(tabulate(results, self, bits, whole))]
