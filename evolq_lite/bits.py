@@ -252,7 +252,8 @@ def read_widths(network: nn.Module) -> dict[str, Width]:
 
 def put_widths(network: nn.Module, widths: Mapping[str, Width]) -> None:
     """Make the layers of a network hold these."""
-    layers, integers = quant_layers(network), {}
+    layers = quant_layers(network)
+    integers: dict[str, Tensor] = {}
     for name, width in widths.items():
         width.put(layers[name])
         if width.integers is not None:

@@ -16,7 +16,8 @@ from evolq_lite.numerics import IntRange
 from evolq_lite.observers import OBSERVERS
 
 TENSOR_OBSERVERS = tuple(name for name in OBSERVERS if name != "ptf")
-KINDS = ("sums", "gelu", "probabilities", "scores", "qkv", "inputs", "weights")
+KINDS = ("sums", "gelu", "probabilities", "scores", "qkv", "inputs", "outputs", "weights")
+SAMPLING = ("mse", "percentile", "ptf")  # observers that look at values, not at ranges only
 
 
 def option(default: Any, text: str, choices: tuple[str, ...] = (), flag: str = "") -> Any:
@@ -112,10 +113,31 @@ class QuantConfig(_Checked):
     )
     rounding: str = option(
         "nearest",
-        "which integer a weight becomes: the nearest, or by GPTQ on the calibration images",
-        ("nearest", "gptq"),
+        "which integer a weight becomes: the nearest, or chosen on the calibration images: by "
+        "GPTQ, or learned block by block from GPTQ's",
+        ("nearest", "gptq", "learned"),
     )
     bias_correction: bool = option(False, "shift biases by the mean error of the quantized weights")
+    moment_correction: bool = option(
+        False,
+        "scale and shift each output channel's quantized weights to the float weights' mean and "
+        "variance, anew for other scales",
+    )
+    outputs: bool = option(
+        False,
+        "quantize also what proj, fc2 and the patch embedding write, tokens and positions before "
+        "they are added, and the logits (ViT, DeiT)",
+    )
+    qkv: str = option(
+        "separate",
+        "q, k and v with a scale each, or one scale for the three",
+        ("separate", "shared"),
+    )
+    sample_batches: str = option(
+        "all",
+        "calibration batches whose values mse, percentile and ptf look at; ranges are those of all",
+        ("all", "last"),
+    )
     execution: str = option(
         "auto",
         "multiply integers, simulate that in float, or run the plain layers that lessons print; "
@@ -140,6 +162,26 @@ class QuantConfig(_Checked):
                 f"float_points: unknown kind {unknown[0]!r}; known: {', '.join(KINDS)}"
             )
 
+        if self.moment_correction and self.rounding != "nearest":
+            raise ValueError(
+                f"moment_correction would rescale the weights that rounding {self.rounding} has "
+                "fitted to their inputs; omit one of the two"
+            )
+        if self.qkv == "shared" and self.act_observer == "moving_average":
+            raise ValueError(
+                "qkv shared has one observer for q, k and v, and moving_average would take them "
+                "for three batches; give another act_observer, or qkv separate"
+            )
+        if self.sample_batches == "last" and not {
+            self.act_observer,
+            self.gelu_observer,
+            self.sums,
+        } & {*SAMPLING}:
+            raise ValueError(
+                "sample_batches last has no effect without an activation observer that looks at "
+                f"values ({', '.join(SAMPLING)}); omit it"
+            )
+
     @property
     def float_kinds(self) -> list[str]:
         """The kinds of points that stay float."""
@@ -155,11 +197,45 @@ PRESETS: dict[str, QuantConfig] = {
     "recommended": QuantConfig(
         weight_observer="mse", edge_bits=8, sums="channel", gelu_observer="percentile"
     ),
+    # What the authors' published script does (docs/deviations.md: what is left out).
+    "official": QuantConfig(
+        weight_symmetric=False,
+        moment_correction=True,
+        outputs=True,
+        qkv="shared",
+        act_observer="mse",
+        sample_batches="last",
+    ),
 }
 
 
+def preset_of(config: QuantConfig) -> str:
+    """The preset that a config is nearest to, and what differs: "paper, with weight_bits 3"."""
+
+    def changes(preset: QuantConfig) -> list[str]:
+        return [
+            f"{f.name} {str(getattr(config, f.name)).lower() or 'none'}"
+            for f in fields(QuantConfig)
+            if f.name != "execution"  # how, not what
+            and getattr(config, f.name) != getattr(preset, f.name)
+        ]
+
+    name = min(PRESETS, key=lambda name: len(changes(PRESETS[name])))  # the first one of equals
+    different = ", ".join(changes(PRESETS[name]))
+    return f"{name}, with {different}" if different else name
+
+
 # Options that mean something in one kind of search only.
-SCALES_ONLY = ("passes", "cycles", "step", "mutation", "scales", "granularity", "order")
+SCALES_ONLY = (
+    "passes",
+    "cycles",
+    "step",
+    "mutation",
+    "scales",
+    "integers",
+    "granularity",
+    "order",
+)
 BITS_ONLY = ("mean_bits", "budget_bytes", "widths", "evaluations")
 
 
@@ -201,6 +277,12 @@ class SearchConfig(_Checked):
         "attention",
         "which scales: attention weights, all weights, or all with activations (ptf's factors too)",
         ("attention", "weights", "all"),
+    )
+    integers: str = option(
+        "free",
+        "weights' integers while their scales are searched: rounded anew for each scale, or frozen "
+        "(weight = integer * scale, all layers)",
+        ("free", "frozen"),
     )
     granularity: str = option("block", "what is visited at a time", ("layer", "block", "global"))
     order: str = option("last_first", "order of the blocks in a pass", ("last_first", "first_last"))

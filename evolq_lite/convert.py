@@ -29,13 +29,20 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evolq_lite.chain import chain_of
-from evolq_lite.config import QuantConfig
-from evolq_lite.families import LAST_ACTIVATION, QUANTIZED
+from evolq_lite.config import QuantConfig, preset_of
+from evolq_lite.families import LAST_ACTIVATION, ONLY_VIT, QUANTIZED, QuantTokens
 from evolq_lite.fast import set_execution
 from evolq_lite.layers import ChannelFactors, QuantProducts, QuantWeight
-from evolq_lite.quantizer import Log2Quantizer, Quantizer, act_quantizer, sum_quantizer
+from evolq_lite.quantizer import (
+    FixedIntegers,
+    Log2Quantizer,
+    Quantizer,
+    act_quantizer,
+    sum_quantizer,
+)
 
 Point = Quantizer | Log2Quantizer
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # with which channels' ranges are evened out
 
 
 def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
@@ -48,6 +55,10 @@ def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
     """
     chain_of(model)
     qmodel = swap_layers(fold_batch_norms(twin(model).eval()), config)
+    if config.outputs:
+        if type(qmodel) is not VisionTransformer:
+            raise ValueError(f"outputs {ONLY_VIT}")
+        qmodel = QuantTokens.from_float(qmodel, config)
     if isinstance(qmodel, VisionTransformer):  # the tokens that enter the first block are a sum too
         qmodel.norm_pre = nn.Sequential(qmodel.norm_pre, sum_quantizer(config))
     if isinstance(qmodel, SwinTransformer):
@@ -113,23 +124,54 @@ def set_factors(qmodel: nn.Module, factors: Mapping[str, Tensor]) -> None:
         mlp.norm.factor = new
 
 
+@torch.no_grad()
 def choose_factors(qmodel: nn.Module, images: Tensor, batch: int) -> None:
-    """Choose the factors of each `ChannelFactors` by the range of what passes in float."""
-    modules: dict[str, Any] = {
-        name: qmodel.get_submodule(f"{name}.norm") for name in factors_of(qmodel)
-    }
-    if not modules:
+    """Choose the factors of each `ChannelFactors` by what passes it in float.
+
+    Even activations make uneven weights, which is worse the fewer bits weights have. So several
+    strengths are tried, and the one with the least error in fc2's output is taken.
+    """
+    mlps: dict[str, Any] = {name: qmodel.get_submodule(name) for name in factors_of(qmodel)}
+    if not mlps:
         return
-    for module in modules.values():
-        module.largest = torch.zeros_like(module.factor)
+    set_factors(qmodel, {name: torch.ones_like(mlp.norm.factor) for name, mlp in mlps.items()})
+    for mlp in mlps.values():
+        mlp.norm.seen = []
     try:
-        with torch.no_grad(), pass_floats(qmodel):
+        with pass_floats(qmodel):
             for x in images.split(batch):
                 qmodel(x)
-        set_factors(qmodel, {name: module.suggest() for name, module in modules.items()})
+        found = {}
+        for name, mlp in mlps.items():
+            x = torch.cat(mlp.norm.seen)
+            x = x[:: max(1, len(x) // 4096)]
+            tried = [mlp.norm.even_out(strength) for strength in STRENGTHS]
+            errors = [error_with(mlp.fc2, x, factor) for factor in tried]
+            found[name] = tried[errors.index(min(errors))]
+        set_factors(qmodel, found)
     finally:
-        for module in modules.values():
-            module.largest = None
+        for mlp in mlps.values():
+            mlp.norm.seen = None
+
+
+def error_with(layer: Any, x: Tensor, factor: Tensor) -> float:
+    """Squared error of a linear layer's output on inputs (n, in) that are divided by a factor."""
+    rounded = []
+    for point, value in (
+        (layer.input_quant, x / factor),
+        (layer.weight_quant, layer.weight * factor),
+    ):
+        if point.stays_float:
+            rounded.append(value)
+            continue
+        probe = Quantizer(
+            point.integers, point.observer_name, point.symmetric, point.axis, **point.options
+        )
+        probe.observe()
+        probe(value)
+        probe.freeze()
+        rounded.append(probe(value))
+    return float((rounded[0] @ rounded[1].T - x @ layer.weight.T).square().mean())
 
 
 def edge_layers(qmodel: nn.Module) -> list[str]:
@@ -157,6 +199,8 @@ def kind_of(name: str) -> str:
         return "gelu" if above[-2:-1] == ["mlp"] and above[-1] in ("fc2", "ln2") else "inputs"
     if last in ("q", "k", "v"):
         return "qkv"
+    if last in ("output", "tokens", "positions", "logits"):
+        return "outputs"
     return last if last in ("scores", "probabilities") else "sums"
 
 
@@ -347,6 +391,10 @@ def calibrate(
                 if name not in layers and not point.stays_float:
                     point.observe()
             for x in images.split(batch):
+                if config.sample_batches == "last":
+                    for point in points.values():
+                        if point.observer is not None:
+                            point.observer.forget_samples()
                 qmodel(x)
         for name, point in points.items():
             if point.stays_float:
@@ -372,7 +420,7 @@ def correct_biases(qmodel: nn.Module, images: Tensor, batch: int) -> None:
 
     def record(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         missing = layer.product(
-            layer.input_quant(inputs[0]), layer.weight - layer.weight_quant(layer.weight), None
+            layer.input_quant(inputs[0]), layer.weight - layer.quantize_weight(), None
         )
         channels = 1 if isinstance(layer, nn.Conv2d) else -1
         lost[layer].append(missing.movedim(channels, 0).flatten(1).mean(1))
@@ -406,6 +454,7 @@ class Row:
 def points(qmodel: nn.Module) -> list[Row]:
     """Every quantization point of a model, weights and activations, log2 points with 0 scales."""
     rows = []
+    names = Counter(module for _, module in qmodel.named_modules(remove_duplicate=False))
     for name, module in qmodel.named_modules():
         if isinstance(module, Point) and module.stays_float:
             rows.append(Row(name, None, False, "float", "none", 0))
@@ -415,6 +464,8 @@ def points(qmodel: nn.Module) -> list[Row]:
             granularity = "per tensor" if module.axis is None else "per channel"
             if module.observer_name == "ptf":
                 granularity = "per channel, powers of two"
+            if names[module] == 3:
+                granularity = "per tensor, for q, k and v"
             values = module.scale.numel() if module.frozen else 0
             integers = module.integers
             rows.append(
@@ -444,6 +495,8 @@ def describe(qmodel: nn.Module) -> str:
         if not list(module.children()) and not isinstance(module, quiet)
     )
     kept = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
+    if isinstance(config := getattr(qmodel, "quant_config", None), QuantConfig):
+        lines.append(f"preset: {preset_of(config)}")
     lines.append(f"stays float: biases, softmax, additions before their quantizer; {kept}")
     weights = [m for m in qmodel.modules() if isinstance(m, QuantWeight)]
     bits = [m.weight_quant.integers.bits for m in weights if not m.weight_quant.stays_float]
@@ -452,7 +505,9 @@ def describe(qmodel: nn.Module) -> str:
         mean = sum(n * b for n, b in zip(sizes, bits, strict=True)) / sum(sizes)
         lines.append(f"weights have {mean:.2f} bits on average, each layer its own")
     if rounded := sum(m.rounded for m in qmodel.modules() if isinstance(m, QuantWeight)):
-        lines.append(f"weights whose integers were chosen (GPTQ): {rounded} layers")
+        frozen = any(isinstance(m, FixedIntegers) for m in qmodel.modules())
+        how = "frozen" if frozen else "chosen"
+        lines.append(f"weights whose integers were {how}: {rounded} layers")
     lines.append(f"matrix products that stay float: {tell_float_products(qmodel)}")
     return "\n".join(lines)
 

@@ -27,25 +27,19 @@ from evolq_lite.bits import (
     tensors_of,
 )
 from evolq_lite.chain import chain_of
-from evolq_lite.config import QuantConfig, SearchConfig
+from evolq_lite.config import QuantConfig, SearchConfig, preset_of
 from evolq_lite.convert import calibrate, quantize, twin
 from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, LossChange, Scores, packed, score
 from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluations_of, evolve
 from evolq_lite.fast import set_execution
 from evolq_lite.figures import bits_figure, history_figure, save_figure, top1_figure
 from evolq_lite.objective import batches
-from evolq_lite.rounding import Rounded, integers_of, round_weights
+from evolq_lite.rounding import Rounded, quant_layers, round_weights
 from evolq_lite.runs.environment import environment, peak_memory
 from evolq_lite.runs.folder import RunFolder
-from evolq_lite.runs.scales import digest_of, save_scales, scales_of
+from evolq_lite.runs.scales import digest_of, extras_of, restore_integers, save_scales, scales_of
 from evolq_lite.runs.source import BATCH, Parts, Progress, Source, quiet
-from evolq_lite.runs.workers import (
-    Workers,
-    WorkersObjective,
-    check_rounding,
-    check_search,
-    state_of,
-)
+from evolq_lite.runs.workers import Workers, WorkersObjective, check_search, rounding_of, state_of
 
 
 @dataclass(frozen=True)
@@ -139,8 +133,8 @@ class Run:
     `resume` opens the run in `out` (ValueError unless it was begun with the same options),
     `replace` removes it first; FileExistsError if there is one and neither is given. `parts` and
     `hashes` are what the source loads and checks, if they are at hand already. A context: at its
-    end the folder's lock is released. `on_rounded` is called for each layer whose weights GPTQ has
-    rounded.
+    end the folder's lock is released. `on_rounded` is called for each layer whose integers were
+    chosen.
     """
 
     def __init__(
@@ -160,6 +154,7 @@ class Run:
         self.source, self.quant, self.search = source, quant, search
         config = {
             **source.identity(),
+            "preset": preset_of(quant),
             "quantization": asdict(quant),
             "search": asdict(search),
             "paths": source.paths(),
@@ -177,8 +172,7 @@ class Run:
             if search.search == "bits":
                 execution = self.prepare_bits(on_rounded)
             else:
-                for event in round_weights(self.qmodel, self.parts.images, quant.rounding):
-                    on_rounded(event)
+                self.choose_integers(folder, on_rounded)
             self.folder = folder = folder or RunFolder.create(out, config, replace, lock)
             self.before, self.chain = twin(self.qmodel), chain_of(self.qmodel)
             self.chain.fit_chunk(self.parts.images[:1])
@@ -191,13 +185,15 @@ class Run:
                 calibrated=digest_of(
                     {
                         **scales_of(self.qmodel),
-                        **integers_of(self.qmodel),
+                        **extras_of(self.qmodel),
                         **tensors_of(self.table),
                     },
                     {},
                 ),
             )
             self.folder.enter(self.state)
+            if quant.rounding != "nearest" and not self.folder.scales.exists():
+                save_scales(self.folder.scales, self.qmodel, visits=0)
             self.past = self.folder.restore()
         except BaseException:
             if folder is not None:
@@ -224,6 +220,19 @@ class Run:
             bits = round(mean_bits(self.genome, self.genome.read(self.before)), 2)
         return f"W{bits:g}A{self.quant.act_bits}"
 
+    def choose_integers(
+        self, folder: RunFolder | None, on_rounded: Callable[[Rounded], None]
+    ) -> None:
+        """Round the weights, unless a stopped run has left their integers in its folder."""
+        method = self.quant.rounding
+        if method != "nearest" and folder is not None:
+            restored = restore_integers(folder.scales, self.qmodel, folder.calibrated)
+        else:
+            restored = False
+        if not restored:
+            for event in round_weights(self.qmodel, self.parts.images, method):
+                on_rounded(event)
+
     def __enter__(self) -> Self:
         return self
 
@@ -238,7 +247,6 @@ class Run:
         candidates.
         """
         if workers is not None:
-            check_rounding(self.quant)
             check_search(self.search)
         if workers is None:
             self.folder.enter({**self.state, "workers": None})
@@ -270,18 +278,27 @@ class Run:
 
     def export(self, event: Committed) -> None:
         """Write the scales after a visit."""
-        path = self.folder.path / "scales.safetensors"
-        save_scales(path, self.qmodel, visits=event.visits, fitness=event.fitness)
+        save_scales(self.folder.scales, self.qmodel, visits=event.visits, fitness=event.fitness)
 
     def objective_of(self, workers: Workers, visit: Visit) -> WorkersObjective:
         """What evaluates the candidates of a visit on workers."""
         count = len(batches(self.parts.targets, self.search.batch))
-        state = state_of(self.qmodel)
-        return WorkersObjective(workers, self.source, self.quant, self.search, state, visit, count)
+        return WorkersObjective(
+            workers,
+            self.source,
+            self.quant,
+            self.search,
+            state_of(self.qmodel),
+            visit,
+            count,
+            rounding_of(self.qmodel),
+        )
 
     def round_start(self) -> nn.Module:
         """The first network with its weights rounded by GPTQ instead: what a search has to beat."""
         network = twin(self.before)
+        for layer in quant_layers(network).values():
+            layer.moment_correction = False  # GPTQ fits the weights itself
         for _ in round_weights(network, self.parts.images, "gptq"):
             pass
         return network
