@@ -15,6 +15,7 @@ from evolq_lite.panels import (
     InfoNCEPanel,
     LandscapePanel,
     QuantizerPanel,
+    ReadingPanel,
     SearchPanel,
     ViTPanel,
     base,
@@ -27,6 +28,7 @@ MOVES = {
     LandscapePanel: ("bits", 5),
     InfoNCEPanel: ("temperature", 0.5),
     EvolutionPanel: ("population", 7),
+    ReadingPanel: ("bits", 3),
     SearchPanel: ("passes", 3),
 }
 SHIPPED = [kind for kind in MOVES if kind.shipped]

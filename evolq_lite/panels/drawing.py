@@ -9,7 +9,7 @@ a mark (`<title>`).
 
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape, unescape
 from io import BytesIO
 from math import ceil, floor, log10
@@ -273,10 +273,65 @@ class Tiles:
         return self.svg
 
 
+class Sheet:
+    """Many small gray pictures (n, height, width) of values -1 (white) to 1, each over a label.
+
+    All pictures are one image, so that a new sheet is a few kilobytes of text. `looks` name what is
+    to be seen of each besides its label: "" is plain, others a color and a dash for its frame.
+    """
+
+    SIZE, WIDE, TALL = 42, 58, 72  # of a picture, and of its cell
+
+    def __init__(
+        self,
+        title: str,
+        pictures: np.ndarray,
+        labels: Sequence[str],
+        looks: Sequence[str],
+        frames: Mapping[str, tuple[str, str]],
+        columns: int = 10,
+    ) -> None:
+        rows = ceil(len(pictures) / columns)
+        width, top = 8 + self.WIDE * columns, 48
+        height = top + self.TALL * rows
+        parts = [text(4, 14, title, 'font-weight="bold"', "start")]
+        x = 4.0
+        for look, (color, dash) in frames.items():
+            style = f'fill="none" stroke="{color}" stroke-width="2.5" stroke-dasharray="{dash}"'
+            parts.append(f'<rect x="{x:.0f}" y="24" width="16" height="14" {style}/>')
+            parts.append(text(x + 22, 36, look, "", "start"))
+            x += 40 + LETTER * len(look)
+        parts.append(
+            f'<image x="4" y="{top}" width="{self.WIDE * columns}" height="{self.TALL * rows}" '
+            f'href="{sprite(pictures, columns, self.SIZE, self.WIDE, self.TALL)}" '
+            'preserveAspectRatio="none"/>'
+        )
+        for i, (label, look) in enumerate(zip(labels, looks, strict=True)):
+            x, y = 4 + self.WIDE * (i % columns), top + self.TALL * (i // columns)
+            middle, under = x + self.WIDE / 2, y + self.SIZE + 20
+            if look:
+                color, dash = frames[look]
+                style = f'fill="none" stroke="{color}" stroke-width="2.5" stroke-dasharray="{dash}"'
+                left = middle - self.SIZE / 2 - 2
+                side = self.SIZE + 4
+                parts.append(
+                    f'<rect x="{left:.0f}" y="{y - 2}" width="{side}" height="{side}" {style}/>'
+                )
+            parts.append(text(middle, under, label, 'font-weight="bold"' if look else ""))
+        self.svg = (
+            f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-size="13" '
+            f'fill="currentColor" aria-hidden="true">{"".join(parts)}</svg>'
+        )
+
+    def __str__(self) -> str:
+        return self.svg
+
+
 class Drawing:
     """Plots side by side, with one alt text for all."""
 
-    def __init__(self, alt: str, *plots: Plot | Tiles) -> None:
+    def __init__(self, alt: str, *plots: object) -> None:
+        """`plots` are Plots, Tiles, or others whose `str` is an SVG of a width and a height."""
         self.alt, self.plots = alt, plots
 
     def html(self) -> str:
@@ -335,6 +390,21 @@ def png(pixels: np.ndarray) -> str:
     out = BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return f"data:image/png;base64,{b64encode(out.getvalue()).decode()}"
+
+
+def sprite(pictures: np.ndarray, columns: int, size: int, wide: int, tall: int) -> str:
+    """Pictures (n, height, width) as one image: `size` pixels each, in cells of `wide` x `tall`.
+
+    White is -1, black 1, and between the pictures nothing is drawn.
+    """
+    rows = ceil(len(pictures) / columns)
+    canvas = Image.new("LA", (2 * wide * columns, 2 * tall * rows))  # twice: for sharp screens
+    for i, picture in enumerate(pictures):
+        gray = ((1 - picture) * 127.5).clip(0, 255).astype(np.uint8)
+        tile = Image.fromarray(gray).resize((2 * size, 2 * size), Image.Resampling.BILINEAR)
+        place = 2 * wide * (i % columns) + wide - size, 2 * tall * (i // columns)
+        canvas.paste(tile.convert("LA"), place)
+    return png(np.asarray(canvas.convert("RGBA").quantize(16).convert("RGBA")))
 
 
 def choose_ticks(low: float, high: float, log: bool = False) -> list[tuple[float, str]]:
