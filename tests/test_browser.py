@@ -346,9 +346,9 @@ def test_a_panel_that_was_not_run_says_so(page: Page, panels: str):
     expect(page.get_by_role("img", name="4 bits, symmetric, per tensor")).to_be_visible()
 
 
-def test_lesson_6_in_voila(page: Page, tmp_path: Path):
+def test_the_panel_of_lesson_6_alone_in_voila(page: Page, tmp_path: Path):
     """What `make app` serves."""
-    served = shutil.copy(NOTEBOOKS / f"{LESSONS[2]}.ipynb", tmp_path)
+    served = shutil.copy(APP / "search.ipynb", tmp_path)
     with voila(Path(served)) as address:
         page.goto(address, timeout=180 * SECOND)
         panel = Shown(page, "searchpanel")
@@ -363,4 +363,4 @@ def test_make_app_uses_the_options_that_are_tested_here():
     recipe = makefile.partition("\napp: ")[2].partition("\n\n")[0]
     assert f"JUPYTER_PATH={APP.relative_to(NOTEBOOKS.parent)} " in recipe
     assert all(option in recipe for option in OPTIONS)
-    assert f"notebooks/{LESSONS[2]}.ipynb" in recipe
+    assert f"{(APP / 'search.ipynb').relative_to(NOTEBOOKS.parent)}" in recipe

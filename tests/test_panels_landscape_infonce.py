@@ -30,6 +30,7 @@ def few_images_and_points():
     caches = landscape.quantized, landscape.probe_images
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(landscape, "IMAGES", 6)
+        patch.setattr(landscape, "MOST_IMAGES", 12)
         patch.setattr(landscape, "POINTS", {LINE: 5, PLANE: 3})
         patch.setattr(landscape, "FLOOR_POINTS", 2)
         for kind in (LandscapePanel, InfoNCEPanel):

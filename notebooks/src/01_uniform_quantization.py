@@ -23,7 +23,8 @@ import torch
 from IPython.display import Code
 
 from evolq_lite.figures import PETROFF, new_figure
-from evolq_lite.panels import QuantizerPanel, Quiz
+from evolq_lite.panels import Guess, QuantizerPanel, Quiz
+from evolq_lite.panels.quantizer import SHARES, TENSORS, errors_of
 
 torch.set_num_threads(2)
 
@@ -110,6 +111,21 @@ for symmetric in (True, False):
 # divided by the power: 1 % means that the error has a hundredth of the signal's power, or a tenth
 # of its size. The signal-to-noise ratio in decibels is $-10 \log_{10}$ of that share.
 #
+# How much of the range should 3, 4 and 6 bits cover? Guess, then see the best shares for the
+# weights of a real layer.
+
+# %% tags=["hide-input"]
+errors = {bits: errors_of(next(iter(TENSORS)), bits, True, False) for bits in (3, 4, 6)}
+Guess(
+    "How much of the range of the weights of `blocks.0.attn.qkv` would you keep?",
+    {f"{bits} bits": 100 * float(SHARES[lost.sum(1).argmin()]) for bits, lost in errors.items()},
+    low=0,
+    high=100,
+    unit="%",
+    explanation="With few levels, the rest of the values gains more than the clipped ones lose.",
+)
+
+# %% [markdown]
 # Move the sliders. The tensors are real: weights and inputs of the vision transformer in `data/`.
 
 # %%
@@ -118,9 +134,8 @@ QuantizerPanel()
 # %% [markdown]
 # **Predict, then try.**
 #
-# 1. Take the weights of `blocks.0.attn.qkv` at 4 bits. How much of the range would you keep? Guess,
-#    then find the smallest error with *Range kept*. Does the best share grow or shrink with more
-#    bits?
+# 1. Take the weights of `blocks.0.attn.qkv` at 4 bits, and find the smallest error with *Range
+#    kept*. Does the best share grow or shrink with more bits?
 # 2. Take the input of `blocks.5.mlp.fc2` with *Symmetric* checked. How many levels are in use? And
 #    with it unchecked?
 # 3. Check *Per channel* at 3 bits, with the whole range kept. Which benefits more, the weights of

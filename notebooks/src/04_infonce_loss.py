@@ -27,7 +27,8 @@ from scipy.stats import spearmanr
 from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.landscape import direction
-from evolq_lite.panels import InfoNCEPanel, Quiz
+from evolq_lite.panels import Guess, InfoNCEPanel, Quiz
+from evolq_lite.panels.infonce import ordered, shares
 
 torch.set_num_threads(2)
 demo = eq.load_demo("vit", calibration=300, seed=0)
@@ -107,6 +108,17 @@ print(f"library {float(eq.info_nce(outputs[3][:4], targets[:4], T)):.6f}")
 # For each output, the pull has the same weight as all the pushes together. But the part that points
 # along the output itself changes no cosine. The panel omits that part and compares the lengths of
 # what remains. Near its own target, the pull points along the output, so little of it remains.
+
+# %% tags=["hide-input"]
+outputs_and_targets = ordered(3, 32)  # logits for 32 images, W3A8 and float
+Guess(
+    "What share of the gradient comes from the negatives?",
+    {f"T = {t:g}": 100 * shares(*outputs_and_targets, t)[0] for t in (0.05, 0.3, 3.0)},
+    low=0,
+    high=100,
+    unit="%",
+    explanation="In the panel you see the whole curve, and why.",
+)
 
 # %%
 InfoNCEPanel()

@@ -204,9 +204,9 @@ EvolutionPanel(made=12)
 # moves ten times as far, because it moves one scale at a time.) Each method gets three seeds; the
 # gradient methods use no random numbers, so they run once.
 #
-# **Bet first.** Here are seven of them, live: choose whom you believe in, press *Race*, and see who
-# is ahead when the budget is spent. Race a few times with other seeds, first on the toy, then on the
-# real block. Does the same one always win? Would you bet on the same one on both landscapes?
+# **Bet first.** Here are seven optimizers, live: choose whom you believe in, press *Race*, and see
+# who is ahead when the budget is spent. Race a few times with other seeds, first on the toy, then
+# on the real block. Does the same one always win? Would you bet on the same one on both landscapes?
 
 # %%
 RacePanel()
