@@ -75,9 +75,9 @@ class LandscapePanel(Panel):
         "8 bits": {"bits": 8, "radius": 0.01},
         "Tiny radius": {"bits": 3, "radius": 1e-5},
         "Test loss": {"bits": 3, "radius": 0.01, "images": PROBE},
-        "Frozen integers": {"frozen": True, "float_activations": False},
-        "Float activations": {"frozen": False, "float_activations": True},
-        "Both": {"frozen": True, "float_activations": True},
+        "Frozen integers": {"frozen": True, "floats": False},
+        "Float activations": {"frozen": False, "floats": True},
+        "Both": {"frozen": True, "floats": True},
         "Zoom": {"what": ZOOM},
     }
 
@@ -145,7 +145,7 @@ class LandscapePanel(Panel):
                 value=False,
                 indent=True,
             ),
-            "float_activations": control(
+            "floats": control(
                 W.Checkbox,
                 "Float activations",
                 "Leave all activations in float, so that none of their integers flips",
@@ -169,7 +169,7 @@ class LandscapePanel(Panel):
 
     def compute(self, tick: Tick, **values: Any) -> Any:
         """Values on the line (21,) or in the plane (11, 11), radii, noise floor, scales."""
-        demo, kept = quantized(values["network"], values["bits"], values["float_activations"])
+        demo, kept = quantized(values["network"], values["bits"], values["floats"])
         tick(0.0)
         images, targets = demo.calibration, demo.targets
         fitness: Fitness = info_nce
@@ -308,11 +308,11 @@ def spoken(values: Values) -> str:
     """Network, layer, bits and switches in words."""
     switches = [
         *(["weights' integers frozen"] if values["frozen"] else []),
-        *(["activations float"] if values["float_activations"] else []),
+        *(["activations float"] if values["floats"] else []),
         *([f"{count} images"] if (count := images_of(values)) != IMAGES else []),
     ]
     network = values["network"].upper().replace("VIT", "ViT")
-    bits = f"W{values['bits']}" + ("" if values["float_activations"] else "A8")
+    bits = f"W{values['bits']}" + ("" if values["floats"] else "A8")
     return ", ".join([f"{network} {values['block']}.{values['layer']}, {bits}", *switches])
 
 
