@@ -35,11 +35,11 @@ POINTS = {
     "attn.proj.input_quant": (640, 118, 1, "input"),
     "attn.proj.weight_quant": (690, 66, -1, "weights"),
     "sum1": (800, 118, 1, "sum"),
-    "mlp.fc1.input_quant": (146, 312, 1, "input"),
-    "mlp.fc1.weight_quant": (196, 260, -1, "weights"),
-    "mlp.fc2.input_quant": (372, 312, 1, "input, after GELU"),
-    "mlp.fc2.weight_quant": (422, 260, -1, "weights"),
-    "sum2": (532, 312, 1, "sum"),
+    "mlp.fc1.input_quant": (146, 326, 1, "input"),
+    "mlp.fc1.weight_quant": (196, 274, -1, "weights"),
+    "mlp.fc2.input_quant": (372, 326, 1, "input, after GELU"),
+    "mlp.fc2.weight_quant": (422, 274, -1, "weights"),
+    "sum2": (532, 326, 1, "sum"),
 }
 BOXES = [  # left, middle, width, words
     (60, 118, 56, "norm1"),
@@ -48,20 +48,20 @@ BOXES = [  # left, middle, width, words
     (430, 92, 64, "softmax"),
     (566, 118, 46, "p v"),
     (666, 118, 48, "proj"),
-    (60, 312, 56, "norm2"),
-    (172, 312, 48, "fc1"),
-    (256, 312, 56, "GELU"),
-    (398, 312, 48, "fc2"),
+    (60, 326, 56, "norm2"),
+    (172, 326, 48, "fc1"),
+    (256, 326, 56, "GELU"),
+    (398, 326, 48, "fc2"),
 ]
-PLUSES = [(748, 118), (480, 312)]
+PLUSES = [(748, 118), (480, 326)]
 WIRES = [
-    "M20 118H60M116 118H172M220 118H312M244 118V66H312V80M244 118V176H589V132",
-    "M312 104H300M366 92H430M494 92H566V106M612 118H666M714 118H738M758 118H830",
+    "M20 118H60M116 118H172M220 118H300V100H312M244 118V66H300V84H312M244 118V176H589V132",
+    "M366 92H430M494 92H580V104M612 118H666M714 118H738M758 118H830",
     "M196 66V104M690 66V104",
     "M36 118V24H748V108",  # past the attention
-    "M830 118V226H36V312H60M116 312H172M220 312H256M312 312H398M446 312H470M490 312H570",
-    "M196 260V298M422 260V298",
-    "M46 312V372H480V322",  # past the MLP
+    "M830 118V226H36V326H60M116 326H172M220 326H256M312 326H398M446 326H470M490 326H570",
+    "M196 274V312M422 274V312",
+    "M46 326V386H480V336",  # past the MLP
 ]
 
 
@@ -184,7 +184,7 @@ class Scheme:
     """A transformer block: boxes, wires, and a dot for each point, dark if its error is small."""
 
     def __init__(self, title: str, errors: dict[str, float]) -> None:
-        width, height = 850, 420
+        width, height = 850, 434
         parts = [text(4, 14, title, 'font-weight="bold"', "start")]
         wires = "".join(WIRES)
         style = 'fill="none" stroke="currentColor" stroke-opacity="0.6" stroke-width="1.4"'
@@ -201,9 +201,9 @@ class Scheme:
                 'stroke="currentColor"/>'
             )
             parts.append(text(x, y + 5, "+"))
-        parts += [text(16, 112, "x", "", "end"), text(576, 316, "next block", "", "start")]
+        parts += [text(16, 112, "x", "", "end"), text(576, 330, "next block", "", "start")]
         parts += [dot(*POINTS[name], spoken(name), error) for name, error in errors.items()]
-        parts.append(legend(580, 396))
+        parts.append(legend(580, 408))
         self.svg = (
             f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-size="12" '
             f'fill="currentColor" aria-hidden="true">{"".join(parts)}</svg>'

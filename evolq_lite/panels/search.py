@@ -299,9 +299,9 @@ class SearchPanel(Panel):
     def offer(self, run: Run, outcome: Outcome) -> None:
         """Let the reader choose among characters that the search has made right or wrong."""
         changed = (outcome.right["before"] != outcome.right["evolved"]).nonzero().flatten()
-        changed = changed[torch.linspace(0, len(changed) - 1, OFFERED).long().unique()]
         if len(changed) == 0:
             return
+        changed = changed[torch.linspace(0, len(changed) - 1, OFFERED).long().unique()]
         part = read_typefaces("test")
         self.images = normalised(part.images[changed].float() / 255)
         models = {"float": run.parts.model, "before": run.before, "evolved": run.qmodel}
