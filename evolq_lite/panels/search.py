@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.data import CHARACTERS, normalised, read_typefaces
-from evolq_lite.evaluate import Accuracy
+from evolq_lite.evaluate import LOSSES, Accuracy
 from evolq_lite.evolve import Evaluated
 from evolq_lite.files import parse_json
 from evolq_lite.fitness import FITNESS
@@ -298,7 +298,7 @@ class SearchPanel(Panel):
     @torch.no_grad()
     def offer(self, run: Run, outcome: Outcome) -> None:
         """Let the reader choose among characters that the search has made right or wrong."""
-        changed = (outcome.right["before"] != outcome.right["evolved"]).nonzero().flatten()
+        changed = (outcome.scores["before"].right != outcome.scores["evolved"].right).nonzero().flatten()
         if len(changed) == 0:
             return
         changed = changed[torch.linspace(0, len(changed) - 1, OFFERED).long().unique()]
@@ -308,7 +308,7 @@ class SearchPanel(Panel):
         self.shares = {name: model(self.images).softmax(1) for name, model in models.items()}
         self.names = [
             f"{CHARACTERS[int(label)]}, {'now right' if right else 'now wrong'}"
-            for label, right in zip(part.labels[changed], outcome.right["evolved"][changed])
+            for label, right in zip(part.labels[changed], outcome.scores["evolved"].right[changed])
         ]
         numbered = [(f"{i + 1}: {name}", i) for i, name in enumerate(self.names)]
         self.character.options = [("choose one", None), *numbered]
@@ -386,10 +386,14 @@ class SearchPanel(Panel):
             if self.looks > 1
             else ""
         )
+        losses = ". ".join(
+            f"{LOSSES[name]} {change.was:.4f} to {change.now:.4f}: {change.verdict}"
+            for name, change in outcome.losses.items()
+        )
         return (
             f"{outcome.setting}, {len(outcome.history)} evaluations: "
             f"top-1 before {top1['before']}, evolved {top1['evolved']}, float {top1['float']}. "
-            f"Gain {outcome.gain}: {outcome.gain.verdict}.{warning}"
+            f"Gain {outcome.gain}: {outcome.gain.verdict}. {losses}.{warning}"
         )
 
 
