@@ -298,7 +298,8 @@ class SearchPanel(Panel):
     @torch.no_grad()
     def offer(self, run: Run, outcome: Outcome) -> None:
         """Let the reader choose among characters that the search has made right or wrong."""
-        changed = (outcome.scores["before"].right != outcome.scores["evolved"].right).nonzero().flatten()
+        before, evolved = (outcome.scores[name].right for name in ("before", "evolved"))
+        changed = (before != evolved).nonzero().flatten()
         if len(changed) == 0:
             return
         changed = changed[torch.linspace(0, len(changed) - 1, OFFERED).long().unique()]
@@ -308,7 +309,7 @@ class SearchPanel(Panel):
         self.shares = {name: model(self.images).softmax(1) for name, model in models.items()}
         self.names = [
             f"{CHARACTERS[int(label)]}, {'now right' if right else 'now wrong'}"
-            for label, right in zip(part.labels[changed], outcome.scores["evolved"].right[changed])
+            for label, right in zip(part.labels[changed], evolved[changed])
         ]
         numbered = [(f"{i + 1}: {name}", i) for i, name in enumerate(self.names)]
         self.character.options = [("choose one", None), *numbered]
