@@ -39,7 +39,7 @@ def compute_readings() -> dict[str, Any]:
     stored and say what share of all test images each network gets right.
     """
     demo = load_demo("vit", DEMO_IMAGES)
-    images = demo.test[0][SHOWN]
+    images, labels = demo.test
     measured = where(load_results("C1"), network="vit")
     rows = {"float": where(measured, observer="none")}
     networks = {"float": demo.model}
@@ -47,9 +47,9 @@ def compute_readings() -> dict[str, Any]:
         rows[str(bits)] = where(measured, observer="minmax", weight_bits=bits, act_bits=8)
         networks[str(bits)] = quantize(demo.model, QuantConfig(weight_bits=bits, act_bits=8))
         calibrate(networks[str(bits)], demo.calibration)
-    found = predict(networks, [images])
+    found = predict(networks, [images[SHOWN]])
     return {
-        "images": int(rows["float"]["images"].item()),
+        "images": len(labels),
         "read": {name: spell(classes) for name, classes in found.items()},
         "top1": {name: round(100 * row["top1"].item(), 2) for name, row in rows.items()},
     }

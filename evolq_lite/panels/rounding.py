@@ -15,6 +15,7 @@ from evolq_lite.convert import calibrate, quantize, twin
 from evolq_lite.data import DEMO_MODELS, Demo, load_demo
 from evolq_lite.evaluate import Accuracy, accuracy
 from evolq_lite.fitness import kl
+from evolq_lite.numerics import IntRange, to_integers
 from evolq_lite.panels.base import IntSlider, Panel, control
 from evolq_lite.panels.drawing import BLUE, COLORS, DASHES, ORANGE, PINK, Drawing, Plot
 from evolq_lite.panels.vit import draw_accuracies
@@ -164,9 +165,9 @@ class RoundingPanel(Panel):
         layer, rounding, bits = values["layer"], values["rounding"], values["bits"]
         here, usual = result[rounding], result[MINMAX]
         demo, _, _ = network()
-        weight = demo.model.get_submodule(layer).weight.detach() / here.scales[layer][:, None]
-        half = 2 ** (bits - 1)
-        moved = here.integers[layer] != weight.round().clamp(-half, half - 1)
+        weight, scales = demo.model.get_submodule(layer).weight.detach(), here.scales[layer]
+        levels = IntRange(bits, signed=True)
+        moved = here.integers[layer] != to_integers(weight, scales, torch.tensor(0.0), levels, 0)
         share = float(moved.float().mean())
         error, before = here.errors[layer], usual.errors[layer]
         said = (
@@ -180,7 +181,8 @@ class RoundingPanel(Panel):
             f"output error {error:.1%}. Same prediction as float: {here.same.top1:.1%}, to nearest "
             f"with MinMax {usual.same.top1:.1%}."
         )
-        row, chosen = weight[CHANNEL].numpy(), here.integers[layer][CHANNEL].numpy()
+        row = (weight[CHANNEL] / scales[CHANNEL]).numpy()
+        chosen = here.integers[layer][CHANNEL].numpy()
         order = [name for name in (MINMAX, MSE, BARE, GPTQ) if name in result]
         agreement = draw_accuracies(
             {name: result[name].same for name in order},
@@ -190,7 +192,7 @@ class RoundingPanel(Panel):
         )
         return Drawing(
             alt,
-            draw_integers(row, chosen, moved[CHANNEL].numpy(), half),
+            draw_integers(row, chosen, moved[CHANNEL].numpy(), 2 ** (bits - 1)),
             draw_layers(here.errors, usual.errors, layer),
             agreement,
         ), said

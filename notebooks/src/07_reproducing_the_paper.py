@@ -81,7 +81,7 @@ Code(inspect.getsource(Comparison), language="python")
 # separately (C3 uses bands instead).
 #
 # The demo run shows why pairing matters. Unpaired, two intervals of about ±0.7 points hide a gain
-# of 0.6 points; paired, most images drop out.
+# of half a point; paired, most images drop out.
 
 # %%
 summary = json.loads((DATA / "results" / "demo-summary.json").read_text())
