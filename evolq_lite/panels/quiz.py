@@ -196,9 +196,9 @@ class Guess(Question):
             xticks=list(zip(places, names)),
         )
         guesses = list(self.guesses.values())
-        style = {"titles": [f"guess {value:.3g}{self.unit}" for value in guesses]}
+        titles = [f"guess {value:.3g}{self.unit}" for value in guesses]
         plot.line(places, guesses, BLUE, DASHES[1])
-        plot.points(places, guesses, BLUE, "circle", 6, hollow=True, label="your guess", **style)
+        plot.points(places, guesses, BLUE, "circle", 6, True, titles, "your guess")
         alt = f"Your guess: {', '.join(f'{v:.3g}{self.unit}' for v in guesses)}."
         if self.revealed:
             values = list(self.truth.values())

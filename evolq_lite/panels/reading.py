@@ -118,9 +118,9 @@ class ReadingPanel(Panel):
         images, truth = shown()
         now, was = result["read"][name], result["read"]["float"]
         labels, looks = zip(*map(judge, now, was, truth))
-        right = sum(map(str.__eq__, now, truth))
-        before = sum(map(str.__eq__, was, truth))
-        flips = sum(map(str.__ne__, now, was))
+        right = sum(a == b for a, b in zip(now, truth))
+        before = sum(a == b for a, b in zip(was, truth))
+        flips = sum(a != b for a, b in zip(now, was))
         top1 = result["top1"]
         said = (
             f"{name} bits: {right} of these {COUNT} characters are read correctly, {before} by the "
