@@ -52,10 +52,19 @@ def test_all_lessons_are_there_and_made_from_their_sources():
 @each_lesson
 def test_a_notebook_is_in_step_with_its_source(source):
     made, kept = read_source(source), stored(source)
-    assert [(c.id, c.cell_type, c.source) for c in kept.cells] == [
-        (c.id, c.cell_type, c.source) for c in made.cells
+    assert [(c.id, c.cell_type, c.source, c.metadata) for c in kept.cells] == [
+        (c.id, c.cell_type, c.source, c.metadata) for c in made.cells
     ], "run make notebooks"
     assert (NOTEBOOKS / f"{source.stem}.ipynb").stat().st_size < MOST_BYTES
+
+
+@each_lesson
+def test_imports_and_questions_open_with_their_code_folded_away(source):
+    code = [cell for cell in read_source(source).cells if cell.cell_type == "code"]
+    asked = [cell for cell in code if cell.source.startswith(("Quiz(", "Guess("))]
+    assert asked and code[0].source.startswith("import evolq_lite")
+    for cell in (code[0], *asked):
+        assert cell.metadata == {"tags": ["hide-input"], "jupyter": {"source_hidden": True}}
 
 
 @each_lesson
