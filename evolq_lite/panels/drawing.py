@@ -274,24 +274,24 @@ class Tiles:
 
 
 class Sheet:
-    """Many small gray pictures (n, height, width) of values -1 (white) to 1, each over a label.
+    """Many small pictures, each over a label; `pictures` is what `sprite` has made of them.
 
-    All pictures are one image, so that a new sheet is a few kilobytes of text. `looks` name what is
-    to be seen of each besides its label: "" is plain, others a color and a dash for its frame.
+    `looks` name what is to be seen of each besides its label: "" is plain, others are keys of
+    `frames`, which holds a color and a dash.
     """
 
-    SIZE, WIDE, TALL = 42, 58, 72  # of a picture, and of its cell
+    SIZE, WIDE, TALL, COLUMNS = 42, 58, 72, 10  # of a picture, of its cell, cells in a row
 
     def __init__(
         self,
         title: str,
-        pictures: np.ndarray,
+        pictures: str,
         labels: Sequence[str],
         looks: Sequence[str],
         frames: Mapping[str, tuple[str, str]],
-        columns: int = 10,
     ) -> None:
-        rows = ceil(len(pictures) / columns)
+        columns = self.COLUMNS
+        rows = ceil(len(labels) / columns)
         width, top = 8 + self.WIDE * columns, 48
         height = top + self.TALL * rows
         parts = [text(4, 14, title, 'font-weight="bold"', "start")]
@@ -303,8 +303,7 @@ class Sheet:
             x += 40 + LETTER * len(look)
         parts.append(
             f'<image x="4" y="{top}" width="{self.WIDE * columns}" height="{self.TALL * rows}" '
-            f'href="{sprite(pictures, columns, self.SIZE, self.WIDE, self.TALL)}" '
-            'preserveAspectRatio="none"/>'
+            f'href="{pictures}" preserveAspectRatio="none"/>'
         )
         for i, (label, look) in enumerate(zip(labels, looks, strict=True)):
             x, y = 4 + self.WIDE * (i % columns), top + self.TALL * (i // columns)
@@ -322,6 +321,27 @@ class Sheet:
             f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-size="13" '
             f'fill="currentColor" aria-hidden="true">{"".join(parts)}</svg>'
         )
+
+    @classmethod
+    def sprite(cls, pictures: np.ndarray) -> str:
+        """Gray pictures (n, height, width), -1 (white) to 1, as one image with gaps between them.
+
+        It stays the same while labels change, so make it once: it is most of a sheet's bytes.
+        """
+        size, wide, tall = (2 * n for n in (cls.SIZE, cls.WIDE, cls.TALL))  # for sharp screens
+        rows = ceil(len(pictures) / cls.COLUMNS)
+        canvas = np.full((tall * rows, wide * cls.COLUMNS), 16, np.uint8)  # 16 grays, and a gap
+        for i, picture in enumerate(pictures):
+            gray = ((1 - picture) * 127.5).clip(0, 255).astype(np.uint8)
+            tile = Image.fromarray(gray).resize((size, size), Image.Resampling.BILINEAR)
+            top, left = tall * (i // cls.COLUMNS), wide * (i % cls.COLUMNS) + (wide - size) // 2
+            canvas[top : top + size, left : left + size] = np.asarray(tile) // 16
+        image = Image.new("P", canvas.shape[::-1])
+        image.putdata(canvas.ravel())
+        image.putpalette([17 * level for level in range(16) for _ in "rgb"] + [0, 0, 0])
+        out = BytesIO()
+        image.save(out, "PNG", transparency=16, optimize=True)
+        return f"data:image/png;base64,{b64encode(out.getvalue()).decode()}"
 
     def __str__(self) -> str:
         return self.svg
@@ -390,21 +410,6 @@ def png(pixels: np.ndarray) -> str:
     out = BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return f"data:image/png;base64,{b64encode(out.getvalue()).decode()}"
-
-
-def sprite(pictures: np.ndarray, columns: int, size: int, wide: int, tall: int) -> str:
-    """Pictures (n, height, width) as one image: `size` pixels each, in cells of `wide` x `tall`.
-
-    White is -1, black 1, and between the pictures nothing is drawn.
-    """
-    rows = ceil(len(pictures) / columns)
-    canvas = Image.new("LA", (2 * wide * columns, 2 * tall * rows))  # twice: for sharp screens
-    for i, picture in enumerate(pictures):
-        gray = ((1 - picture) * 127.5).clip(0, 255).astype(np.uint8)
-        tile = Image.fromarray(gray).resize((2 * size, 2 * size), Image.Resampling.BILINEAR)
-        place = 2 * wide * (i % columns) + wide - size, 2 * tall * (i // columns)
-        canvas.paste(tile.convert("LA"), place)
-    return png(np.asarray(canvas.convert("RGBA").quantize(16).convert("RGBA")))
 
 
 def choose_ticks(low: float, high: float, log: bool = False) -> list[tuple[float, str]]:

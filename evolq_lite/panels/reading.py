@@ -8,7 +8,6 @@ import json
 from functools import cache
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from evolq_lite.config import QuantConfig
@@ -68,10 +67,11 @@ def spell(classes: Tensor) -> str:
 
 
 @cache
-def shown() -> tuple[np.ndarray, str]:
-    """The 60 images (60, 28, 28), from -1 to 1, and what they are."""
+def shown() -> tuple[str, str]:
+    """The 60 images as one, and what they are."""
     part = read_typefaces("test")
-    return normalised(part.images[SHOWN].float() / 255)[:, 0].numpy(), spell(part.labels[SHOWN])
+    images = normalised(part.images[SHOWN].float() / 255)[:, 0].numpy()
+    return Sheet.sprite(images), spell(part.labels[SHOWN])
 
 
 @cache
