@@ -120,7 +120,7 @@ def test_integers_fit_the_bits_and_errors_are_those_of_the_network(name):
     assert look.errors.keys() == look.integers.keys() == set(rounding.LAYERS)
     assert all(q.min() >= -2 and q.max() <= 1 for q in look.integers.values())
     assert look.same.images == 40 and look.divergence > 0
-    assert all(error > 0 for error in look.errors.values())
+    assert all(0 < error < 1.5 for error in look.errors.values())
 
 
 def test_another_layer_costs_nothing_and_shows_other_integers(monkeypatch):

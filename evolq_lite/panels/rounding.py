@@ -14,6 +14,7 @@ from evolq_lite.config import QuantConfig
 from evolq_lite.convert import calibrate, quantize, twin
 from evolq_lite.data import DEMO_MODELS, Demo, load_demo
 from evolq_lite.evaluate import Accuracy, accuracy
+from evolq_lite.fast import set_execution
 from evolq_lite.fitness import kl
 from evolq_lite.numerics import IntRange, to_integers
 from evolq_lite.panels.base import IntSlider, Panel, control
@@ -96,6 +97,7 @@ def look(bits: int, rounding: str, tick: Tick) -> Look:
         events = round_weights(qmodel, demo.calibration, "gptq", **OPTIONS[rounding])
         for done, _ in enumerate(events, 1):
             tick(0.1 + 0.7 * done / (len(LAYERS) + 2))
+    set_execution(qmodel, "plain")  # the fast layers pass integers on: not what a layer computes
     exact = float_outputs()
     logits, outputs = outputs_of(qmodel, images, tick)
     errors = {
