@@ -20,6 +20,7 @@ import torch
 
 from evolq_lite._openmp import UNBOUND
 from evolq_lite._torchvision import torchvision_advice
+from evolq_lite.bits import layer_bits, tell_bits
 from evolq_lite.checkpoints import convert_checkpoint
 from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
 from evolq_lite.convert import describe, tell_float_products
@@ -31,12 +32,13 @@ from evolq_lite.runs.environment import environment, fix_kernels
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Outcome, Run
 from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Folders, Source
-from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers, check_rounding
+from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers, check_search
 from evolq_lite.sensitivity import sensitivity, tell_sensitivity
 from evolq_lite.terminal import progress, say
 
 # Seconds that a cell of an experiment may take on a worker before it counts as hanging.
 CELL_PATIENCE = 7200.0
+OFFICIAL_CROP = 0.875  # what the paper's script keeps of an image for DeiT and LeViT; timm 0.9
 SENSITIVITY_IMAGES = 100  # calibration images that --sensitivity looks at
 # Where networks and photographs lie that are not in this repo; the options tell other places.
 SHARED = DATA.resolve().parent.parent / "shared"
@@ -141,7 +143,15 @@ def source_of(arguments: argparse.Namespace) -> Source:
         arguments.test_images,
         seed,
         arguments.image_size,
+        crop_of(arguments),
     )
+
+
+def crop_of(arguments: argparse.Namespace) -> float | None:
+    """The share of an image that is kept; the official script keeps less of DeiT's and LeViT's."""
+    if arguments.crop is None and arguments.preset == "official":
+        return OFFICIAL_CROP if arguments.model.startswith(("deit", "levit")) else None
+    return arguments.crop
 
 
 def search(arguments: argparse.Namespace) -> int:
@@ -150,8 +160,12 @@ def search(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.replace:
         raise ValueError("--resume keeps the run and --replace removes it; give one of them")
     RunFolder.claim(arguments.out, arguments.resume, arguments.replace, arguments.lock)
+    if config.search == "bits" and hasattr(arguments, "weight_bits"):
+        raise ValueError(
+            "--weight-bits has no effect with --search bits, which takes --mean-bits; omit it"
+        )
     if arguments.workers is not None or arguments.scheduler is not None:
-        check_rounding(quant)
+        check_search(config)
     source, device = source_of(arguments), device_for(arguments)
     with workers_of(arguments, source) as workers:
         with progress(None, "images, opened", "image") as bar:
@@ -195,7 +209,11 @@ def search(arguments: argparse.Namespace) -> int:
                 outcome = run.test(bar.update, others)
             run.write(outcome)
     report(source, outcome)
-    say(f"Written to {arguments.out}: summary.json, fitness.png, top1.png, and the run itself.")
+    pictures = "fitness.png, top1.png"
+    if config.search == "bits":
+        say(f"\n{tell_bits(layer_bits(run.before), layer_bits(run.qmodel))}\n")
+        pictures += ", bits.png"
+    say(f"Written to {arguments.out}: summary.json, {pictures}, and the run itself.")
     return 0
 
 
@@ -394,6 +412,12 @@ def parser() -> argparse.ArgumentParser:
         "--image-size",
         type=number(int, "8 to 4096"),
         help="pixels, where the checkpoint does not tell (default: what it tells, or timm's)",
+    )
+    own.add_argument(
+        "--crop",
+        type=number(float, "0.1 to 1"),
+        help="share of the shorter side of an image that is kept (default: timm's, mostly 0.9; "
+        f"with --preset official {OFFICIAL_CROP} for DeiT and LeViT)",
     )
     own.add_argument(
         "--test-images", type=number(int, "2 or more"), help="a fixed random subset (default: all)"

@@ -24,6 +24,7 @@ from evolq_lite.files import write_whole
 
 PETROFF = mpl.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
 MARKERS = "osD^vP*X<>"
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 
 
 class Picture(Figure):
@@ -148,6 +149,36 @@ def top1_figure(
     axes.set_xlabel(f"top-1 on {images:,} test images, %")
     axes.set_title("\n".join(lines), loc="left", fontsize="small")
     axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def bits_figure(before: Mapping[str, int], after: Mapping[str, int]) -> Picture:
+    """Each layer's bits as a bar, from input to output; a line across it is where it started.
+
+    Color and hatch tell the kind of layer, which is the last part of its name.
+    """
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in after))
+    most, least = max(after, key=after.__getitem__), min(after, key=after.__getitem__)
+    alt = (
+        f"Bits of {len(after)} layers after the search: {after[most]} in {most}, {after[least]} in "
+        f"{least}. {sum(after[n] > b for n, b in before.items())} went up, "
+        f"{sum(after[n] < b for n, b in before.items())} down."
+    )
+    figure = new_figure(max(6, 0.3 * len(after) + 2), 4, alt)
+    axes = figure.add_subplot()
+    for i, (name, bits) in enumerate(after.items()):
+        kind = kinds.index(name.rpartition(".")[2])
+        look = {"color": PETROFF[kind % 10], "hatch": HATCHES[kind % len(HATCHES)]}
+        axes.bar(i, bits, width=0.8, edgecolor="white", label=kinds[kind], **look)
+        axes.annotate(str(bits), (i, bits), xytext=(0, 2), textcoords="offset points", ha="center")
+        axes.hlines(before[name], i - 0.4, i + 0.4, color="0.1", lw=1.5)
+    axes.set_xticks(range(len(after)), list(after), rotation=90, fontsize="small")
+    axes.set(ylabel="bits of weights", ylim=(0, max(after.values()) + 1))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title("Lines: where the search started.", loc="left", fontsize="medium")
+    handles, labels = axes.get_legend_handles_labels()
+    one_each = dict(zip(labels, handles))
+    axes.legend(one_each.values(), one_each.keys(), fontsize="small", ncols=min(6, len(kinds)))
     return figure
 
 

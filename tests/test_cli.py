@@ -119,11 +119,11 @@ def test_help_names_every_option(capsys):
 
 
 def test_a_run_on_weights_rounded_by_gptq_resumes_to_the_same_end(tmp_path, capsys, monkeypatch):
-    """The integers are chosen anew from the same images, which gives the same ones."""
+    """The integers are taken over from the folder."""
     whole, part = tmp_path / "whole", tmp_path / "part"
     more = ("--rounding", "gptq", "--describe")
     assert demo(whole, *more) == 0
-    assert "integers were chosen (GPTQ): " in capsys.readouterr().out
+    assert "integers were chosen: " in capsys.readouterr().out
     append, count = cli.RunFolder.append, iter(range(100))
 
     def interrupted(self, event):
@@ -142,6 +142,3 @@ def test_a_run_on_weights_rounded_by_gptq_resumes_to_the_same_end(tmp_path, caps
         for out in (whole, tmp_path / "nearest")
     ]
     assert fitness[0] < fitness[1]
-    assert demo(tmp_path / "none", *more, "--workers", "2") == 2
-    assert "weights rounded by gptq" in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()

@@ -10,6 +10,7 @@ from evolq_lite.experiments import (
     c7_budget,
     c8_beyond,
     c9_origin,
+    c11_bits,
     c12_starts,
     real,
 )
@@ -25,6 +26,7 @@ MODULES = (
     c7_budget,
     c8_beyond,
     c9_origin,
+    c11_bits,
     c12_starts,
 )
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in MODULES}
