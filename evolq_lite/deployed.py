@@ -4,7 +4,6 @@
 wants its images prepared; `prepare` does that. Read with lesson 9.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +60,11 @@ class Deployed(nn.Module):
         """Prepared images (n, channels, height, width) to logits (n, classes)."""
         found = self.session.run(None, {"images": images.detach().cpu().float().numpy()})
         return torch.from_numpy(found[0])
+
+    @property
+    def classes(self) -> int:
+        """How many classes it tells apart."""
+        return int(self.session.get_outputs()[0].shape[1])
 
     @property
     def prepare(self) -> Callable[[Image.Image], Tensor]:

@@ -15,6 +15,8 @@ multiplies the integers instead. Which form one chooses decides whether it sees 
   one runtime and wrong in another. Channels of their own get a factor before and after the pair:
   `x * (1 / f)`, Q and DQ, `x * f`. Factors of two change no digit.
 - *Fewer than 8 bits* are uint8 whose ends are cut off before Q: Clip, then Q.
+- *The images' own point is written out*: x times 1 / scale, Round, Clip, times scale. Pixels lie on
+  ties there (see `OnnxPixels`), and every runtime has its own way of dividing.
 - *The scores keep a distance from softmax.* "DQ, Softmax, Q" would become one operator that looks
   its values up in a table and changes a quarter of the next codes. So the scores are quantized
   before they are multiplied by 1 / sqrt(d), with a scale that is larger by as much.
@@ -60,7 +62,7 @@ PREPARATION = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 EXTRA = "pip install 'evolq_lite[export]'"
 
 
-def operator(name: str, inputs: Sequence[Tensor], dtype: torch.dtype, **attributes: int) -> Tensor:
+def operator(name: str, inputs: Sequence[Tensor], dtype: torch.dtype, **attributes: Any) -> Tensor:
     """An ONNX operator whose output has the shape of its first input; for tracing only."""
     return torch.onnx.ops.symbolic(
         name, inputs, attributes, dtype=dtype, shape=inputs[0].shape, version=OPSET
@@ -76,7 +78,7 @@ class OnnxPoint(Quantizer):
     ends: tuple[float, float] | None  # of the clamp, for fewer than 8 bits
 
     @classmethod
-    def convert(cls, point: Quantizer) -> None:
+    def convert(cls, point: Any) -> None:
         """Make a calibrated point one of these; codes are counted from 0, so uint8 holds them."""
         low, levels = point.integers.lo, 2**point.integers.bits
         step, zero, factors, shift = point.scale.detach(), point.zero_point - low, None, None
@@ -90,12 +92,13 @@ class OnnxPoint(Quantizer):
         axis = -1 if point.axis is None else point.axis
         if axis not in (-1, 3) and factors is not None:
             raise ValueError(f"its channels lie along axis {axis}, which is not the last one")
-        many = factors is not None and bool((factors != 1).any())
-        point.ends = (  # type: ignore[assignment]
+        if factors is not None and not bool((factors != 1).any()):
+            factors = None
+        point.ends = (
             None if levels == 256 else (float(-zero * step), float((levels - 1 - zero) * step))
         )
-        point.register_buffer("factors", factors if many else None)
-        point.register_buffer("inverse", factors.reciprocal() if many else None)  # type: ignore[union-attr]
+        point.register_buffer("factors", factors)
+        point.register_buffer("inverse", None if factors is None else factors.reciprocal())
         point.register_buffer("shift", shift)
         point.scale, point.zero_point = step.clone(), zero.to(torch.uint8)
         point.__class__ = cls
@@ -119,6 +122,27 @@ class OnnxPoint(Quantizer):
         return x if self.factors is None else x * self.factors
 
 
+class OnnxPixels(Quantizer):
+    """The point that reads the images, as plain arithmetic in the order in which it is done here.
+
+    Pixels had 8 bits before they became numbers from -1 to 1. With a range of 8 bits once more,
+    each lies halfway between two integers, where the last digit decides: no runtime that divides
+    in another order sees the same image.
+    """
+
+    ends: tuple[int, int]  # of the integers, counted from the zero point
+
+    @classmethod
+    def convert(cls, point: Any) -> None:
+        """Make a calibrated point with one scale one of these."""
+        zero = int(point.zero_point)
+        point.ends = point.integers.lo - zero, point.integers.hi - zero
+        point.__class__ = cls
+
+    def forward(self, x: Tensor, unit: Tensor | float = 1.0, spend: bool = False) -> Tensor:
+        return (x * self.scale.reciprocal()).round().clamp(*self.ends) * self.scale
+
+
 class OnnxWeight(QuantWeight):
     """Common to both layers: integers (int8) behind a DQ, one scale per output channel."""
 
@@ -128,7 +152,7 @@ class OnnxWeight(QuantWeight):
     output_axis: int
 
     @classmethod
-    def convert(cls, layer: QuantWeight) -> None:
+    def convert(cls, layer: Any) -> None:
         """Make a calibrated layer one of these."""
         point = layer.weight_quant
         if not point.passing:
@@ -141,9 +165,9 @@ class OnnxWeight(QuantWeight):
             layer.register_buffer("codes", codes)
             layer.register_buffer("scale", point.scale.detach().clone())
             layer.register_buffer("zero_point", zero if bool(zero.any()) else None)
-            layer.weight = None  # type: ignore[assignment]
+            layer.weight = None
         else:
-            layer.codes = None  # type: ignore[assignment]
+            layer.codes = None
         layer.__class__ = cls
 
     def take_weight(self) -> Tensor:
@@ -201,6 +225,12 @@ class OnnxProducts(QuantProducts):
         return (shares @ self.v(v)).transpose(1, 2).flatten(2)
 
 
+FORMS: dict[type[nn.Module], type[OnnxWeight]] = {
+    QuantLinear: OnnxLinear,
+    QuantConv2d: OnnxConv2d,
+}
+
+
 def check_point(name: str, point: Quantizer) -> None:
     """ValueError for a point without a scale, or with one that the format cannot hold."""
     if not point.frozen:
@@ -226,17 +256,18 @@ def make_exportable(qmodel: nn.Module, float_kinds: Sequence[str]) -> nn.Module:
     for name, point in points.items():
         check_point(name, point)
     for name, module in list(copy.named_modules()):
-        forms: tuple[type[OnnxWeight], ...] = (OnnxLinear, OnnxConv2d)
-        for plain, form in zip((QuantLinear, QuantConv2d), forms):
-            if type(module) is plain:
-                if module.weight.dtype != torch.float32:
-                    raise ValueError(f"{name} is not float32; export the network in float32")
-                points.pop(f"{name}.weight_quant", None)
-                form.convert(module)
-        if type(module) is QuantProducts:
+        if (form := FORMS.get(type(module))) is not None:
+            if cast(Tensor, module.weight).dtype != torch.float32:
+                raise ValueError(f"{name} is not float32; export the network in float32")
+            points.pop(f"{name}.weight_quant", None)
+            form.convert(module)
+        elif type(module) is QuantProducts:
             module.__class__ = OnnxProducts
+    first = next((m for m in copy.modules() if isinstance(m, OnnxConv2d)), None)
     for name, point in points.items():
-        if type(point) is Quantizer:
+        if first is not None and point is first.input_quant and point.axis is None:
+            OnnxPixels.convert(point)
+        elif type(point) is Quantizer:
             try:
                 OnnxPoint.convert(point)
             except ValueError as error:
@@ -308,15 +339,14 @@ def export_onnx(
 @contextmanager
 def quiet() -> Iterator[None]:
     """torch's exporter warns of its own use of torch, and logs what it is doing."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
+    level = logging.root.manager.disable
     try:
-        logger.setLevel(logging.ERROR)
+        logging.disable(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(level)
 
 
 @torch.no_grad()
@@ -327,7 +357,9 @@ def trace(model: nn.Module, example: Tensor) -> Any:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed, which exporting needs; {EXTRA}") from None
-    images = example if len(example) > 1 else example.repeat(2, 1, 1, 1)  # 1 would be taken as fixed
+    images = (
+        example if len(example) > 1 else example.repeat(2, 1, 1, 1)
+    )  # 1 would be taken as fixed
     try:
         with quiet():
             program = torch.onnx.export(
@@ -356,8 +388,9 @@ def name_nodes(model: Any) -> None:
     count: Counter[str] = Counter()
     outputs = set(model.graph.outputs)
     for node in model.graph:
-        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
-        name = "/".join(part for part in (scopes[-2] if len(scopes) > 1 else "", node.op_type) if part)
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        place = scopes[-2] if len(scopes) > 1 else ""  # the last is torch's name for the node
+        name = f"{place}/{node.op_type}" if place and place[0] != "_" else node.op_type
         count[name] += 1
         node.name = name if count[name] == 1 else f"{name}_{count[name]}"
         node.doc_string = None
