@@ -25,6 +25,7 @@ from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
 from evolq_lite.convert import describe, tell_float_products
 from evolq_lite.data import DATA, DEMO_MODELS, checked, demo_file
 from evolq_lite.deployed import Deployed
+from evolq_lite.evaluate import LOSSES
 from evolq_lite.evolve import Evaluated
 from evolq_lite.export import WEIGHTS, export_onnx
 from evolq_lite.kernels import missing
@@ -190,8 +191,11 @@ def search(arguments: argparse.Namespace) -> int:
                         fitness = f"{event.fitness:.5f}"
                         bar.set_postfix(block=event.block, fitness=fitness, refresh=False)
                         bar.update()
+            others = {}
+            if arguments.command == "demo" and quant.rounding == "nearest":
+                others["GPTQ"] = run.round_start()
             with progress(len(source.labels()), "test, once", "image") as bar:
-                outcome = run.test(bar.update)
+                outcome = run.test(bar.update, others)
             run.write(outcome)
     report(source, outcome)
     say(f"Written to {arguments.out}: summary.json, fitness.png, top1.png, and the run itself.")
@@ -225,17 +229,26 @@ def workers_of(
 
 def report(source: Source, outcome: Outcome) -> None:
     """Print the table."""
-    gain, evaluations = outcome.gain, len(outcome.history)
     say(f"\n{source.identity()['model']}, {outcome.setting}: {source.note}\n")
     say(
         f"{'':16}{'top-1 [95 % interval]':28}{'gain over before':46}"
         f"{'evaluations':>12}{'seconds':>9}"
     )
     for name, title in outcome.titles.items():
-        evolved = name == "evolved"
-        more = f"{gain!s:46}{evaluations:>12}{outcome.seconds:>9.1f}" if evolved else ""
-        say(f"{title:16}{outcome.accuracies[name]!s:28}{more}")
+        more = "" if name in ("float", "before") else f"{outcome.compare('before', name)!s:46}"
+        if name == "evolved":
+            more += f"{len(outcome.history):>12}{outcome.seconds:>9.1f}"
+        say(f"{title:16}{outcome.accuracies[name]!s:28}{more}".rstrip())
+    gain = outcome.gain
     say(f"\nEvolved against before: {gain.verdict}; {gain.gained} images gained, {gain.lost} lost.")
+    for name, change in outcome.losses.items():
+        say(
+            f"{LOSSES[name]}, nats an image: "
+            f"{change.was:.4f} before, {change.now:.4f} evolved; {change}: {change.verdict}."
+        )
+    if "GPTQ" in outcome.scores:
+        race = outcome.compare("evolved", "GPTQ")
+        say(f"GPTQ without a search, against evolved: {race}: {race.verdict}. See lesson 8.")
 
 
 def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
@@ -508,7 +521,7 @@ def parser() -> argparse.ArgumentParser:
         "claims",
         nargs="*",
         default=["all"],
-        metavar="C1 ... C8 | all | REAL",
+        metavar="C1 ... C12 | all | REAL",
         help="default: all; REAL: real networks, needs the two folders below",
     )
     again.add_argument("--quick", action="store_true", help="few small cells, to try it")

@@ -90,6 +90,11 @@ class QuantConfig(_Checked):
         "activation scales of GELU's output, the input of fc2; none: as other activations",
         TENSOR_OBSERVERS,
     )
+    gelu_factors: bool = option(
+        False,
+        "divide each channel of GELU's output by a power of two that its range suggests, and "
+        "multiply fc2's weights by it",
+    )
     edge_bits: int | None = option(
         None,
         "bits of weights and inputs of the first and the last layer; none: as others",

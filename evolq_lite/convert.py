@@ -11,7 +11,7 @@ Read with lesson 2.
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 from timm.data import resolve_model_data_config
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, Mlp
 from timm.models import levit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
@@ -32,10 +32,11 @@ from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig
 from evolq_lite.families import LAST_ACTIVATION, QUANTIZED
 from evolq_lite.fast import set_execution
-from evolq_lite.layers import QuantProducts, QuantWeight
+from evolq_lite.layers import ChannelFactors, QuantProducts, QuantWeight
 from evolq_lite.quantizer import Log2Quantizer, Quantizer, act_quantizer, sum_quantizer
 
 Point = Quantizer | Log2Quantizer
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # with which channels' ranges are evened out
 
 
 def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
@@ -53,6 +54,9 @@ def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
     if isinstance(qmodel, SwinTransformer):
         norm = cast(nn.Module, qmodel.patch_embed.norm)
         qmodel.patch_embed.norm = nn.Sequential(norm, sum_quantizer(config))
+    if config.gelu_factors:
+        for mlp in mlps_with_gelu(qmodel):
+            mlp.norm = ChannelFactors(mlp.fc2.in_features)
     apply_exceptions(qmodel, config)
     qmodel.quant_config = config  # type: ignore[assignment]  # what `calibrate` goes by
     check_same(model, qmodel)
@@ -75,6 +79,89 @@ def apply_exceptions(qmodel: nn.Module, config: QuantConfig) -> None:
     for name, module in qmodel.named_modules():
         if isinstance(module, Point) and kind_of(name) in config.float_kinds:
             module.stay_float()
+
+
+def mlps_with_gelu(qmodel: nn.Module) -> list[Any]:
+    """timm's MLPs that have GELU, and nothing of their own between it and fc2."""
+    found: list[Any] = [module for module in qmodel.modules() if isinstance(module, Mlp)]
+    return [
+        mlp
+        for mlp in found
+        if isinstance(mlp.act, nn.GELU)
+        and isinstance(mlp.norm, nn.Identity)
+        and isinstance(mlp.fc2, QuantWeight)
+    ]
+
+
+def factors_of(qmodel: nn.Module) -> dict[str, Tensor]:
+    """The factors (channels,) of each `ChannelFactors`, by the name of its MLP."""
+    return {
+        name: module.norm.factor
+        for name, module in qmodel.named_modules()
+        if isinstance(module, Mlp) and isinstance(module.norm, ChannelFactors)
+    }
+
+
+def set_factors(qmodel: nn.Module, factors: Mapping[str, Tensor]) -> None:
+    """Divide channels by these factors, and multiply the weights behind by them.
+
+    Powers of two: the products stay the same, bit for bit, and what is set is undone exactly.
+    """
+    for name, factor in factors.items():
+        mlp: Any = qmodel.get_submodule(name)
+        new = factor.to(mlp.norm.factor.device)
+        mlp.fc2.multiply_inputs(new / mlp.norm.factor)
+        mlp.norm.factor = new
+
+
+@torch.no_grad()
+def choose_factors(qmodel: nn.Module, images: Tensor, batch: int) -> None:
+    """Choose the factors of each `ChannelFactors` by what passes it in float.
+
+    Even activations make uneven weights, which is worse the fewer bits weights have. So several
+    strengths are tried, and the one with the least error in fc2's output is taken.
+    """
+    mlps: dict[str, Any] = {name: qmodel.get_submodule(name) for name in factors_of(qmodel)}
+    if not mlps:
+        return
+    set_factors(qmodel, {name: torch.ones_like(mlp.norm.factor) for name, mlp in mlps.items()})
+    for mlp in mlps.values():
+        mlp.norm.seen = []
+    try:
+        with pass_floats(qmodel):
+            for x in images.split(batch):
+                qmodel(x)
+        found = {}
+        for name, mlp in mlps.items():
+            x = torch.cat(mlp.norm.seen)
+            x = x[:: max(1, len(x) // 4096)]
+            tried = [mlp.norm.even_out(strength) for strength in STRENGTHS]
+            errors = [error_with(mlp.fc2, x, factor) for factor in tried]
+            found[name] = tried[errors.index(min(errors))]
+        set_factors(qmodel, found)
+    finally:
+        for mlp in mlps.values():
+            mlp.norm.seen = None
+
+
+def error_with(layer: Any, x: Tensor, factor: Tensor) -> float:
+    """Squared error of a linear layer's output on inputs (n, in) that are divided by a factor."""
+    rounded = []
+    for point, value in (
+        (layer.input_quant, x / factor),
+        (layer.weight_quant, layer.weight * factor),
+    ):
+        if point.stays_float:
+            rounded.append(value)
+            continue
+        probe = Quantizer(
+            point.integers, point.observer_name, point.symmetric, point.axis, **point.options
+        )
+        probe.observe()
+        probe(value)
+        probe.freeze()
+        rounded.append(probe(value))
+    return float((rounded[0] @ rounded[1].T - x @ layer.weight.T).square().mean())
 
 
 def edge_layers(qmodel: nn.Module) -> list[str]:
@@ -284,6 +371,7 @@ def calibrate(
     }
     for layer in layers.values():
         layer.forget_rounding()
+    choose_factors(qmodel, images, batch)
     points = quantizers(qmodel)
     try:
         with pass_floats(qmodel):

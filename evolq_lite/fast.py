@@ -210,10 +210,11 @@ class FastMlp(Mlp):
         """(..., channels) to the same."""
         fc1, fc2 = self.fc1, self.fc2
         whole = isinstance(fc1, FastLinear) and isinstance(fc2, FastLinear)
-        if not whole or not isinstance(self.norm, nn.Identity) or fc1.plain or fc2.plain:
+        if not whole or fc1.plain or fc2.plain:
             return super().forward(x)
-        into = fc2.code_point if fc1.code_point and kernel_name(self.act) else None
-        return self.drop2(fc2(self.drop1(fc1(x, act=self.act, into=into))))
+        ready = isinstance(self.norm, nn.Identity) and fc1.code_point and kernel_name(self.act)
+        into = fc2.code_point if ready else None
+        return self.drop2(fc2(self.norm(self.drop1(fc1(x, act=self.act, into=into)))))
 
 
 class FastProducts(QuantProducts):

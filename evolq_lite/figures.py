@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from evolq_lite.data import CHARACTERS
-from evolq_lite.evaluate import Accuracy, Comparison
+from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, LossChange
 from evolq_lite.evolve import Evaluated
 from evolq_lite.files import write_whole
 
@@ -104,10 +104,23 @@ def history_figure(history: Sequence[Evaluated]) -> Picture:
     return figure
 
 
-def top1_figure(results: Mapping[str, Accuracy], gain: Comparison | None = None) -> Picture:
-    """Top-1 of several networks as points with 95 % intervals, best read from top to bottom."""
+def top1_figure(
+    results: Mapping[str, Accuracy],
+    gain: Comparison | None = None,
+    losses: Mapping[str, LossChange] | None = None,
+) -> Picture:
+    """Top-1 of several networks as points with 95 % intervals, best read from top to bottom.
+
+    `gain` and `losses` (by the names of `LOSSES`) are told above it.
+    """
     said = "; ".join(f"{name} {accuracy}" for name, accuracy in results.items())
-    figure = new_figure(7, 0.6 * len(results) + 1.4, f"Top-1 with 95 % intervals: {said}.")
+    lines = [] if gain is None else [f"evolved against before: {gain}"]
+    lines += [
+        f"{LOSSES[name]}: {change.was:.4f} to {change.now:.4f}, {change}"
+        for name, change in (losses or {}).items()
+    ]
+    height = 0.6 * len(results) + 1.2 + 0.2 * len(lines)
+    figure = new_figure(7, height, f"Top-1 with 95 % intervals: {said}.")
     axes = figure.add_subplot()
     for i, (name, accuracy) in enumerate(results.items()):
         low, high = accuracy.interval
@@ -133,8 +146,7 @@ def top1_figure(results: Mapping[str, Accuracy], gain: Comparison | None = None)
     axes.set_ylim(len(results) - 0.5, -0.7)
     images = next(iter(results.values())).images
     axes.set_xlabel(f"top-1 on {images:,} test images, %")
-    if gain is not None:
-        axes.set_title(f"evolved against before: {gain}", loc="left", fontsize="medium")
+    axes.set_title("\n".join(lines), loc="left", fontsize="small")
     axes.grid(axis="x", alpha=0.3)
     return figure
 

@@ -73,6 +73,12 @@ class QuantWeight(FromFloat):
         if isinstance(self.weight_quant, FixedIntegers):
             self.weight_quant = self.weight_quant.thaw()
 
+    def multiply_inputs(self, factor: Tensor) -> None:
+        """Multiply the weights of each input by a factor (inputs,), for good."""
+        self.forget_rounding()
+        self.weight = nn.Parameter(self.weight * factor, requires_grad=False)
+        self._float = (self.weight, self.bias)
+
     @property
     def rounded(self) -> bool:
         """Whether the weight is integers times scale already (see `rounding`)."""
@@ -106,6 +112,43 @@ class QuantConv2d(QuantWeight, nn.Conv2d):  # type: ignore[misc]
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(images, in, height, width) convolved with (out, in / groups, kernel, kernel)."""
         return self._conv_forward(x, weight, bias)
+
+
+class ChannelFactors(nn.Module):
+    """Divides each channel (last axis) by a power of two, by which the next weights are multiplied.
+
+    One scale serves a whole tensor badly where a few channels are a hundred times as large as the
+    others, as in GELU's output. The network is the same, bit for bit, because powers of two are
+    exact; only the points behind see other numbers. SmoothQuant (arXiv 2211.10438) moves ranges
+    between activations and weights in this way.
+    """
+
+    factor: Tensor  # (channels,)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.ones(channels))
+        self.seen: list[Tensor] | None = None  # rows (n, channels) that have passed, if watched
+
+    def even_out(self, strength: float) -> Tensor:
+        """Factors (channels,) for what was seen: 1 for the median, and for silent channels.
+
+        With strength 1 all channels get nearly the same range, with 0 all factors are 1.
+        """
+        assert self.seen is not None
+        largest = torch.cat(self.seen).abs().amax(0)
+        loud = largest > 0
+        if not loud.any():
+            return torch.ones_like(largest)
+        logs = (largest / largest[loud].median()).log2().clamp(-16, 16)
+        return torch.where(loud, (strength * logs).round().exp2(), 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) to the same."""
+        if self.seen is not None:
+            rows = x.detach().flatten(0, -2)
+            self.seen.append(rows[:: max(1, len(rows) // 2048)].clone())
+        return x / self.factor
 
 
 class QuantProducts(nn.Module):

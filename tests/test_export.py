@@ -1,6 +1,8 @@
 """Exported files: the same network elsewhere, what the file says, and what cannot be exported."""
 
 import json
+import sys
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ import torch
 from commands import call
 from conftest import toy, toy_images
 from onnx.reference import ReferenceEvaluator
+from PIL import Image
 from torch import nn
 
 import evolq_lite as eq
@@ -94,7 +97,7 @@ def test_block_by_block_codes_are_the_same(demo, vit, tmp_path):
     norms = {n.name: n.input[0] for n in model.graph.node if n.op_type == "LayerNormalization"}
     values = [norms[f"blocks.{i}.norm1/LayerNormalization"] for i in range(6)]
     values.append(norms["norm/LayerNormalization"])
-    for i, (start, end) in enumerate(zip(values, values[1:])):
+    for i, (start, end) in enumerate(pairwise(values)):
         part = onnx.utils.Extractor(model).extract_model([start], [end])
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
@@ -277,13 +280,13 @@ def test_a_module_that_torch_cannot_trace_is_one_sentence(small, tmp_path):
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
 def test_a_missing_extra_is_told(small, tmp_path, monkeypatch, package):
-    monkeypatch.setitem(__import__("sys").modules, package, None)
-    with pytest.raises(ValueError, match=rf"pip install 'evolq_lite\[export\]'"):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=r"pip install 'evolq_lite\[export\]'"):
         eq.export_onnx(small[0], tmp_path / "x.onnx", toy_images("vit", 1))
 
 
 def test_a_missing_runtime_is_told(small, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match="onnxruntime is not installed"):
         Deployed(small[1])
 
@@ -338,8 +341,6 @@ def test_the_receiver_finds_what_the_run_found(run, capsys):
 
 def test_a_file_is_verified_on_a_folder_by_the_names_that_it_holds(run, tmp_path, capsys):
     images = eq.load_demo("cnn", 2).test
-    from PIL import Image
-
     for i in range(0, 9920, 400):
         name = eq.data.CHARACTERS[int(images[1][i])]
         folder = tmp_path / "photos" / f"{name}"
@@ -358,8 +359,6 @@ def test_a_wrong_mean_is_seen(run, tmp_path):
     facts = Deployed(run / "net.onnx").facts
     wrong = rewritten(run / "net.onnx", tmp_path / "w.onnx", json.dumps({**facts, "mean": [0.0]}))
     image = torch.zeros(28, 28, dtype=torch.uint8).numpy()
-    from PIL import Image
-
     good, bad = (Deployed(p).prepare(Image.fromarray(image)) for p in (run / "net.onnx", wrong))
     assert torch.equal(good, -torch.ones(1, 28, 28))
     assert torch.equal(bad, torch.zeros(1, 28, 28))

@@ -5,19 +5,20 @@ other. Nothing is printed: `evolve` yields events, and whoever iterates over the
 time; what was finished by then is in the folder.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize, twin
-from evolq_lite.evaluate import Accuracy, Comparison, packed, predict
+from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, LossChange, Scores, packed, score
 from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluations_of, evolve
 from evolq_lite.fast import set_execution
 from evolq_lite.figures import history_figure, save_figure, top1_figure
@@ -35,27 +36,38 @@ class Outcome:
     """What the test images say of the float, the first and the evolved network."""
 
     setting: str
-    right: dict[str, Tensor]  # "float", "before", "evolved": which images (n,) are right
+    scores: dict[str, Scores]  # of "float", "before", "evolved", and others set beside them
     history: list[Evaluated]
+    groups: Tensor | None = None  # (n,) of images that are alike
 
     @property
     def accuracies(self) -> dict[str, Accuracy]:
         """Top-1 of each network."""
-        return {name: Accuracy(int(it.sum()), len(it)) for name, it in self.right.items()}
+        right = {name: each.right for name, each in self.scores.items()}
+        return {name: Accuracy(int(it.sum()), len(it)) for name, it in right.items()}
 
     @property
     def gain(self) -> Comparison:
         """The evolved network against the first."""
-        return Comparison.of(self.right["before"], self.right["evolved"])
+        return self.compare("before", "evolved")
+
+    def compare(self, was: str, now: str) -> Comparison:
+        """Top-1 of one network against another."""
+        return Comparison.of(self.scores[was].right, self.scores[now].right)
+
+    @property
+    def losses(self) -> dict[str, LossChange]:
+        """The evolved network's losses against the first's, by the names of `LOSSES`."""
+        before, evolved = self.scores["before"], self.scores["evolved"]
+        return {
+            name: LossChange.of(getattr(before, name), getattr(evolved, name), self.groups)
+            for name in LOSSES
+        }
 
     @property
     def titles(self) -> dict[str, str]:
-        """The three networks' names for a reader."""
-        return {
-            "float": "float",
-            "before": f"{self.setting} before",
-            "evolved": f"{self.setting} evolved",
-        }
+        """The networks' names for a reader."""
+        return {name: f"{self.setting} {name}" for name in self.scores} | {"float": "float"}
 
     @property
     def seconds(self) -> float:
@@ -69,19 +81,39 @@ class Outcome:
             "float_top1": self.accuracies["float"].top1,
             "before_top1": self.accuracies["before"].top1,
             "after_top1": self.accuracies["evolved"].top1,
+            "top1": {name: value.top1 for name, value in self.accuracies.items()},
             "intervals": {name: value.interval for name, value in self.accuracies.items()},
             "gain": self.gain.gain,
             "gain_interval": self.gain.interval,
             "p_value": self.gain.p_value,
             "significant": self.gain.significant,
+            "losses": {name: told(change) for name, change in self.losses.items()},
+            "agreement": {
+                name: float(each.agrees.float().mean()) for name, each in self.scores.items()
+            },
             "fitness_before": self.history[0].fitness,
             "fitness_after": min(event.fitness for event in self.history),
             "evaluations": len(self.history),
             "search_seconds": self.seconds,
             "peak_memory_mib": peak_memory(),
             "images": self.gain.images,
-            "correct": {name: packed(it.cpu()) for name, it in self.right.items()},
+            "correct": {name: packed(each.right) for name, each in self.scores.items()},
         }
+
+
+def told(change: LossChange) -> dict[str, Any]:
+    """What summary.json holds of a loss, in nats; None where a number is not finite."""
+    low, high = change.interval
+    numbers = {
+        "before": change.was,
+        "evolved": change.now,
+        "change": change.change,
+        "interval_low": low,
+        "interval_high": high,
+        "p_value": change.p_value,
+    }
+    finite = {name: value if isfinite(value) else None for name, value in numbers.items()}
+    return {**finite, "significant": change.significant}
 
 
 class Run:
@@ -191,22 +223,31 @@ class Run:
         state = state_of(self.qmodel)
         return WorkersObjective(workers, self.source, self.quant, self.search, state, visit, count)
 
-    def test(self, progress: Progress = quiet) -> Outcome:
-        """Read the test images, once, with all three networks."""
+    def round_start(self) -> nn.Module:
+        """The first network with its weights rounded by GPTQ instead: what a search has to beat."""
+        network = twin(self.before)
+        for _ in round_weights(network, self.parts.images, "gptq"):
+            pass
+        return network
+
+    def test(
+        self, progress: Progress = quiet, others: Mapping[str, nn.Module] | None = None
+    ) -> Outcome:
+        """Read the test images, once, with all three networks, and others set beside them."""
         model, images, _ = self.parts
-        models = {"float": model, "before": self.before, "evolved": self.qmodel}
+        models = {"float": model, "before": self.before, "evolved": self.qmodel, **(others or {})}
         tests = (x.to(images.device) for x in self.source.test(self.chain.chunk or BATCH))
-        found = predict(models, tests, progress)
-        labels = self.source.labels()
         return Outcome(
             f"W{self.quant.weight_bits}A{self.quant.act_bits}",
-            {name: p.cpu() == labels for name, p in found.items()},
+            score(models, tests, self.source.labels(), progress),
             self.folder.history(),
+            self.source.groups(),
         )
 
     def write(self, outcome: Outcome) -> None:
         """Add summary.json and two figures to the folder, the numbers first."""
         self.folder.write("summary.json", outcome.summary())
         accuracies = {outcome.titles[k]: v for k, v in outcome.accuracies.items()}
+        top1 = top1_figure(accuracies, outcome.gain, outcome.losses)
         save_figure(history_figure(outcome.history), self.folder.path / "fitness.png")
-        save_figure(top1_figure(accuracies, outcome.gain), self.folder.path / "top1.png")
+        save_figure(top1, self.folder.path / "top1.png")

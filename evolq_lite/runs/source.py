@@ -23,6 +23,7 @@ from evolq_lite.data import (
     load_demo,
     load_images,
     subset,
+    test_faces,
     transform_of,
 )
 from evolq_lite.files import sha256
@@ -88,6 +89,10 @@ class Source(Hashable, Protocol):
         """The classes (n,) of the test images."""
         ...
 
+    def groups(self) -> Tensor | None:
+        """Which test images (n,) are alike, as those of one typeface; None if none are."""
+        ...
+
 
 @lru_cache(maxsize=1)
 def demo_test(network: str) -> tuple[Tensor, Tensor]:
@@ -140,6 +145,9 @@ class Embedded:
 
     def labels(self) -> Tensor:
         return demo_test(self.network)[1]
+
+    def groups(self) -> Tensor | None:
+        return test_faces()
 
 
 @dataclass(frozen=True)
@@ -270,6 +278,9 @@ class Folders:
     def labels(self) -> Tensor:
         classes = int(self.load_network().model.num_classes)  # type: ignore[arg-type]
         return self.choose_tests(classes)[1]
+
+    def groups(self) -> Tensor | None:
+        return None
 
     def load_network(self) -> Loaded:
         """The float network, and what is to be known of how it was built."""
