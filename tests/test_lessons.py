@@ -24,6 +24,7 @@ LESSONS = [
     "05_evolutionary_search",
     "06_blockwise_evolq",
     "07_reproducing_the_paper",
+    "09_ship_it",
 ]
 MOST_BYTES = 600_000
 MOST_WORDS = 40  # of an alt text
