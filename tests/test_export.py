@@ -1,6 +1,7 @@
 """Exported files: the same network elsewhere, what the file says, and what cannot be exported."""
 
 import json
+import re
 import sys
 from itertools import pairwise
 
@@ -11,7 +12,7 @@ import openvino
 import pytest
 import torch
 from commands import call
-from conftest import toy, toy_images
+from conftest import toy, toy_images, until
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
 from torch import nn
@@ -19,6 +20,7 @@ from torch import nn
 import evolq_lite as eq
 from evolq_lite import export
 from evolq_lite.deployed import Deployed
+from evolq_lite.panels import ReadingPanel
 from evolq_lite.runs import shipping
 
 SMALL = eq.QuantConfig(weight_bits=4)
@@ -364,6 +366,18 @@ def test_a_wrong_mean_is_seen(run, tmp_path):
     good, bad = (Deployed(p).prepare(Image.fromarray(image)) for p in (run / "net.onnx", wrong))
     assert torch.equal(good, -torch.ones(1, 28, 28))
     assert torch.equal(bad, torch.zeros(1, 28, 28))
+
+
+def test_a_panel_reads_what_is_typed(run, no_silent_callbacks, panels_are_closed):
+    panel = ReadingPanel(run / "net.onnx", text="H-4 m!", typeface=3)
+    assert re.match(r"Read as \w{3}: \d of 3 right \(typeface 3, mean 0.50", panel.words)
+    right = panel.words
+    panel.controls["mean"].value = 0.0
+    until(lambda: "mean 0.00" in panel.words)
+    panel.reset()
+    until(lambda: panel.words == right)
+    panel.controls["text"].value = "?"
+    until(lambda: "Type letters" in panel.words)
 
 
 @pytest.mark.parametrize(

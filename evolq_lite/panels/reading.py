@@ -56,7 +56,7 @@ class ReadingPanel(Panel):
                 W.Text, "Text", f"Letters and digits; the first {MOST} are read", value="Quantize09"
             ),
             "typeface": control(
-                IntSlider, "Typeface", "One of the test typefaces", value=7, min=1, max=160
+                IntSlider, "Typeface", "One of the test typefaces", value=4, min=1, max=160
             ),
             "mean": control(
                 FloatSlider, "Mean", "Subtracted from pixels of 0 to 1", value=mean, min=0, max=1
