@@ -20,7 +20,7 @@ from torch import nn
 import evolq_lite as eq
 from evolq_lite import export
 from evolq_lite.deployed import Deployed
-from evolq_lite.panels import ReadingPanel
+from evolq_lite.panels import GalleryPanel
 from evolq_lite.runs import shipping
 
 SMALL = eq.QuantConfig(weight_bits=4)
@@ -369,7 +369,7 @@ def test_a_wrong_mean_is_seen(run, tmp_path):
 
 
 def test_a_panel_reads_what_is_typed(run, no_silent_callbacks, panels_are_closed):
-    panel = ReadingPanel(run / "net.onnx", text="H-4 m!", typeface=3)
+    panel = GalleryPanel(run / "net.onnx", text="H-4 m!", typeface=3)
     assert re.match(r"Read as \w{3}: \d of 3 right \(typeface 3, mean 0.50", panel.words)
     right = panel.words
     panel.controls["mean"].value = 0.0

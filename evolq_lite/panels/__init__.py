@@ -5,7 +5,7 @@ from evolq_lite.panels.evolution import EvolutionPanel
 from evolq_lite.panels.infonce import InfoNCEPanel
 from evolq_lite.panels.landscape import LandscapePanel
 from evolq_lite.panels.quantizer import QuantizerPanel
-from evolq_lite.panels.reading import ReadingPanel
+from evolq_lite.panels.gallery import GalleryPanel
 from evolq_lite.panels.search import SearchPanel
 from evolq_lite.panels.vit import ViTPanel
 
@@ -15,7 +15,7 @@ __all__ = [
     "LandscapePanel",
     "Panel",
     "QuantizerPanel",
-    "ReadingPanel",
+    "GalleryPanel",
     "SearchPanel",
     "ViTPanel",
 ]

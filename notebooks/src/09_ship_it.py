@@ -28,7 +28,7 @@ from evolq_lite.cli import main
 from evolq_lite.config import KINDS
 from evolq_lite.data import CHARACTERS
 from evolq_lite.figures import operators_figure, tiles
-from evolq_lite.panels import ReadingPanel
+from evolq_lite.panels import GalleryPanel
 
 torch.set_num_threads(2)
 
@@ -202,7 +202,7 @@ tiles(
 # the exported file reads it in ONNX Runtime.
 
 # %%
-ReadingPanel(file)
+GalleryPanel(file)
 
 # %% [markdown]
 # **Predict, then try.**

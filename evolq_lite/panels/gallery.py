@@ -34,7 +34,7 @@ def draw_text(text: str, typeface: int) -> tuple[str, Tensor]:
     return known, images[order].float() / 255
 
 
-class ReadingPanel(Panel):
+class GalleryPanel(Panel):
     """Text, typeface, and the mean and deviation with which images are prepared."""
 
     live = True
