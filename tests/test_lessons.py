@@ -25,6 +25,7 @@ LESSONS = [
     "06_blockwise_evolq",
     "07_reproducing_the_paper",
     "08_rounding",
+    "09_ship_it",
 ]
 MOST_BYTES = 600_000
 MOST_WORDS = 40  # of an alt text

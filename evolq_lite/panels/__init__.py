@@ -3,6 +3,7 @@
 from evolq_lite.panels.base import Panel
 from evolq_lite.panels.block import BlockPanel
 from evolq_lite.panels.evolution import EvolutionPanel
+from evolq_lite.panels.gallery import GalleryPanel
 from evolq_lite.panels.infonce import InfoNCEPanel
 from evolq_lite.panels.landscape import LandscapePanel
 from evolq_lite.panels.quantizer import QuantizerPanel
@@ -16,6 +17,7 @@ from evolq_lite.panels.vit import ViTPanel
 __all__ = [
     "BlockPanel",
     "EvolutionPanel",
+    "GalleryPanel",
     "Guess",
     "InfoNCEPanel",
     "LandscapePanel",
