@@ -79,7 +79,9 @@ def relink(text: str, page: Path, out: Path, repository: str) -> str:
             folder = page.relative_to(ROOT).parent
             kept = f"#{anchor}" if anchor and place == path.relative_to(ROOT) else ""
             return f"[{words}]({os.path.relpath(place, folder)}{kept})"
-        return f"[{words}]({repository}/blob/main/{path.relative_to(ROOT)})" if repository else words
+        return (
+            f"[{words}]({repository}/blob/main/{path.relative_to(ROOT)})" if repository else words
+        )
 
     parts = re.split(r"(^```.*?^```)", text, flags=re.DOTALL | re.MULTILINE)  # odd ones are code
     return "".join(p if i % 2 else LINK.sub(replace, p) for i, p in enumerate(parts))
@@ -118,9 +120,13 @@ def stage(out: Path, repository: str) -> None:
     (out / "api").mkdir()
     for name, text in api_pages(ROOT / "evolq_lite").items():
         (out / "api" / f"{name}.md").write_text(text, encoding="utf-8")
+    with (out / "docs" / "modules.md").open("a", encoding="utf-8") as file:
+        file.write("\n```{toctree}\n:hidden:\n:glob:\n\n../api/*\n```\n")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    claims = readme.partition("<!-- claims -->")[2].partition("<!-- end claims -->")[0]
-    (out / "claims.txt").write_text(claims.strip() + "\n", encoding="utf-8")
+    for name, header in (("lessons", "| lesson |"), ("claims", "| claim |")):  # tables
+        table = header + readme.partition(header)[2].partition("\n\n")[0]
+        text = relink(table, ROOT / "README.md", out, repository)
+        (out / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
 
 
 def run(*command: str) -> None:
@@ -145,7 +151,19 @@ def main() -> None:
         shutil.copy(options.network, data)
     else:
         run(str(HERE / "export.py"), str(data), "--images", options.images)
-    run("-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(source), str(html))
+    run(
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-b",
+        "html",
+        "-d",
+        str(options.out / "doctrees"),
+        str(source),
+        str(html),
+    )
     print(f"Open {html / 'index.html'}")
 
 
