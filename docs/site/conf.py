@@ -24,6 +24,7 @@ html_theme = "furo"
 html_title = "evolq_lite"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/icon.svg"
 html_domain_indices = False  # docs/modules.md is better
 html_copy_source = False
 html_show_sourcelink = False
