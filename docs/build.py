@@ -41,27 +41,31 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def percent(share: float, interval: tuple[float, float]) -> str:
-    low, high = (100 * end for end in interval)
-    return f"{100 * share:.2f} % [{low:.2f}, {high:.2f}]"
-
-
 def demo() -> str:
     """What `make demo` gave when it ran for data/results: its figure and its table."""
+    from evolq_lite.evaluate import Accuracy, Comparison, unpacked
+
     told = json.loads((RESULTS / "demo-summary.json").read_text(encoding="utf-8"))
-    setting, found = told["setting"], told["intervals"]
-    low, high = (100 * end for end in told["gain_interval"])
-    gain = f"{100 * told['gain']:+.2f} points [{low:+.2f}, {high:+.2f}], p = {told['p_value']:.2g}"
+    names = {
+        "float": "float",
+        "before": f"{told['setting']} before the search",
+        "evolved": f"{told['setting']} after the search",
+        "GPTQ": f"{told['setting']} rounded by GPTQ, not searched",
+    }
+    right = {name: unpacked(told["correct"][name], told["images"]) for name in names}
     rows = [
-        ("float", percent(told["float_top1"], found["float"]), ""),
-        (f"{setting} before the search", percent(told["before_top1"], found["before"]), ""),
-        (f"{setting} after the search", percent(told["after_top1"], found["evolved"]), gain),
+        (
+            title,
+            str(Accuracy(int(right[name].sum()), told["images"])),
+            str(Comparison.of(right["before"], right[name])) if name in ("evolved", "GPTQ") else "",
+        )
+        for name, title in names.items()
     ]
     alt = (
         f"The loss over the {told['evaluations']} evaluations of the demo: it falls in small steps "
         f"from {told['fitness_before']:.3f} to {told['fitness_after']:.3f}."
     )
-    header = (f"{told['images']:,} test images", "top-1 [95 % interval]", "gain from the search")
+    header = (f"{told['images']:,} test images", "top-1 [95 % interval]", "gain over before")
     return "\n".join(
         [f"![{alt}](data/results/demo-fitness.png)", "", table(header, rows)],
     )

@@ -20,22 +20,25 @@ import torch
 
 from evolq_lite._openmp import UNBOUND
 from evolq_lite._torchvision import torchvision_advice
+from evolq_lite.bits import layer_bits, tell_bits
 from evolq_lite.checkpoints import convert_checkpoint
 from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
 from evolq_lite.convert import describe, tell_float_products
 from evolq_lite.data import DATA, DEMO_MODELS, checked, demo_file
+from evolq_lite.evaluate import LOSSES
 from evolq_lite.evolve import Evaluated
 from evolq_lite.kernels import missing
 from evolq_lite.runs.environment import environment, fix_kernels
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Outcome, Run
 from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Folders, Source
-from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers, check_rounding
+from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers, check_search
 from evolq_lite.sensitivity import sensitivity, tell_sensitivity
 from evolq_lite.terminal import progress, say
 
 # Seconds that a cell of an experiment may take on a worker before it counts as hanging.
 CELL_PATIENCE = 7200.0
+OFFICIAL_CROP = 0.875  # what the paper's script keeps of an image for DeiT and LeViT; timm 0.9
 SENSITIVITY_IMAGES = 100  # calibration images that --sensitivity looks at
 # Where networks and photographs lie that are not in this repo; the options tell other places.
 SHARED = DATA.resolve().parent.parent / "shared"
@@ -140,7 +143,15 @@ def source_of(arguments: argparse.Namespace) -> Source:
         arguments.test_images,
         seed,
         arguments.image_size,
+        crop_of(arguments),
     )
+
+
+def crop_of(arguments: argparse.Namespace) -> float | None:
+    """The share of an image that is kept; the official script keeps less of DeiT's and LeViT's."""
+    if arguments.crop is None and arguments.preset == "official":
+        return OFFICIAL_CROP if arguments.model.startswith(("deit", "levit")) else None
+    return arguments.crop
 
 
 def search(arguments: argparse.Namespace) -> int:
@@ -149,8 +160,12 @@ def search(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.replace:
         raise ValueError("--resume keeps the run and --replace removes it; give one of them")
     RunFolder.claim(arguments.out, arguments.resume, arguments.replace, arguments.lock)
+    if config.search == "bits" and hasattr(arguments, "weight_bits"):
+        raise ValueError(
+            "--weight-bits has no effect with --search bits, which takes --mean-bits; omit it"
+        )
     if arguments.workers is not None or arguments.scheduler is not None:
-        check_rounding(quant)
+        check_search(config)
     source, device = source_of(arguments), device_for(arguments)
     with workers_of(arguments, source) as workers:
         with progress(None, "images, opened", "image") as bar:
@@ -187,11 +202,18 @@ def search(arguments: argparse.Namespace) -> int:
                         fitness = f"{event.fitness:.5f}"
                         bar.set_postfix(block=event.block, fitness=fitness, refresh=False)
                         bar.update()
+            others = {}
+            if arguments.command == "demo" and quant.rounding == "nearest":
+                others["GPTQ"] = run.round_start()
             with progress(len(source.labels()), "test, once", "image") as bar:
-                outcome = run.test(bar.update)
+                outcome = run.test(bar.update, others)
             run.write(outcome)
     report(source, outcome)
-    say(f"Written to {arguments.out}: summary.json, fitness.png, top1.png, and the run itself.")
+    pictures = "fitness.png, top1.png"
+    if config.search == "bits":
+        say(f"\n{tell_bits(layer_bits(run.before), layer_bits(run.qmodel))}\n")
+        pictures += ", bits.png"
+    say(f"Written to {arguments.out}: summary.json, {pictures}, and the run itself.")
     return 0
 
 
@@ -222,17 +244,26 @@ def workers_of(
 
 def report(source: Source, outcome: Outcome) -> None:
     """Print the table."""
-    gain, evaluations = outcome.gain, len(outcome.history)
     say(f"\n{source.identity()['model']}, {outcome.setting}: {source.note}\n")
     say(
         f"{'':16}{'top-1 [95 % interval]':28}{'gain over before':46}"
         f"{'evaluations':>12}{'seconds':>9}"
     )
     for name, title in outcome.titles.items():
-        evolved = name == "evolved"
-        more = f"{gain!s:46}{evaluations:>12}{outcome.seconds:>9.1f}" if evolved else ""
-        say(f"{title:16}{outcome.accuracies[name]!s:28}{more}")
+        more = "" if name in ("float", "before") else f"{outcome.compare('before', name)!s:46}"
+        if name == "evolved":
+            more += f"{len(outcome.history):>12}{outcome.seconds:>9.1f}"
+        say(f"{title:16}{outcome.accuracies[name]!s:28}{more}".rstrip())
+    gain = outcome.gain
     say(f"\nEvolved against before: {gain.verdict}; {gain.gained} images gained, {gain.lost} lost.")
+    for name, change in outcome.losses.items():
+        say(
+            f"{LOSSES[name]}, nats an image: "
+            f"{change.was:.4f} before, {change.now:.4f} evolved; {change}: {change.verdict}."
+        )
+    if "GPTQ" in outcome.scores:
+        race = outcome.compare("evolved", "GPTQ")
+        say(f"GPTQ without a search, against evolved: {race}: {race.verdict}. See lesson 8.")
 
 
 def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
@@ -383,6 +414,12 @@ def parser() -> argparse.ArgumentParser:
         help="pixels, where the checkpoint does not tell (default: what it tells, or timm's)",
     )
     own.add_argument(
+        "--crop",
+        type=number(float, "0.1 to 1"),
+        help="share of the shorter side of an image that is kept (default: timm's, mostly 0.9; "
+        f"with --preset official {OFFICIAL_CROP} for DeiT and LeViT)",
+    )
+    own.add_argument(
         "--test-images", type=number(int, "2 or more"), help="a fixed random subset (default: all)"
     )
     for command, default in ((demo, Path("runs/demo")), (own, Path("runs/run"))):
@@ -434,7 +471,7 @@ def parser() -> argparse.ArgumentParser:
         "claims",
         nargs="*",
         default=["all"],
-        metavar="C1 ... C8 | all | REAL",
+        metavar="C1 ... C12 | all | REAL",
         help="default: all; REAL: real networks, needs the two folders below",
     )
     again.add_argument("--quick", action="store_true", help="few small cells, to try it")

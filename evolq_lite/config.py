@@ -16,7 +16,8 @@ from evolq_lite.numerics import IntRange
 from evolq_lite.observers import OBSERVERS
 
 TENSOR_OBSERVERS = tuple(name for name in OBSERVERS if name != "ptf")
-KINDS = ("sums", "gelu", "probabilities", "scores", "qkv", "inputs", "weights")
+KINDS = ("sums", "gelu", "probabilities", "scores", "qkv", "inputs", "outputs", "weights")
+SAMPLING = ("mse", "percentile", "ptf")  # observers that look at values, not at ranges only
 
 
 def option(default: Any, text: str, choices: tuple[str, ...] = (), flag: str = "") -> Any:
@@ -90,6 +91,11 @@ class QuantConfig(_Checked):
         "activation scales of GELU's output, the input of fc2; none: as other activations",
         TENSOR_OBSERVERS,
     )
+    gelu_factors: bool = option(
+        False,
+        "divide each channel of GELU's output by a power of two that its range suggests, and "
+        "multiply fc2's weights by it",
+    )
     edge_bits: int | None = option(
         None,
         "bits of weights and inputs of the first and the last layer; none: as others",
@@ -107,10 +113,31 @@ class QuantConfig(_Checked):
     )
     rounding: str = option(
         "nearest",
-        "which integer a weight becomes: the nearest, or by GPTQ on the calibration images",
-        ("nearest", "gptq"),
+        "which integer a weight becomes: the nearest, or chosen on the calibration images: by "
+        "GPTQ, or learned block by block from GPTQ's",
+        ("nearest", "gptq", "learned"),
     )
     bias_correction: bool = option(False, "shift biases by the mean error of the quantized weights")
+    moment_correction: bool = option(
+        False,
+        "scale and shift each output channel's quantized weights to the float weights' mean and "
+        "variance, anew for other scales",
+    )
+    outputs: bool = option(
+        False,
+        "quantize also what proj, fc2 and the patch embedding write, tokens and positions before "
+        "they are added, and the logits (ViT, DeiT)",
+    )
+    qkv: str = option(
+        "separate",
+        "q, k and v with a scale each, or one scale for the three",
+        ("separate", "shared"),
+    )
+    sample_batches: str = option(
+        "all",
+        "calibration batches whose values mse, percentile and ptf look at; ranges are those of all",
+        ("all", "last"),
+    )
     execution: str = option(
         "auto",
         "multiply integers, simulate that in float, or run the plain layers that lessons print; "
@@ -135,6 +162,26 @@ class QuantConfig(_Checked):
                 f"float_points: unknown kind {unknown[0]!r}; known: {', '.join(KINDS)}"
             )
 
+        if self.moment_correction and self.rounding != "nearest":
+            raise ValueError(
+                f"moment_correction would rescale the weights that rounding {self.rounding} has "
+                "fitted to their inputs; omit one of the two"
+            )
+        if self.qkv == "shared" and self.act_observer == "moving_average":
+            raise ValueError(
+                "qkv shared has one observer for q, k and v, and moving_average would take them "
+                "for three batches; give another act_observer, or qkv separate"
+            )
+        if self.sample_batches == "last" and not {
+            self.act_observer,
+            self.gelu_observer,
+            self.sums,
+        } & {*SAMPLING}:
+            raise ValueError(
+                "sample_batches last has no effect without an activation observer that looks at "
+                f"values ({', '.join(SAMPLING)}); omit it"
+            )
+
     @property
     def float_kinds(self) -> list[str]:
         """The kinds of points that stay float."""
@@ -150,13 +197,67 @@ PRESETS: dict[str, QuantConfig] = {
     "recommended": QuantConfig(
         weight_observer="mse", edge_bits=8, sums="channel", gelu_observer="percentile"
     ),
+    # What the authors' published script does (docs/deviations.md: what is left out).
+    "official": QuantConfig(
+        weight_symmetric=False,
+        moment_correction=True,
+        outputs=True,
+        qkv="shared",
+        act_observer="mse",
+        sample_batches="last",
+    ),
 }
+
+
+def preset_of(config: QuantConfig) -> str:
+    """The preset that a config is nearest to, and what differs: "paper, with weight_bits 3"."""
+
+    def changes(preset: QuantConfig) -> list[str]:
+        return [
+            f"{f.name} {str(getattr(config, f.name)).lower() or 'none'}"
+            for f in fields(QuantConfig)
+            if f.name != "execution"  # how, not what
+            and getattr(config, f.name) != getattr(preset, f.name)
+        ]
+
+    name = min(PRESETS, key=lambda name: len(changes(PRESETS[name])))  # the first one of equals
+    different = ", ".join(changes(PRESETS[name]))
+    return f"{name}, with {different}" if different else name
+
+
+# Options that mean something in one kind of search only.
+SCALES_ONLY = (
+    "passes",
+    "cycles",
+    "step",
+    "mutation",
+    "scales",
+    "integers",
+    "granularity",
+    "order",
+)
+BITS_ONLY = ("mean_bits", "budget_bytes", "widths", "evaluations")
 
 
 @dataclass(frozen=True)
 class SearchConfig(_Checked):
     """How to search scales; the paper's defaults: 10 passes, population 15, 3 cycles, infoNCE."""
 
+    search: str = option("scales", "what is searched: scales, or bits by layer", ("scales", "bits"))
+    mean_bits: float | None = option(
+        None, "search bits: what a weight may have on average, without layers of fixed edge_bits"
+    )
+    budget_bytes: int | None = option(
+        None, "search bits: what the weights of these layers may take, instead of mean_bits"
+    )
+    widths: str = option(
+        "2,3,4,5,6,7,8",
+        "search bits: what a layer may have, separated by commas; each costs a rounding of the "
+        "network before the search",
+    )
+    evaluations: int = option(
+        360, "search bits: candidates; 360 are as many as ten passes over twelve blocks have"
+    )
     passes: int = option(10, "how often every block is visited")
     cycles: int = option(3, "candidates per visit")
     population: int = option(
@@ -177,6 +278,12 @@ class SearchConfig(_Checked):
         "which scales: attention weights, all weights, or all with activations (ptf's factors too)",
         ("attention", "weights", "all"),
     )
+    integers: str = option(
+        "free",
+        "weights' integers while their scales are searched: rounded anew for each scale, or frozen "
+        "(weight = integer * scale, all layers)",
+        ("free", "frozen"),
+    )
     granularity: str = option("block", "what is visited at a time", ("layer", "block", "global"))
     order: str = option("last_first", "order of the blocks in a pass", ("last_first", "first_last"))
     algorithm: str = option(
@@ -190,7 +297,7 @@ class SearchConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("passes", "cycles", "population", "tournament", "parallel"):
+        for name in ("passes", "cycles", "population", "tournament", "parallel", "evaluations"):
             self.require(name, 1)
         self.require("batch", 2)
         self.require("seed", 0)
@@ -206,6 +313,43 @@ class SearchConfig(_Checked):
             if (own := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
                 other = "fitness info_nce" if name == "temperature" else "algorithm evolq"
                 raise ValueError(f"{name} {own} has no effect without {other}; omit it")
+        self.check_bits()
+
+    def check_bits(self) -> None:
+        """ValueError for a budget that is missing or impossible, and for options without effect."""
+        bits = self.search == "bits"
+        for name in SCALES_ONLY if bits else BITS_ONLY:
+            if (own := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
+                other = "with search bits" if bits else "without search bits"
+                raise ValueError(f"{name} {own} has no effect {other}; omit it")
+        if not bits:
+            return
+        least, most = self.bit_widths[0], self.bit_widths[-1]
+        if (self.mean_bits is None) == (self.budget_bytes is None):
+            raise ValueError(
+                "search bits needs a budget: give mean_bits or budget_bytes, one of them"
+            )
+        if self.budget_bytes is not None:
+            self.require("budget_bytes", 1)
+        elif not least < self.mean_bits < most:  # type: ignore[operator]
+            raise ValueError(
+                f"mean_bits must be between {least} and {most}, the narrowest and the widest of "
+                f"widths, not {self.mean_bits}; at either end there is nothing to choose"
+            )
+
+    @property
+    def bit_widths(self) -> list[int]:
+        """The bits that a layer may have, ascending; ValueError if they cannot be read so."""
+        try:
+            widths = sorted({int(word) for word in self.widths.split(",")})
+        except ValueError:
+            widths = []
+        if len(widths) < 2 or not (widths[0] >= 2 and widths[-1] <= 8):
+            raise ValueError(
+                "widths must be at least two whole numbers from 2 to 8, such as 2,3,4, not "
+                f"{self.widths!r}"
+            )
+        return widths
 
     def width(self, weight_bits: int) -> float:
         """The first mutation width: `step`, or the paper's for these weight bits."""

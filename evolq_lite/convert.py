@@ -11,7 +11,7 @@ Read with lesson 2.
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 from timm.data import resolve_model_data_config
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, Mlp
 from timm.models import levit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
@@ -29,13 +29,20 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evolq_lite.chain import chain_of
-from evolq_lite.config import QuantConfig
-from evolq_lite.families import LAST_ACTIVATION, QUANTIZED
+from evolq_lite.config import QuantConfig, preset_of
+from evolq_lite.families import LAST_ACTIVATION, ONLY_VIT, QUANTIZED, QuantTokens
 from evolq_lite.fast import set_execution
-from evolq_lite.layers import QuantProducts, QuantWeight
-from evolq_lite.quantizer import Log2Quantizer, Quantizer, act_quantizer, sum_quantizer
+from evolq_lite.layers import ChannelFactors, QuantProducts, QuantWeight
+from evolq_lite.quantizer import (
+    FixedIntegers,
+    Log2Quantizer,
+    Quantizer,
+    act_quantizer,
+    sum_quantizer,
+)
 
 Point = Quantizer | Log2Quantizer
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # with which channels' ranges are evened out
 
 
 def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
@@ -48,11 +55,18 @@ def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
     """
     chain_of(model)
     qmodel = swap_layers(fold_batch_norms(twin(model).eval()), config)
+    if config.outputs:
+        if type(qmodel) is not VisionTransformer:
+            raise ValueError(f"outputs {ONLY_VIT}")
+        qmodel = QuantTokens.from_float(qmodel, config)
     if isinstance(qmodel, VisionTransformer):  # the tokens that enter the first block are a sum too
         qmodel.norm_pre = nn.Sequential(qmodel.norm_pre, sum_quantizer(config))
     if isinstance(qmodel, SwinTransformer):
         norm = cast(nn.Module, qmodel.patch_embed.norm)
         qmodel.patch_embed.norm = nn.Sequential(norm, sum_quantizer(config))
+    if config.gelu_factors:
+        for mlp in mlps_with_gelu(qmodel):
+            mlp.norm = ChannelFactors(mlp.fc2.in_features)
     apply_exceptions(qmodel, config)
     qmodel.quant_config = config  # type: ignore[assignment]  # what `calibrate` goes by
     check_same(model, qmodel)
@@ -75,6 +89,89 @@ def apply_exceptions(qmodel: nn.Module, config: QuantConfig) -> None:
     for name, module in qmodel.named_modules():
         if isinstance(module, Point) and kind_of(name) in config.float_kinds:
             module.stay_float()
+
+
+def mlps_with_gelu(qmodel: nn.Module) -> list[Any]:
+    """timm's MLPs that have GELU, and nothing of their own between it and fc2."""
+    found: list[Any] = [module for module in qmodel.modules() if isinstance(module, Mlp)]
+    return [
+        mlp
+        for mlp in found
+        if isinstance(mlp.act, nn.GELU)
+        and isinstance(mlp.norm, nn.Identity)
+        and isinstance(mlp.fc2, QuantWeight)
+    ]
+
+
+def factors_of(qmodel: nn.Module) -> dict[str, Tensor]:
+    """The factors (channels,) of each `ChannelFactors`, by the name of its MLP."""
+    return {
+        name: module.norm.factor
+        for name, module in qmodel.named_modules()
+        if isinstance(module, Mlp) and isinstance(module.norm, ChannelFactors)
+    }
+
+
+def set_factors(qmodel: nn.Module, factors: Mapping[str, Tensor]) -> None:
+    """Divide channels by these factors, and multiply the weights behind by them.
+
+    Powers of two: the products stay the same, bit for bit, and what is set is undone exactly.
+    """
+    for name, factor in factors.items():
+        mlp: Any = qmodel.get_submodule(name)
+        new = factor.to(mlp.norm.factor.device)
+        mlp.fc2.multiply_inputs(new / mlp.norm.factor)
+        mlp.norm.factor = new
+
+
+@torch.no_grad()
+def choose_factors(qmodel: nn.Module, images: Tensor, batch: int) -> None:
+    """Choose the factors of each `ChannelFactors` by what passes it in float.
+
+    Even activations make uneven weights, which is worse the fewer bits weights have. So several
+    strengths are tried, and the one with the least error in fc2's output is taken.
+    """
+    mlps: dict[str, Any] = {name: qmodel.get_submodule(name) for name in factors_of(qmodel)}
+    if not mlps:
+        return
+    set_factors(qmodel, {name: torch.ones_like(mlp.norm.factor) for name, mlp in mlps.items()})
+    for mlp in mlps.values():
+        mlp.norm.seen = []
+    try:
+        with pass_floats(qmodel):
+            for x in images.split(batch):
+                qmodel(x)
+        found = {}
+        for name, mlp in mlps.items():
+            x = torch.cat(mlp.norm.seen)
+            x = x[:: max(1, len(x) // 4096)]
+            tried = [mlp.norm.even_out(strength) for strength in STRENGTHS]
+            errors = [error_with(mlp.fc2, x, factor) for factor in tried]
+            found[name] = tried[errors.index(min(errors))]
+        set_factors(qmodel, found)
+    finally:
+        for mlp in mlps.values():
+            mlp.norm.seen = None
+
+
+def error_with(layer: Any, x: Tensor, factor: Tensor) -> float:
+    """Squared error of a linear layer's output on inputs (n, in) that are divided by a factor."""
+    rounded = []
+    for point, value in (
+        (layer.input_quant, x / factor),
+        (layer.weight_quant, layer.weight * factor),
+    ):
+        if point.stays_float:
+            rounded.append(value)
+            continue
+        probe = Quantizer(
+            point.integers, point.observer_name, point.symmetric, point.axis, **point.options
+        )
+        probe.observe()
+        probe(value)
+        probe.freeze()
+        rounded.append(probe(value))
+    return float((rounded[0] @ rounded[1].T - x @ layer.weight.T).square().mean())
 
 
 def edge_layers(qmodel: nn.Module) -> list[str]:
@@ -102,6 +199,8 @@ def kind_of(name: str) -> str:
         return "gelu" if above[-2:-1] == ["mlp"] and above[-1] in ("fc2", "ln2") else "inputs"
     if last in ("q", "k", "v"):
         return "qkv"
+    if last in ("output", "tokens", "positions", "logits"):
+        return "outputs"
     return last if last in ("scores", "probabilities") else "sums"
 
 
@@ -284,6 +383,7 @@ def calibrate(
     }
     for layer in layers.values():
         layer.forget_rounding()
+    choose_factors(qmodel, images, batch)
     points = quantizers(qmodel)
     try:
         with pass_floats(qmodel):
@@ -291,6 +391,10 @@ def calibrate(
                 if name not in layers and not point.stays_float:
                     point.observe()
             for x in images.split(batch):
+                if config.sample_batches == "last":
+                    for point in points.values():
+                        if point.observer is not None:
+                            point.observer.forget_samples()
                 qmodel(x)
         for name, point in points.items():
             if point.stays_float:
@@ -316,7 +420,7 @@ def correct_biases(qmodel: nn.Module, images: Tensor, batch: int) -> None:
 
     def record(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         missing = layer.product(
-            layer.input_quant(inputs[0]), layer.weight - layer.weight_quant(layer.weight), None
+            layer.input_quant(inputs[0]), layer.weight - layer.quantize_weight(), None
         )
         channels = 1 if isinstance(layer, nn.Conv2d) else -1
         lost[layer].append(missing.movedim(channels, 0).flatten(1).mean(1))
@@ -350,6 +454,7 @@ class Row:
 def points(qmodel: nn.Module) -> list[Row]:
     """Every quantization point of a model, weights and activations, log2 points with 0 scales."""
     rows = []
+    names = Counter(module for _, module in qmodel.named_modules(remove_duplicate=False))
     for name, module in qmodel.named_modules():
         if isinstance(module, Point) and module.stays_float:
             rows.append(Row(name, None, False, "float", "none", 0))
@@ -359,6 +464,8 @@ def points(qmodel: nn.Module) -> list[Row]:
             granularity = "per tensor" if module.axis is None else "per channel"
             if module.observer_name == "ptf":
                 granularity = "per channel, powers of two"
+            if names[module] == 3:
+                granularity = "per tensor, for q, k and v"
             values = module.scale.numel() if module.frozen else 0
             integers = module.integers
             rows.append(
@@ -388,9 +495,19 @@ def describe(qmodel: nn.Module) -> str:
         if not list(module.children()) and not isinstance(module, quiet)
     )
     kept = ", ".join(f"{count} {name}" for name, count in sorted(left.items()))
+    if isinstance(config := getattr(qmodel, "quant_config", None), QuantConfig):
+        lines.append(f"preset: {preset_of(config)}")
     lines.append(f"stays float: biases, softmax, additions before their quantizer; {kept}")
+    weights = [m for m in qmodel.modules() if isinstance(m, QuantWeight)]
+    bits = [m.weight_quant.integers.bits for m in weights if not m.weight_quant.stays_float]
+    if len(set(bits)) > 1:
+        sizes = [m.weight.numel() for m in weights if not m.weight_quant.stays_float]
+        mean = sum(n * b for n, b in zip(sizes, bits, strict=True)) / sum(sizes)
+        lines.append(f"weights have {mean:.2f} bits on average, each layer its own")
     if rounded := sum(m.rounded for m in qmodel.modules() if isinstance(m, QuantWeight)):
-        lines.append(f"weights whose integers were chosen (GPTQ): {rounded} layers")
+        frozen = any(isinstance(m, FixedIntegers) for m in qmodel.modules())
+        how = "frozen" if frozen else "chosen"
+        lines.append(f"weights whose integers were {how}: {rounded} layers")
     lines.append(f"matrix products that stay float: {tell_float_products(qmodel)}")
     return "\n".join(lines)
 

@@ -166,9 +166,14 @@ def load_demo(name: str = "vit", calibration: int = 1000, seed: int = 0) -> Demo
     return Demo(name, model, images, targets)
 
 
-def transform_of(model: nn.Module) -> Callable[[Image.Image], Tensor]:
-    """timm's own preprocessing for a network: size, crop, interpolation, mean and deviation."""
+def transform_of(model: nn.Module, crop: float | None = None) -> Callable[[Image.Image], Tensor]:
+    """timm's own preprocessing for a network: size, crop, interpolation, mean and deviation.
+
+    `crop` is the share of the shorter side that is kept, in place of timm's.
+    """
     config = resolve_model_data_config(model)
+    if crop is not None:
+        config["crop_pct"] = crop
     transform: Callable[[Image.Image], Tensor] = create_transform(**config, is_training=False)
     channels = config["input_size"][0]
     if channels == 1:

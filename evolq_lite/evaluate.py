@@ -1,18 +1,25 @@
-"""Accuracy with an interval, and paired comparison of networks: only here are test images read.
+"""What test images say of networks, with intervals and paired tests: only here are they read.
 
-Two networks are compared on the same images. Only the images on which one is right and the other
-wrong tell them apart; under the hypothesis of no difference, each such image is a fair coin:
-McNemar's exact test is a binomial test on them.
+Two networks are compared on the same images. By top-1, only the images on which one is right and
+the other wrong tell them apart; under the hypothesis of no difference, each such image is a fair
+coin: McNemar's exact test is a binomial test on them.
+
+Few images change sides, so top-1 needs many of them to decide anything. Two losses say something of
+every image: the KL divergence from the float network's prediction, which needs no label, and the
+cross-entropy of the label. Their mean change over the same images is told beside top-1. They answer
+other questions, too: KL asks how much of the float network is left, cross-entropy how likely the
+right class is, top-1 how often it is first.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from math import sqrt
+from dataclasses import dataclass, fields
+from math import inf, sqrt
 from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
@@ -137,13 +144,8 @@ class SeedComparison(Gain):
         `groups` (n,) numbers the group of each image; without it, each is its own.
         """
         change = now.float() - was.float()
-        n = change.shape[1]
-        each = change.mean(0) - change.mean()
-        if groups is not None:
-            _, numbers = groups.unique(return_inverse=True)
-            each = torch.zeros(int(numbers.max()) + 1).index_add_(0, numbers, each)
-        error = sqrt(len(each) / (len(each) - 1) * float(each.square().sum())) / n
-        return cls(tuple(change.mean(1).tolist()), error, n)
+        error = error_of_mean(change, groups)
+        return cls(tuple(change.mean(1).tolist()), error, change.shape[1])
 
     @property
     def gain(self) -> float:
@@ -158,14 +160,151 @@ class SeedComparison(Gain):
     @property
     def p_value(self) -> float:
         """Two-sided normal test of the mean over images or groups of them."""
-        if not self.error:
-            return 0.0 if self.gain else 1.0
-        return 2 * float(norm.sf(abs(self.gain) / self.error))
+        return p_value_of(self.gain, self.error)
 
     @property
     def significant(self) -> bool:
         """Whether the difference is more than chance would give, at 5 %, and every seed has it."""
         return self.p_value < 0.05 and len({gain > 0 for gain in self.gains}) == 1
+
+
+@dataclass(frozen=True)
+class LossChange:
+    """Paired change of a loss, a mean over the same images in nats; negative is better.
+
+    Seeds and groups of images count as in `SeedComparison`.
+    """
+
+    was: float  # mean loss of the first network
+    now: float  # of the second
+    changes: tuple[float, ...]  # of each seed
+    error: float  # standard error of their mean, over groups of images
+    images: int
+
+    @classmethod
+    def of(cls, was: Tensor, now: Tensor, groups: Tensor | None = None) -> "LossChange":
+        """From losses by image, (n,) or (seeds, n), of the first and of the second network.
+
+        `groups` (n,) numbers the group of each image; without it, each is its own.
+        """
+        was, now = torch.atleast_2d(was.double()), torch.atleast_2d(now.double())
+        change = now - was
+        error = error_of_mean(change, groups)
+        means = tuple(change.mean(1).tolist())
+        return cls(float(was.mean()), float(now.mean()), means, error, change.shape[1])
+
+    @property
+    def change(self) -> float:
+        """Mean change over seeds, in nats."""
+        return sum(self.changes) / len(self.changes)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the change for other images (groups of them), with these seeds."""
+        return self.change - 1.96 * self.error, self.change + 1.96 * self.error
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided normal test of the mean over images or groups of them."""
+        return p_value_of(self.change, self.error)
+
+    @property
+    def significant(self) -> bool:
+        """Whether the change is more than chance would give, at 5 %, and every seed has it."""
+        return self.p_value < 0.05 and len({change > 0 for change in self.changes}) == 1
+
+    @property
+    def better(self) -> bool:
+        """Whether the loss fell significantly."""
+        return self.significant and self.change < 0
+
+    @property
+    def verdict(self) -> str:
+        """The result in words."""
+        if not self.significant:
+            return "no significant change"
+        return "significantly better" if self.better else "significantly worse"
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        p = "< 1e-99" if self.p_value < 1e-99 else f"= {self.p_value:.2g}"
+        return f"{self.change:+.4f} [{low:+.4f}, {high:+.4f}], p {p}"
+
+
+def error_of_mean(change: Tensor, groups: Tensor | None = None) -> float:
+    """Standard error over images of the mean of changes (seeds, n), averaged over seeds first.
+
+    Images of one group (n,) count as one draw. Infinite for a single image or group, which says
+    nothing of others.
+    """
+    each = change.mean(0) - change.mean()
+    if groups is not None:
+        _, numbers = groups.unique(return_inverse=True)
+        each = each.new_zeros(int(numbers.max()) + 1).index_add_(0, numbers, each)
+    if len(each) < 2:
+        return inf
+    return sqrt(len(each) / (len(each) - 1) * float(each.square().sum())) / change.shape[1]
+
+
+def p_value_of(mean: float, error: float) -> float:
+    """Two-sided normal test of a mean against 0."""
+    if not error:
+        return 0.0 if mean else 1.0
+    return 2 * float(norm.sf(abs(mean) / error))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a network makes of each of n test images."""
+
+    right: Tensor  # (n,) bool: the label has the largest logit
+    agrees: Tensor  # (n,) bool: it predicts the class that the float network predicts
+    kl: Tensor  # (n,) nats, KL(float network's prediction || this network's)
+    cross_entropy: Tensor  # (n,) nats, of the label
+
+
+LOSSES = {"kl": "KL to the float network", "cross_entropy": "Cross-entropy of the label"}
+
+
+@torch.no_grad()
+def score(
+    models: Mapping[str, nn.Module],
+    images: Iterable[Tensor],
+    labels: Tensor,
+    progress: Callable[[int], None] = lambda images: None,
+) -> dict[str, Scores]:
+    """Score each model on images with labels (n,); the batches of images are read once for all.
+
+    The first model is the float network, with which the others are compared.
+    """
+    found: dict[str, list[Scores]] = {name: [] for name in models}
+    seen = 0
+    for x in images:
+        teacher: Tensor | None = None
+        for name, model in models.items():
+            logits = model(x).float().cpu()
+            teacher = logits if teacher is None else teacher
+            found[name].append(score_batch(logits, teacher, labels[seen : seen + len(x)]))
+        seen += len(x)
+        progress(len(x))
+    return {name: join(parts) for name, parts in found.items()}
+
+
+def join(parts: list[Scores]) -> Scores:
+    """Scores of batches as those of all images."""
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(Scores))
+    return Scores(*map(torch.cat, columns))
+
+
+def score_batch(logits: Tensor, teacher: Tensor, labels: Tensor) -> Scores:
+    """Scores of logits (n, classes) against those of the float network and labels (n,)."""
+    classes, ours, wanted = logits.argmax(1), logits.log_softmax(1), teacher.log_softmax(1)
+    return Scores(
+        right=classes == labels,
+        agrees=classes == teacher.argmax(1),
+        kl=F.kl_div(ours, wanted, reduction="none", log_target=True).sum(1),
+        cross_entropy=F.nll_loss(ours, labels, reduction="none"),
+    )
 
 
 @torch.no_grad()
@@ -202,3 +341,13 @@ def unpacked(text: str, images: int) -> Tensor:
     """The reverse of `packed`."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:images]
     return torch.from_numpy(bits.astype(bool))
+
+
+def pack_values(values: Tensor) -> str:
+    """Losses (n,) as hexadecimal float16 numbers, three digits each: for paired tests later."""
+    return values.numpy().astype("<f2").tobytes().hex()
+
+
+def unpack_values(text: str) -> Tensor:
+    """The reverse of `pack_values`, float64."""
+    return torch.from_numpy(np.frombuffer(bytes.fromhex(text), "<f2").astype(np.float64))

@@ -34,6 +34,7 @@ from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.fitness import fitness_of
 from evolq_lite.genome import Genome, Vector, genome_of
 from evolq_lite.objective import BlockObjective, Population, Values, batches
+from evolq_lite.rounding import freeze_integers
 from evolq_lite.search import EvolQ, RandomSearch
 
 # Bytes of block inputs to keep; above it they are computed anew at each visit.
@@ -156,6 +157,8 @@ def evolve(
     """
     if step is None:
         step = config.width(cast(QuantConfig, chain.model.quant_config).weight_bits)
+    if config.integers == "frozen":
+        freeze_integers(chain.model)
     visits, known = visits_of(chain, config), deque(past)
     inputs = Inputs(chain, images, config.batch, config.order == "last_first" and elsewhere is None)
     make = elsewhere or partial(objective_of, chain, images, targets, config, inputs)

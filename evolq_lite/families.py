@@ -3,14 +3,17 @@
 Each differs from ViT in where its products and sums are; `layers` explains the idea.
 """
 
+from collections import OrderedDict
+from typing import Any
+
 import torch
-from timm.layers import AttentionPoolLatent
+from timm.layers import AttentionPoolLatent, Mlp, PatchEmbed
 from timm.models import levit, resnet, swin_transformer, vision_transformer
 from torch import Tensor, nn
 
 from evolq_lite import layers
 from evolq_lite.config import QuantConfig
-from evolq_lite.layers import FromFloat, QuantProducts
+from evolq_lite.layers import FromFloat, QuantBlock, QuantProducts
 from evolq_lite.quantizer import act_quantizer, sum_quantizer
 
 
@@ -50,6 +53,56 @@ class QuantAttentionPool(FromFloat, AttentionPoolLatent):
         if self.mlp is not None:
             x = x + self.mlp(self.norm(x))
         return x[:, 0] if self.pool == "token" else x.mean(1) if self.pool == "avg" else x
+
+
+class QuantTokens(FromFloat, vision_transformer.VisionTransformer):
+    """timm's ViT with a point at what else it adds up, and at the logits (option `outputs`).
+
+        patches --> [] --+--> [tokens] --+--> [sum] --> blocks --> norm --> head --> [logits]
+        class token -----+               |
+        position embedding --> [positions]
+
+    ValueError for variants that attach tokens and positions in another order.
+    """
+
+    def add_points(self, config: QuantConfig) -> None:
+        usual = self.pos_embed is not None and not self.no_embed_class
+        plain = usual and not self.dynamic_img_size and self.attn_pool is None
+        if not plain or type(self.patch_embed) is not PatchEmbed:
+            raise ValueError(f"outputs {ONLY_VIT}")
+        self.tokens, self.positions = act_quantizer(config), act_quantizer(config)
+        self.logits = act_quantizer(config)
+        patch_embed: Any = self.patch_embed
+        patch_embed.norm = with_output(patch_embed.norm, config)
+        blocks: Any = self.blocks
+        for block in blocks:
+            attention, mlp = block.attn, block.mlp
+            if (type(block), type(mlp)) != (QuantBlock, Mlp):
+                raise ValueError(f"outputs {ONLY_VIT}")
+            attention.proj_drop = with_output(attention.proj_drop, config)
+            mlp.drop2 = with_output(block.mlp.drop2, config)
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """(images, patches, channels) to (images, tokens, channels)."""
+        first = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        x = torch.cat([*(token.expand(len(x), -1, -1) for token in first), x], 1)
+        return self.pos_drop(self.tokens(x) + self.positions(self.pos_embed))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(images, tokens, channels) to logits (images, classes), or what the head reads."""
+        x = super().forward_head(x, pre_logits)
+        return x if pre_logits else self.logits(x)
+
+
+ONLY_VIT = (
+    "names points of timm's plain ViT (DeiT too), and this network is another; omit it, or give "
+    "--no-outputs beside a preset"
+)
+
+
+def with_output(module: nn.Module, config: QuantConfig) -> nn.Sequential:
+    """A module with a point at what it writes."""
+    return nn.Sequential(OrderedDict({"0": module, "output": act_quantizer(config)}))
 
 
 class QuantWindowAttention(FromFloat, swin_transformer.WindowAttention):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from evolq_lite.kernels import EXECUTIONS, Packed, kernel_name, missing, multiply, pack
 from evolq_lite.layers import QuantBlock, QuantConv2d, QuantLinear, QuantProducts, QuantWeight
-from evolq_lite.numerics import IntRange, along
+from evolq_lite.numerics import IntRange, along, match_moments
 from evolq_lite.quantizer import Quantizer
 
 
@@ -145,7 +145,7 @@ class FastWeight(QuantWeight):
     def keep_weight(self) -> Tensor:
         """The fake-quantized weight, made anew only for another or a rewritten scale or weight."""
         sources = self.weight_quant.scale, self.weight
-        return self.kept.get("weight", sources, lambda: self.weight_quant(self.weight))
+        return self.kept.get("weight", sources, self.quantize_weight)
 
     def simulate(self, x: Tensor) -> Tensor:
         """The layer in float, on a kept weight."""
@@ -174,7 +174,12 @@ class FastLinear(FastWeight, QuantLinear):  # type: ignore[misc]
             y = super().forward(x) if self.plain else self.simulate(x)
             return y if act is None else act(y)
         codes = x if x.dtype is torch.uint8 else point.codes(x)
-        source = codes, point.number, point.code_of_zero, self.pack_weight(), self.bias
+        packed, shift = self.pack_weight()
+        source = codes, point.number, point.code_of_zero, packed, self.bias
+        if shift is not None:  # the kernel knows none, so its activation would come too early
+            total = codes.sum(-1, dtype=torch.int32) - self.in_features * point.code_of_zero
+            y = multiply(*source).addcmul_(total[..., None] * point.number, shift)
+            return y if act is None else act(y)
         form = ("none", "") if act is None else kernel_name(act)
         if form is None:
             assert act is not None
@@ -193,14 +198,26 @@ class FastLinear(FastWeight, QuantLinear):  # type: ignore[misc]
         integer = self.integer and isinstance(point, FastQuantizer) and not point.passing
         return cast(FastQuantizer, point) if integer else None
 
-    def pack_weight(self) -> Packed:
-        """The weight as the kernel wants it, made anew as `keep_weight` is."""
-        scale = self.weight_quant.scale
+    def pack_weight(self) -> tuple[Packed, Tensor | None]:
+        """The weight as the kernel wants it, made anew as `keep_weight` is, and a shift (out,).
 
-        def make() -> Packed:
-            return pack(self.weight_quant.to_integers(self.weight).to(torch.int8), scale)
+        The shift belongs to every weight of a row; None for no shift.
+        """
+        point = self.weight_quant
 
-        return self.kept.get("packed", (scale, self.weight), make)
+        def make() -> tuple[Packed, Tensor | None]:
+            integers, scale = point.to_integers(self.weight), point.scale
+            shift: Tensor | None = None
+            if self.moment_correction:
+                scale, shift = match_moments(integers, self.weight)
+            if not point.symmetric and point.integers.bits == 8:
+                # From a zero point, 8 bits count -255 ... 255; from the middle they fit into int8.
+                middle = 128 - point.zero_point
+                shift = scale * middle + (0.0 if shift is None else shift)
+                integers = integers - along(middle, 2, 0)
+            return pack(integers.to(torch.int8), scale), shift
+
+        return self.kept.get("packed", (point.scale, point.zero_point, self.weight), make)
 
 
 class FastMlp(Mlp):
@@ -210,10 +227,11 @@ class FastMlp(Mlp):
         """(..., channels) to the same."""
         fc1, fc2 = self.fc1, self.fc2
         whole = isinstance(fc1, FastLinear) and isinstance(fc2, FastLinear)
-        if not whole or not isinstance(self.norm, nn.Identity) or fc1.plain or fc2.plain:
+        if not whole or fc1.plain or fc2.plain:
             return super().forward(x)
-        into = fc2.code_point if fc1.code_point and kernel_name(self.act) else None
-        return self.drop2(fc2(self.drop1(fc1(x, act=self.act, into=into))))
+        ready = isinstance(self.norm, nn.Identity) and fc1.code_point and kernel_name(self.act)
+        into = fc2.code_point if ready else None
+        return self.drop2(fc2(self.norm(self.drop1(fc1(x, act=self.act, into=into)))))
 
 
 class FastProducts(QuantProducts):
@@ -317,8 +335,9 @@ def why_not_integer(qmodel: nn.Module) -> str:
             return (
                 f"weights are {str(weight.dtype).removeprefix('torch.')}, its kernel takes float32"
             )
-        if not point.symmetric:
-            return "weights are asymmetric, its kernel takes zero point 0 only"
-        if reason := missing(point.integers.bits, weight.device.type):
+        # Counted from its zero point, an asymmetric weight takes one bit more, up to 8.
+        if reason := missing(
+            min(point.integers.bits + (not point.symmetric), 8), weight.device.type
+        ):
             return reason
     return ""

@@ -18,12 +18,13 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from evolq_lite.data import CHARACTERS
-from evolq_lite.evaluate import Accuracy, Comparison
+from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, LossChange
 from evolq_lite.evolve import Evaluated
 from evolq_lite.files import write_whole
 
 PETROFF = mpl.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"]
 MARKERS = "osD^vP*X<>"
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 
 
 class Picture(Figure):
@@ -104,10 +105,23 @@ def history_figure(history: Sequence[Evaluated]) -> Picture:
     return figure
 
 
-def top1_figure(results: Mapping[str, Accuracy], gain: Comparison | None = None) -> Picture:
-    """Top-1 of several networks as points with 95 % intervals, best read from top to bottom."""
+def top1_figure(
+    results: Mapping[str, Accuracy],
+    gain: Comparison | None = None,
+    losses: Mapping[str, LossChange] | None = None,
+) -> Picture:
+    """Top-1 of several networks as points with 95 % intervals, best read from top to bottom.
+
+    `gain` and `losses` (by the names of `LOSSES`) are told above it.
+    """
     said = "; ".join(f"{name} {accuracy}" for name, accuracy in results.items())
-    figure = new_figure(7, 0.6 * len(results) + 1.4, f"Top-1 with 95 % intervals: {said}.")
+    lines = [] if gain is None else [f"evolved against before: {gain}"]
+    lines += [
+        f"{LOSSES[name]}: {change.was:.4f} to {change.now:.4f}, {change}"
+        for name, change in (losses or {}).items()
+    ]
+    height = 0.6 * len(results) + 1.2 + 0.2 * len(lines)
+    figure = new_figure(7, height, f"Top-1 with 95 % intervals: {said}.")
     axes = figure.add_subplot()
     for i, (name, accuracy) in enumerate(results.items()):
         low, high = accuracy.interval
@@ -133,9 +147,38 @@ def top1_figure(results: Mapping[str, Accuracy], gain: Comparison | None = None)
     axes.set_ylim(len(results) - 0.5, -0.7)
     images = next(iter(results.values())).images
     axes.set_xlabel(f"top-1 on {images:,} test images, %")
-    if gain is not None:
-        axes.set_title(f"evolved against before: {gain}", loc="left", fontsize="medium")
+    axes.set_title("\n".join(lines), loc="left", fontsize="small")
     axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def bits_figure(before: Mapping[str, int], after: Mapping[str, int]) -> Picture:
+    """Each layer's bits as a bar, from input to output; a line across it is where it started.
+
+    Color and hatch tell the kind of layer, which is the last part of its name.
+    """
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in after))
+    most, least = max(after, key=after.__getitem__), min(after, key=after.__getitem__)
+    alt = (
+        f"Bits of {len(after)} layers after the search: {after[most]} in {most}, {after[least]} in "
+        f"{least}. {sum(after[n] > b for n, b in before.items())} went up, "
+        f"{sum(after[n] < b for n, b in before.items())} down."
+    )
+    figure = new_figure(max(6, 0.3 * len(after) + 2), 4, alt)
+    axes = figure.add_subplot()
+    for i, (name, bits) in enumerate(after.items()):
+        kind = kinds.index(name.rpartition(".")[2])
+        look = {"color": PETROFF[kind % 10], "hatch": HATCHES[kind % len(HATCHES)]}
+        axes.bar(i, bits, width=0.8, edgecolor="white", label=kinds[kind], **look)
+        axes.annotate(str(bits), (i, bits), xytext=(0, 2), textcoords="offset points", ha="center")
+        axes.hlines(before[name], i - 0.4, i + 0.4, color="0.1", lw=1.5)
+    axes.set_xticks(range(len(after)), list(after), rotation=90, fontsize="small")
+    axes.set(ylabel="bits of weights", ylim=(0, max(after.values()) + 1))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title("Lines: where the search started.", loc="left", fontsize="medium")
+    handles, labels = axes.get_legend_handles_labels()
+    one_each = dict(zip(labels, handles))
+    axes.legend(one_each.values(), one_each.keys(), fontsize="small", ncols=min(6, len(kinds)))
     return figure
 
 

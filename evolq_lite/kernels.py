@@ -7,6 +7,8 @@ needs a quarter of the memory traffic, and is what a deployed network does:
     simulate   y = (s_x (q_x - z)) . (s_w q_w) + b          float products of fake-quantized numbers
     integer    y = s_x s_w ((q_x - z) . q_w) + b            an integer product, scaled once
 
+Weights that are s_w q_w + t, one shift t per output channel, add t times the sum of the inputs.
+
 The kernel (oneDNN's quantized linear, in torch) also applies the activation function and the
 next layer's quantizer before it writes, so that what travels from fc1 to fc2 is uint8. (q, k and v
 could be written so too, but the kernel adds their zero point, about 128, before it rounds, which

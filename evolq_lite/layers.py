@@ -28,7 +28,7 @@ from timm.models import vision_transformer
 from torch import Tensor, nn
 
 from evolq_lite.config import QuantConfig
-from evolq_lite.numerics import along
+from evolq_lite.numerics import along, match_moments
 from evolq_lite.quantizer import (
     FixedIntegers,
     act_quantizer,
@@ -65,23 +65,57 @@ class QuantWeight(FromFloat):
     def add_points(self, config: QuantConfig) -> None:
         self.input_quant = act_quantizer(config)
         self.weight_quant = weight_quantizer(config)
+        self.moment_correction = config.moment_correction
         self._float = (self.weight, self.bias)  # a tuple, so that torch sees one of each only
+        self.chosen: tuple[Tensor, Tensor] | None = None  # integers and scale of a rounded weight
+        self.calibrated: Tensor | None = None  # the scale before them
 
     def forget_rounding(self) -> None:
-        """Go back to the float layer's weight and bias."""
+        """Go back to the float layer's weight and bias, and to the scale before rounding."""
         self.weight, self.bias = self._float
+        self.thaw()
+        if self.calibrated is not None:
+            self.weight_quant.scale = self.calibrated
+        self.chosen = self.calibrated = None
+
+    def thaw(self) -> None:
+        """Let the integers follow the scale, if they were frozen."""
         if isinstance(self.weight_quant, FixedIntegers):
             self.weight_quant = self.weight_quant.thaw()
+
+    def multiply_inputs(self, factor: Tensor) -> None:
+        """Multiply the weights of each input by a factor (inputs,), for good."""
+        self.forget_rounding()
+        self.weight = nn.Parameter(self.weight * factor, requires_grad=False)
+        self._float = (self.weight, self.bias)
 
     @property
     def rounded(self) -> bool:
         """Whether the weight is integers times scale already (see `rounding`)."""
-        return self.weight is not self._float[0]
+        return self.chosen is not None
 
-    def set_integers(self, integers: Tensor) -> None:
-        """Make the weight these integers, counted from the zero point, times the present scale."""
-        weight = integers * along(self.weight_quant.scale, integers.ndim, 0)
+    def set_integers(self, integers: Tensor, scale: Tensor) -> None:
+        """Make the weight these integers, counted from the zero point, times a scale (rows,).
+
+        Both are remembered: a search writes other scales over the point's.
+        """
+        self.thaw()
+        if self.calibrated is None:
+            self.calibrated = self.weight_quant.scale.clone()
+        weight = integers * along(scale, integers.ndim, 0)
         self.weight = nn.Parameter(weight.to(self.weight.dtype), requires_grad=False)
+        self.weight_quant.scale = scale.clone()
+        self.chosen = integers.to(torch.int16), scale.clone()
+
+    def quantize_weight(self) -> Tensor:
+        """The weight that the product takes: integers times scale, with the moments restored."""
+        point = self.weight_quant
+        if not self.moment_correction or point.passing:
+            return point(self.weight)
+        integers = point.to_integers(self.weight)
+        # The point's own scale has chosen the integers; from the result it cancels out.
+        scale, shift = match_moments(integers, self.weight)
+        return integers * along(scale, integers.ndim, 0) + along(shift, integers.ndim, 0)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's own matrix product."""
@@ -89,7 +123,7 @@ class QuantWeight(FromFloat):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the float layer, on quantized numbers."""
-        return self.product(self.input_quant(x), self.weight_quant(self.weight), self.bias)
+        return self.product(self.input_quant(x), self.quantize_weight(), self.bias)
 
 
 class QuantLinear(QuantWeight, nn.Linear):  # type: ignore[misc]
@@ -108,12 +142,51 @@ class QuantConv2d(QuantWeight, nn.Conv2d):  # type: ignore[misc]
         return self._conv_forward(x, weight, bias)
 
 
+class ChannelFactors(nn.Module):
+    """Divides each channel (last axis) by a power of two, by which the next weights are multiplied.
+
+    One scale serves a whole tensor badly where a few channels are a hundred times as large as the
+    others, as in GELU's output. The network is the same, bit for bit, because powers of two are
+    exact; only the points behind see other numbers. SmoothQuant (arXiv 2211.10438) moves ranges
+    between activations and weights in this way.
+    """
+
+    factor: Tensor  # (channels,)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.ones(channels))
+        self.seen: list[Tensor] | None = None  # rows (n, channels) that have passed, if watched
+
+    def even_out(self, strength: float) -> Tensor:
+        """Factors (channels,) for what was seen: 1 for the median, and for silent channels.
+
+        With strength 1 all channels get nearly the same range, with 0 all factors are 1.
+        """
+        assert self.seen is not None
+        largest = torch.cat(self.seen).abs().amax(0)
+        loud = largest > 0
+        if not loud.any():
+            return torch.ones_like(largest)
+        logs = (largest / largest[loud].median()).log2().clamp(-16, 16)
+        return torch.where(loud, (strength * logs).round().exp2(), 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) to the same."""
+        if self.seen is not None:
+            rows = x.detach().flatten(0, -2)
+            self.seen.append(rows[:: max(1, len(rows) // 2048)].clone())
+        return x / self.factor
+
+
 class QuantProducts(nn.Module):
     """Attention's two products, all five operands quantized: q, k, scores, probabilities, v."""
 
     def __init__(self, config: QuantConfig) -> None:
         super().__init__()
         self.q, self.k, self.v = act_quantizer(config), act_quantizer(config), act_quantizer(config)
+        if config.qkv == "shared":
+            self.k = self.v = self.q  # one point under three names
         self.scores, self.probabilities = act_quantizer(config), probability_quantizer(config)
 
     def forward(

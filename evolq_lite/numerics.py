@@ -113,6 +113,20 @@ def fake_quantize(
     return to_integers(x, scale, zero_point, integers, axis) * along(scale, x.ndim, axis)
 
 
+def match_moments(integers: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift (channels,), so that integers * scale + shift has the weight's moments.
+
+    Both are (channels, ...), and the moments are each channel's mean and variance. A channel whose
+    integers are all equal has no variance to scale: its scale is 1.
+    """
+    q, w = integers.flatten(1), weight.detach().flatten(1)
+    variance = q.var(1, correction=0)
+    flat = variance == 0
+    ratio = w.var(1, correction=0) / torch.where(flat, 1.0, variance)
+    scale = torch.where(flat, 1.0, ratio.sqrt())
+    return scale, w.mean(1) - scale * q.mean(1)
+
+
 def log2_fake_quantize(x: Float[Tensor, "*shape"], bits: int) -> Float[Tensor, "*shape"]:
     """Round probabilities in [0, 1] to powers of two, 2^0 ... 2^-(2^bits - 1), smaller to zero.
 

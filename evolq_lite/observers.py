@@ -62,6 +62,10 @@ class Observer:
         if self.keeps_samples:
             self.keep(rows)
 
+    def forget_samples(self) -> None:
+        """Keep the range only; samples start anew with the next batch."""
+        self.samples, self.every = [], 1
+
     def keep(self, rows: Tensor) -> None:
         """Sample a batch (channels, values); thins out all samples whenever they are too many."""
         if self.axis is None:

@@ -1,4 +1,4 @@
-"""Rounding a whole network: to nearest, or by GPTQ. Read with lesson 8.
+"""Rounding a whole network: to nearest, by GPTQ, or learned. Read with lesson 8.
 
 A calibrated network rounds each weight to the nearest integer, anew in every forward pass.
 `round_weights` chooses the integers by what they do to the network's numbers instead:
@@ -7,12 +7,14 @@ A calibrated network rounds each weight to the nearest integer, anew in every fo
 |---|---|
 | `nearest` | by the weight alone |
 | `gptq` | so that its layer's output stays, layer by layer (see `gptq.py`) |
+| `learned` | so that its block's output stays, by gradient, block by block (see `learned.py`) |
 
-GPTQ goes from the images to the logits, so that each layer is rounded for inputs that earlier
+Both go from the images to the logits, so that each layer is rounded for inputs that earlier
 rounding has disturbed. Two things from the float network guide them:
 
 - *Weights of inputs.* Not all tokens matter alike: a class token decides more than a patch of sky.
-  A token counts by the squared gradient of the network's prediction there (Fisher information).
+  A token counts by the squared gradient of the network's prediction there (Fisher information), and
+  so does each token that a block puts out.
 - *Means.* An error that is the same for all inputs costs nothing, because the bias can take it. So
   GPTQ sees inputs minus their mean, and then the bias restores the mean output.
 
@@ -21,9 +23,11 @@ execution need nothing else, and the float network stays as it is. While a searc
 an integer may still flip; `freeze_integers` holds all of them.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -35,6 +39,7 @@ from evolq_lite.chain import chain_of
 from evolq_lite.convert import Point, twin
 from evolq_lite.gptq import Elimination, round_rows, squared_error
 from evolq_lite.layers import QuantConv2d, QuantLinear
+from evolq_lite.learned import COST_OF_GRADIENT, Block, learn
 from evolq_lite.numerics import along
 from evolq_lite.quantizer import FixedIntegers
 
@@ -46,7 +51,8 @@ class Rounded:
     """An event: the weights of a layer are integers now.
 
     The errors are shares of the output's own energy, `before` with rounding to nearest, `after`
-    with these. `notes` tells what had to be done about the inputs.
+    with these. Where rounding is learned, it is the output of the layer's block, and `before` what
+    learning started from. `notes` tells what had to be done about the inputs, and what failed.
     """
 
     name: str
@@ -66,20 +72,22 @@ def round_weights(
     """Choose the integers of a calibrated network's weights, in place; yields an event per layer.
 
     `images` (n, channels, height, width) are calibration images; no labels are used. `options` are
-    those of `gptq` below; `nearest` takes none, and goes back to the float weights,
+    those of `gptq` and `learned` below; `nearest` takes none, and goes back to the float weights,
     which the points round. `done`, what `integers_of` says of an earlier call that was stopped, is
     put in place first: layers in it are not rounded again. ValueError for an unknown method, no
-    images, a network that is not calibrated, integers that do not fit it, or a layer whose inputs
-    are not finite.
+    images, a network that is not calibrated, integers that do not fit it, a budget of nothing, or a
+    layer whose inputs are not finite.
     """
     if method not in METHODS:
         raise ValueError(f"unknown rounding {method!r}; known: {', '.join(METHODS)}")
     if len(images) == 0:
         raise ValueError("no images to round weights for; give at least one")
-    layers = quant_layers(qmodel)
-    for name, layer in layers.items():
-        if not layer.weight_quant.frozen:
-            raise ValueError(f"{name} is not calibrated; call calibrate(qmodel, images) first")
+    require_calibrated(qmodel, integers=method != "nearest")
+    if method != "nearest":
+        refuse_moments(
+            qmodel, f"would rescale the weights that {method} has fitted to their inputs"
+        )
+    for layer in quant_layers(qmodel).values():
         if layer.rounded:
             layer.forget_rounding()
     teacher = twin(qmodel)
@@ -93,20 +101,55 @@ def quant_layers(qmodel: nn.Module) -> dict[str, Layer]:
     return {name: m for name, m in qmodel.named_modules() if isinstance(m, Layer)}
 
 
-def integers_of(qmodel: nn.Module) -> dict[str, Tensor]:
-    """Integers, scale and bias of each layer whose integers are chosen or frozen, by name.
+def require_calibrated(qmodel: nn.Module, integers: bool = True) -> None:
+    """ValueError for weights without scales; with `integers`, for those that stay float too."""
+    for name, layer in quant_layers(qmodel).items():
+        point = layer.weight_quant
+        if point.stays_float and integers:
+            raise ValueError(
+                f"the weight of {name} stays float, so there are no integers to choose or freeze; "
+                "let weights be quantized, or give rounding nearest and integers free"
+            )
+        if not (point.frozen or point.stays_float):
+            raise ValueError(f"{name} is not calibrated; call calibrate(qmodel, images) first")
 
-    Integers are int16, counted from the zero point.
+
+def refuse_moments(qmodel: nn.Module, why: str) -> None:
+    """ValueError where weights are rescaled to the float weights' moments, which says why."""
+    if any(layer.moment_correction for layer in quant_layers(qmodel).values()):
+        raise ValueError(f"moment_correction {why}; quantize the network without it")
+
+
+def integers_of(qmodel: nn.Module) -> dict[str, Tensor]:
+    """Integers, scale and bias of each layer whose integers were chosen or frozen, by name.
+
+    They are as they were then: a search moves the point's scale, and leaves these. Integers are
+    int16, counted from the zero point.
     """
     tensors = {}
     for name, layer in quant_layers(qmodel).items():
-        point = layer.weight_quant
-        if layer.rounded or isinstance(point, FixedIntegers):
-            tensors[f"{name}.integers"] = point.to_integers(layer.weight).to(torch.int16)
-            tensors[f"{name}.scale"] = point.scale
+        if layer.chosen is not None:
+            tensors[f"{name}.integers"], tensors[f"{name}.scale"] = layer.chosen
             if layer.bias is not None:
                 tensors[f"{name}.bias"] = layer.bias.detach()
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def check_integers(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError if `set_integers` could not put these into a network that is calibrated."""
+    layers = quant_layers(qmodel)
+    for key, tensor in tensors.items():
+        name, _, kind = key.rpartition(".")
+        whole = all(f"{name}.{part}" in tensors for part in ("integers", "scale"))
+        if name not in layers or not whole or kind not in ("integers", "scale", "bias"):
+            raise ValueError(f"{key}: these integers belong to another network")
+        weight, point = layers[name].weight, layers[name].weight_quant
+        if tensor.shape != (weight.shape if kind == "integers" else weight.shape[:1]):
+            raise ValueError(f"{key}: these integers belong to another network")
+        if kind == "integers":
+            q = tensor.to(point.zero_point.device) + along(point.zero_point, tensor.ndim, 0)
+            if q.min() < point.integers.lo or q.max() > point.integers.hi:
+                raise ValueError(f"{key}: these integers do not fit {point.integers.bits} bits")
 
 
 def set_integers(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -114,36 +157,30 @@ def set_integers(qmodel: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
     ValueError if it does not fit; the network is then as it was.
     """
-    layers = quant_layers(qmodel)
-    for key, tensor in tensors.items():
-        name, _, kind = key.rpartition(".")
-        if name not in layers or f"{name}.integers" not in tensors:
-            raise ValueError(f"{key}: these integers belong to another network")
-        layer = layers[name]
-        shapes = {"integers": layer.weight.shape, "scale": layer.weight_quant.scale.shape}
-        if tensor.shape != shapes.get(kind, layer.weight.shape[:1]):
-            raise ValueError(f"{key}: these integers belong to another network")
-        point = layer.weight_quant
-        if kind == "integers":
-            q = tensor.to(point.zero_point.device) + along(point.zero_point, tensor.ndim, 0)
-            if q.min() < point.integers.lo or q.max() > point.integers.hi:
-                raise ValueError(f"{key}: these integers do not fit {point.integers.bits} bits")
-    for name, layer in layers.items():
+    check_integers(qmodel, tensors)
+    for name, layer in quant_layers(qmodel).items():
         if f"{name}.integers" in tensors:
             device = layer.weight.device
-            layer.weight_quant.scale = tensors[f"{name}.scale"].to(device)
-            layer.set_integers(tensors[f"{name}.integers"].to(device))
+            scale = tensors[f"{name}.scale"].to(device)
+            layer.set_integers(tensors[f"{name}.integers"].to(device), scale)
             if f"{name}.bias" in tensors:
                 layer.bias = nn.Parameter(tensors[f"{name}.bias"].to(device), requires_grad=False)
 
 
 def freeze_integers(qmodel: nn.Module) -> None:
     """Hold the present integers of all weights while their scales change."""
-    for name, layer in quant_layers(qmodel).items():
-        if not layer.weight_quant.frozen:
-            raise ValueError(f"{name} is not calibrated; call calibrate(qmodel, images) first")
-        if not isinstance(layer.weight_quant, FixedIntegers):
-            layer.weight_quant = FixedIntegers.of(layer.weight_quant, layer.weight)
+    require_calibrated(qmodel)
+    refuse_moments(qmodel, "would cancel out the scales of frozen integers")
+    for layer in quant_layers(qmodel).values():
+        point = layer.weight_quant
+        if not isinstance(point, FixedIntegers):
+            layer.set_integers(point.to_integers(layer.weight.detach()), point.scale)
+            layer.weight_quant = FixedIntegers.of(point, layer.weight)
+
+
+def are_frozen(qmodel: nn.Module) -> bool:
+    """Whether `freeze_integers` holds the integers."""
+    return any(isinstance(point, FixedIntegers) for point in qmodel.modules())
 
 
 def nearest(qmodel: nn.Module, teacher: nn.Module, images: Tensor) -> Iterator[Rounded]:
@@ -158,6 +195,7 @@ class Segment:
     name: str
     run: Callable[[Tensor], Tensor]
     run_float: Callable[[Tensor], Tensor]
+    rest_float: Callable[[Tensor], Tensor]  # from its float output to the logits
     layers: dict[str, Layer]  # that it calls, in order
     float_layers: dict[str, Layer]
     inputs: list[Tensor]  # batches, as earlier rounding has left them
@@ -236,13 +274,23 @@ def walk(
             point.passing = True
     weights = weigh_inputs(teacher, images, batch) if weigh else {}
     inputs, float_inputs = list(images.split(batch)), list(images.split(batch))
-    segments = zip(chain_of(qmodel).segments, chain_of(teacher).segments, strict=True)
-    for (name, run, _), (_, run_float, _) in segments:
+    floats = chain_of(teacher)
+    segments = zip(chain_of(qmodel).segments, floats.segments, strict=True)
+    for i, ((name, run, _), (_, run_float, _)) in enumerate(segments, 1):
         called: dict[str, Tensor] = {}
         with watch(layers, called.setdefault):
             run(inputs[0])
-        own = {key: layers[key] for key in called}
-        yield Segment(name, run, run_float, own, float_layers, inputs, float_inputs, weights)
+        yield Segment(
+            name,
+            run,
+            run_float,
+            partial(floats, start=i),
+            {key: layers[key] for key in called},
+            float_layers,
+            inputs,
+            float_inputs,
+            weights,
+        )
         inputs = [run(x) for x in inputs]
         float_inputs = [run_float(x) for x in float_inputs]
 
@@ -320,13 +368,35 @@ def float_means(segment: Segment) -> dict[str, Tensor]:
     return {name: torch.stack(sums[name]).sum(0) / totals[name] for name in layers}
 
 
-def weigh_inputs(
-    teacher: nn.Module, images: Tensor, batch: int, labels: int = 2
-) -> dict[str, list[Tensor]]:
+def squared_slopes(
+    logits: Tensor, outputs: list[Tensor], generator: torch.Generator, labels: int = 2
+) -> list[Tensor]:
+    """The squared gradient of -log p(label) at each of a network's inner outputs.
+
+    Labels are drawn from the network's own prediction (n, classes): in the mean over labels, this
+    is the Fisher information there.
+    """
+    shares = logits.detach().softmax(1)
+    drawn = shares.multinomial(labels, replacement=True, generator=generator)
+    squares = [torch.zeros_like(output) for output in outputs]
+    for label in drawn.T:
+        with torch.enable_grad():
+            loss = F.cross_entropy(logits, label, reduction="sum")
+        slopes = torch.autograd.grad(loss, outputs, retain_graph=True)
+        squares = [s + slope.square() for s, slope in zip(squares, slopes, strict=True)]
+    return squares
+
+
+def level(parts: list[Tensor]) -> list[Tensor]:
+    """Weights that are 1 on average; a little for all, if no gradient is left."""
+    mean = torch.cat(parts).mean().clamp(min=1e-30) if parts else 1.0
+    return [part / mean + 0.01 for part in parts]
+
+
+def weigh_inputs(teacher: nn.Module, images: Tensor, batch: int) -> dict[str, list[Tensor]]:
     """How much each of a layer's inputs counts: weights (n,), by layer and batch.
 
-    The squared gradient of -log p(label) at the layer's output, for labels drawn from the float
-    network's own prediction: in the mean over labels, the Fisher information there.
+    It is the squared slope at the layer's output.
     """
     generator = torch.Generator(images.device).manual_seed(0)
     layers = quant_layers(teacher)
@@ -341,23 +411,28 @@ def weigh_inputs(
             outputs.clear()
             with torch.enable_grad():
                 logits = teacher(x.clone().requires_grad_())  # weights may not ask for gradients
-                shares = logits.detach().softmax(1)
-                drawn = shares.multinomial(labels, replacement=True, generator=generator)
-                losses = [F.cross_entropy(logits, label, reduction="sum") for label in drawn.T]
-            squares = [torch.zeros(()) for _ in outputs]
-            for loss in losses:
-                slopes = torch.autograd.grad(loss, list(outputs.values()), retain_graph=True)
-                squares = [s + slope.square() for s, slope in zip(squares, slopes, strict=True)]
+            squares = squared_slopes(logits, list(outputs.values()), generator)
             for name, square in zip(outputs, squares, strict=True):
                 channels = 1 if isinstance(layers[name], nn.Conv2d) else -1
                 weights[name].append(square.sum(channels).flatten())
     finally:
         for hook in hooks:
             hook.remove()
-    for name, parts in weights.items():  # 1 on average; a little for all, if no gradient is left
-        mean = torch.cat(parts).mean().clamp(min=1e-30) if parts else 1.0
-        weights[name] = [part / mean + 0.01 for part in parts]
-    return weights
+    return {name: level(parts) for name, parts in weights.items()}
+
+
+def weigh_outputs(segment: Segment, outputs: list[Tensor]) -> Tensor:
+    """How much each place of a segment's float output counts, as (n, ...), 1 for the channels."""
+    generator = torch.Generator(outputs[0].device).manual_seed(0)
+    convolution = outputs[0].ndim == 4 and isinstance([*segment.layers.values()][-1], nn.Conv2d)
+    weights = []
+    for output in outputs:
+        middle = output.clone().requires_grad_()
+        with torch.enable_grad():
+            logits = segment.rest_float(middle)
+        (square,) = squared_slopes(logits, [middle], generator)
+        weights.append(square.mean(1 if convolution else -1, keepdim=True))
+    return torch.cat(level(weights))
 
 
 def round_layer(
@@ -372,8 +447,7 @@ def round_layer(
     integers, scale, before, after = round_rows(
         weight, hessian, elimination, scale, zero_point, point.integers, refit_scales
     )
-    point.scale = scale.flatten().contiguous()
-    layer.set_integers(integers.reshape(layer.weight.shape))
+    layer.set_integers(integers.reshape(layer.weight.shape), scale.flatten())
     energy = max(float(squared_error(weight, torch.zeros_like(weight), hessian).sum()), 1e-30)
     return float(before.sum()) / energy, float(after.sum()) / energy
 
@@ -390,7 +464,94 @@ def restore_mean(layer: Layer, float_layer: Layer, mean: Tensor, float_mean: Ten
     layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
 
 
+def learned(
+    qmodel: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    start: str = "gptq",
+    budget: int = 60,
+    drop: float = 0.0,
+    seed: int = 0,
+    weigh: bool = True,
+    batch: int = 32,
+) -> Iterator[Rounded]:
+    """Learn the rounding of each block, from the integers of `start`: "gptq" or "nearest".
+
+    `budget` is what a block may cost, in its own forwards on all images; a gradient costs three.
+    `drop`: see `learned.learn`. `batch` images at a time, in a step of the descent too.
+    """
+    if start not in ("gptq", "nearest"):
+        raise ValueError(f"unknown start {start!r} of learned rounding; known: gptq, nearest")
+    if budget < COST_OF_GRADIENT:
+        raise ValueError(
+            f"budget must be at least {COST_OF_GRADIENT} forwards of a block, one gradient, not "
+            f"{budget}"
+        )
+    if not 0 <= drop <= 1:
+        raise ValueError(f"drop must be a probability from 0 to 1, not {drop}")
+    return learn_blocks(
+        walk(qmodel, teacher, images, batch, weigh), start, budget, drop, batch, seed
+    )
+
+
+@torch.no_grad()
+def learn_blocks(
+    segments: Iterator[Segment], start: str, budget: int, drop: float, batch: int, seed: int
+) -> Iterator[Rounded]:
+    for segment in segments:
+        layers = segment.layers
+        if all(layer.rounded for layer in layers.values()):
+            continue
+        for layer in layers.values():
+            if layer.rounded:
+                layer.forget_rounding()
+        began = perf_counter()
+        try:
+            notes = start_block(segment, start)
+            before, after = learn(block_of(segment), budget, drop, batch, seed)
+            if not math.isfinite(before):
+                raise ValueError(
+                    f"{segment.name}: its outputs on the calibration images hold NaN or infinite "
+                    "values; check the images, and the scales of the layers before it"
+                )
+        except BaseException:  # `integers_of` holds whole blocks, so that they can be resumed
+            for layer in layers.values():
+                layer.forget_rounding()
+            raise
+        more = () if after < before else (f"learning found nothing better than {start}",)
+        seconds = (perf_counter() - began) / len(layers)
+        for name in layers:
+            yield Rounded(name, before, after, notes.get(name, ()) + more, seconds)
+
+
+def start_block(segment: Segment, start: str) -> dict[str, tuple[str, ...]]:
+    """Give the layers of a segment the integers from which learning starts; notes by layer."""
+    if start == "gptq":
+        return {event.name: event.notes for event in round_segment(segment)}
+    for layer in segment.layers.values():
+        point = layer.weight_quant
+        layer.set_integers(point.to_integers(layer.weight), point.scale)
+    return {}
+
+
+def block_of(segment: Segment) -> Block:
+    """A segment as what is to be reconstructed."""
+    outputs = [segment.run_float(x) for x in segment.float_inputs]
+    targets = torch.cat(outputs)
+    weights = weigh_outputs(segment, outputs) if segment.weights else torch.ones_like(targets)
+    return Block(
+        segment.run,
+        segment.layers,
+        {name: segment.float_layers[name].weight for name in segment.layers},
+        torch.cat(segment.inputs),
+        torch.cat(segment.float_inputs),
+        targets,
+        weights,
+    )
+
+
 METHODS: dict[str, Callable[..., Iterator[Rounded]]] = {
     "nearest": nearest,
     "gptq": gptq,
+    "learned": learned,
 }

@@ -1,11 +1,24 @@
-"""Accuracy, intervals and the paired test."""
+"""Accuracy, intervals and the paired tests."""
+
+import math
 
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, ttest_rel
 from torch import nn
 
-from evolq_lite.evaluate import Accuracy, Comparison, SeedComparison, accuracy, compare, predict
+from evolq_lite.evaluate import (
+    Accuracy,
+    Comparison,
+    LossChange,
+    SeedComparison,
+    accuracy,
+    compare,
+    pack_values,
+    predict,
+    score,
+    unpack_values,
+)
 
 
 def test_accuracy_and_interval():
@@ -100,3 +113,63 @@ def test_a_difference_that_depends_on_the_seed_is_not_significant():
     was[1, 500:503] = True
     assert SeedComparison.of(was, now).p_value < 1e-9
     assert not SeedComparison.of(was, now).significant
+
+
+def test_scores_by_hand():
+    """Two classes; logits log(p) and log(1 - p) give the probability p to the first."""
+
+    def network(*shares):
+        logits = torch.tensor([[math.log(p), math.log(1 - p)] for p in shares])
+        return nn.Embedding.from_pretrained(logits)
+
+    images = torch.arange(3)
+    models = {"float": network(0.5001, 0.75, 0.2), "other": network(0.5001, 0.25, 0.4)}
+    seen = []
+    found = score(models, images.split(2), torch.tensor([0, 0, 1]), seen.append)
+    assert seen == [2, 1]
+    assert found["float"].right.tolist() == [True, True, True]
+    assert found["float"].agrees.all() and found["float"].kl.abs().max() < 1e-6
+    other = found["other"]
+    assert other.right.tolist() == [True, False, True]
+    assert other.agrees.tolist() == [True, False, True]
+    # KL(0.75 || 0.25) = 0.75 log 3 + 0.25 log(1/3); KL(0.2 || 0.4) = 0.2 log(1/2) + 0.8 log(4/3)
+    expected = [0.0, 0.5 * math.log(3), -0.2 * math.log(2) + 0.8 * math.log(4 / 3)]
+    assert other.kl.tolist() == pytest.approx(expected, abs=1e-5)
+    expected = [-math.log(0.5001), -math.log(0.25), -math.log(0.6)]
+    assert other.cross_entropy.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_change_of_a_loss_is_the_paired_test():
+    generator = torch.Generator().manual_seed(0)
+    was = torch.rand(2000, generator=generator)
+    now = was - 0.01 + 0.1 * torch.randn(2000, generator=generator)
+    change = LossChange.of(was, now)
+    known = ttest_rel(now.double(), was.double())
+    assert change.p_value == pytest.approx(known.pvalue, rel=0.3)
+    assert change.interval == pytest.approx(known.confidence_interval(0.95), abs=1e-5)
+    assert change.change == pytest.approx(change.now - change.was)
+    assert change.better and "better" in change.verdict
+    assert "worse" in LossChange.of(now, was).verdict
+    assert "no significant" in LossChange.of(was, was).verdict
+    # Ten copies of each image are no more evidence, if it is said that they are copies.
+    copies, groups = torch.arange(2000).repeat_interleave(10), torch.arange(2000)
+    many = LossChange.of(was[copies], now[copies], groups[copies])
+    assert many.error == pytest.approx(change.error, rel=1e-3)
+    assert LossChange.of(was[copies], now[copies]).error < 0.4 * change.error
+
+
+def test_one_image_says_nothing_of_others():
+    change = LossChange.of(torch.tensor([1.0]), torch.tensor([0.5]))
+    assert change.change == -0.5 and change.p_value == 1 and not change.significant
+
+
+def test_seeds_that_differ_in_sign_are_no_significant_change():
+    was = torch.ones(2, 1000)
+    now = was - torch.tensor([[0.2], [-0.001]]) * torch.linspace(0.5, 1.5, 1000)
+    assert LossChange.of(was, now).p_value < 1e-9
+    assert not LossChange.of(was, now).significant
+
+
+def test_losses_are_kept_to_three_digits():
+    losses = torch.tensor([0.0, 1.2345e-3, 0.5, 17.25])
+    assert torch.allclose(unpack_values(pack_values(losses)).float(), losses, rtol=1e-3)

@@ -145,6 +145,11 @@ def test_a_kept_weight_follows_its_scale_and_its_weight():
         {"weight_observer": "mse", "act_observer": "mse"},
         {"weight_observer": "percentile", "act_observer": "moving_average"},
         {"bias_correction": True},
+        {"moment_correction": True},
+        {"moment_correction": True, "bias_correction": True, "weight_symmetric": False},
+        {"outputs": True},
+        {"qkv": "shared"},
+        {"sample_batches": "last", "act_observer": "mse"},
     ],
 )
 def test_options_work_and_stay_close_at_8_bits(options):

@@ -1,13 +1,32 @@
-"""Which integers weights become: GPTQ against a dense reference, frozen ones."""
+"""Which integers weights become: GPTQ against a dense reference; frozen, saved and sent ones."""
 
+import json
+import shutil
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import toy, toy_images
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from evolq_lite import QuantConfig, calibrate, load_demo, quantize
+from evolq_lite import (
+    BlockObjective,
+    QuantConfig,
+    SearchConfig,
+    calibrate,
+    chain_of,
+    describe,
+    evolve,
+    load_demo,
+    load_scales,
+    quantize,
+    save_scales,
+)
+from evolq_lite.convert import factors_of, quantizers, set_factors
+from evolq_lite.evolve import Evaluated, visits_of
 from evolq_lite.fast import set_execution
 from evolq_lite.fitness import kl
 from evolq_lite.gptq import Elimination, round_rows, squared_error, sweep
@@ -15,6 +34,8 @@ from evolq_lite.layers import QuantConv2d, QuantLinear
 from evolq_lite.numerics import IntRange
 from evolq_lite.quantizer import FixedIntegers
 from evolq_lite.rounding import (
+    Rounded,
+    are_frozen,
     freeze_integers,
     integers_of,
     quant_layers,
@@ -22,6 +43,11 @@ from evolq_lite.rounding import (
     rows_of,
     set_integers,
 )
+from evolq_lite.runs.folder import RunFolder
+from evolq_lite.runs.run import Run
+from evolq_lite.runs.scales import digest_of, extras_of, put_extras, put_scales, scales_of
+from evolq_lite.runs.source import Embedded
+from evolq_lite.runs.workers import Bench, Task, rounding_of, state_of
 
 Case = tuple[Tensor, Tensor, Tensor, Tensor, IntRange]
 
@@ -262,6 +288,8 @@ def test_integers_are_put_into_an_equal_network_only() -> None:
         {**saved, name: saved[name][1:]},
         {name.replace("integers", "bias"): saved[name.replace("integers", "bias")]},
         {**saved, name: saved[name] + 10},
+        {name: saved[name]},
+        {**saved, "blocks.0.attn.proj.floats": saved[name]},
     ):
         with pytest.raises(ValueError, match="these integers"):
             set_integers(qmodel, wrong)
@@ -269,6 +297,239 @@ def test_integers_are_put_into_an_equal_network_only() -> None:
     set_integers(qmodel, saved)
     with torch.no_grad():
         assert torch.equal(qmodel(toy_images("vit")), rounded("vit")(toy_images("vit")))
+
+
+def state(qmodel: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in qmodel.state_dict().items()}
+
+
+def wiggle(qmodel: nn.Module) -> None:
+    """Move the scales of weights as a search does, in place, far enough for integers to flip."""
+    for layer in quant_layers(qmodel).values():
+        layer.weight_quant.scale *= 1.2
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_saved_integers_come_back_under_scales_that_have_moved(
+    tmp_path: Path, frozen: bool, calibrated: bool
+) -> None:
+    images = toy_images("vit")
+    qmodel = rounded("vit", bits=4)
+    if frozen:
+        freeze_integers(qmodel)
+    wiggle(qmodel)
+    flips = any(
+        not torch.equal(layer.weight_quant.to_integers(layer.weight).short(), layer.chosen[0])
+        for layer in quant_layers(qmodel).values()
+    )
+    assert flips != frozen
+    save_scales(tmp_path / "scales", qmodel, visits=1)
+    other = quantize(toy("vit"), QuantConfig(weight_bits=4, execution="simulate"))
+    if calibrated:
+        calibrate(other, images[:3])
+        list(round_weights(other, images[:3]))  # other integers, which go
+    assert load_scales(tmp_path / "scales", other) == {"visits": 1}
+    assert are_frozen(other) == frozen
+    with torch.no_grad():
+        assert torch.equal(other(images), qmodel(images))
+        wiggle(other)
+        wiggle(qmodel)
+        assert torch.equal(other(images), qmodel(images))
+    assert (frozen, "frozen" in describe(other)) in ((True, True), (False, False))
+    save_scales(tmp_path / "again", other, visits=1)
+    save_scales(tmp_path / "scales", qmodel, visits=1)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "scales").read_bytes()
+
+
+@pytest.mark.parametrize("integers", [True, False])
+def test_factors_of_channels_are_saved_and_sent_with_the_integers(
+    tmp_path: Path, integers: bool
+) -> None:
+    config, images = QuantConfig(weight_bits=4, gelu_factors=True), toy_images("vit")
+    qmodel, other, third = (quantize(toy("vit"), config) for _ in range(3))
+    for network in (qmodel, third):
+        calibrate(network, images)
+    powers = torch.arange(-3, 3).repeat(16).float().exp2()  # of 96 channels
+    set_factors(qmodel, dict.fromkeys(factors_of(qmodel), powers))
+    if integers:
+        list(round_weights(qmodel, images))
+    save_scales(tmp_path / "scales", qmodel)
+    load_scales(tmp_path / "scales", other)
+    put_extras(third, extras_of(qmodel))
+    put_scales(third, scales_of(qmodel))
+    with torch.no_grad():
+        wanted = qmodel(images)
+        assert torch.equal(other(images), wanted) and torch.equal(third(images), wanted)
+    without = quantize(toy("vit"), QuantConfig(weight_bits=4))
+    with pytest.raises(ValueError, match="another network or another quantization"):
+        load_scales(tmp_path / "scales", without)
+
+
+def test_a_file_without_integers_takes_a_rounded_network_back_to_nearest(tmp_path: Path) -> None:
+    images = toy_images("vit")
+    qmodel = quantize(toy("vit"), QuantConfig(weight_bits=4, execution="simulate"))
+    calibrate(qmodel, images)
+    save_scales(tmp_path / "scales", qmodel)
+    with torch.no_grad():
+        wanted = qmodel(images)
+        list(round_weights(qmodel, images))
+        load_scales(tmp_path / "scales", qmodel)
+        assert torch.equal(qmodel(images), wanted)
+
+
+def test_a_file_with_integers_that_do_not_fit_changes_nothing(tmp_path: Path) -> None:
+    path, name = tmp_path / "scales", "blocks.0.attn.proj"
+    qmodel, other = rounded("vit", bits=3), rounded("vit", bits=4)
+    integers, scales = integers_of(other), scales_of(other)
+    for wrong, said in (
+        ({f"{name}.integers": integers[f"{name}.integers"].int()}, "torch.int32"),
+        ({f"{name}.integers": integers[f"{name}.integers"][1:]}, "shape"),
+        ({f"{name}.integers": integers[f"{name}.integers"]}, "do not fit 3 bits"),
+        ({f"{name}.scale": -integers[f"{name}.scale"]}, "not positive"),
+        ({f"{name}.bias": integers[f"{name}.bias"] * torch.nan}, "NaN"),
+        ({f"{name}.wrong": integers[f"{name}.bias"]}, "another network"),
+    ):
+        tensors = {**scales, **integers_of(qmodel), **wrong}
+        path.write_bytes(save(tensors, {"run": json.dumps({"sha256": digest_of(tensors, {})})}))
+        before = state(qmodel)
+        with pytest.raises(ValueError, match=said):
+            load_scales(path, qmodel)
+        assert all(torch.equal(before[key], value) for key, value in state(qmodel).items())
+
+
+def test_frozen_integers_give_the_same_numbers_in_every_execution() -> None:
+    qmodel, x = rounded("vit"), toy_images("vit")
+    freeze_integers(qmodel)
+    wiggle(qmodel)
+    found = {}
+    with torch.no_grad():
+        for execution in ("plain", "simulate", "auto"):
+            set_execution(qmodel, execution)
+            found[execution] = qmodel(x)
+    assert torch.equal(found["plain"], found["simulate"])
+    assert torch.allclose(found["plain"], found["auto"], atol=1e-3)
+
+
+def test_a_search_with_frozen_integers_moves_scales_only() -> None:
+    qmodel, images = rounded("vit"), toy_images("vit")
+    integers = integers_of(qmodel)
+    targets = toy("vit")(images).detach()
+    config = SearchConfig(passes=1, cycles=2, step=0.05, mutation="relative", integers="frozen")
+    start = {name: p.scale.clone() for name, p in quantizers(qmodel).items()}
+    list(evolve(chain_of(qmodel), images, targets, config))
+    moved = {
+        name for name, p in quantizers(qmodel).items() if not torch.equal(p.scale, start[name])
+    }
+    assert moved and all(".attn." in name for name in moved)
+    for name, layer in quant_layers(qmodel).items():
+        point = layer.weight_quant
+        assert torch.equal(point.to_integers(layer.weight).short(), integers[f"{name}.integers"])
+    float_weights = quantize(toy("vit"), QuantConfig(float_points="weights"))
+    calibrate(float_weights, images)
+    with pytest.raises(ValueError, match="stays float, so there are no integers"):
+        freeze_integers(float_weights)
+    with pytest.raises(ValueError, match="stays float, so there are no integers"):
+        round_weights(float_weights, images)
+    assert list(round_weights(float_weights, images, "nearest")) == []
+
+
+SOURCE = Embedded("cnn", 60, 0)
+
+
+def run(
+    out: Path, rounding: str, integers: str, stop: int | None = None, **options: bool
+) -> tuple[bytes, list[Evaluated], int]:
+    """A short run on one thread: its file of scales, its history, how many layers it rounded."""
+    torch.set_num_threads(1)
+    events: list[Rounded] = []
+    search = SearchConfig(passes=1, cycles=1, batch=30, step=1e-2, integers=integers)
+    quant = QuantConfig(weight_bits=3, rounding=rounding)
+    with Run(SOURCE, quant, search, out, on_rounded=events.append, **options) as whole:
+        for i, _ in enumerate(whole.evolve(), 1):
+            if i == stop:
+                break
+        history = [replace(event, seconds=0.0) for event in whole.folder.history()]
+    return (out / "scales.safetensors").read_bytes(), history, len(events)
+
+
+@pytest.mark.parametrize("integers", ["free", "frozen"])
+def test_a_stopped_run_finds_its_integers_in_its_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, integers: str
+) -> None:
+    out, file = tmp_path / "run", tmp_path / "run" / "scales.safetensors"
+    scales, history, count = run(tmp_path / "whole", "gptq", integers)
+    assert count > 0 and len({event.fitness for event in history}) > 1
+    run(out, "gptq", integers, stop=3)
+    assert run(out, "gptq", integers, resume=True) == (scales, history, 0)
+    assert not caplog.records
+    # Damage costs time, and nothing else.
+    content = file.read_bytes()
+    file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    assert run(out, "gptq", integers, resume=True) == (scales, history, count)
+    assert "digest differs; the integers of weights are chosen again" in caplog.text
+
+
+def test_integers_of_another_run_are_not_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    wanted = run(out, "gptq", "free", stop=3)
+    with Run(SOURCE, QuantConfig(weight_bits=3), SearchConfig(batch=30), tmp_path / "other") as it:
+        list(round_weights(it.qmodel, it.parts.images[:20]))
+        save_scales(out / "scales.safetensors", it.qmodel)
+    assert run(out, "gptq", "free", stop=1, resume=True)[2] == wanted[2]
+    assert "holds other integers than the run began with" in caplog.text
+
+
+def test_a_folder_of_before_resumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It has no integers, and its config does not know of options that are newer."""
+    out = tmp_path / "run"
+    whole = run(tmp_path / "whole", "gptq", "free")
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    del config["search"]["integers"]
+    folder = RunFolder.create(out, {k: v for k, v in config.items() if k != "format"})
+    shutil.copy(tmp_path / "whole" / "environment.json", out)
+    for event in RunFolder(tmp_path / "whole").history()[:3]:
+        folder.append(event)
+    folder.close()
+    tensors = load_file(tmp_path / "whole" / "scales.safetensors")
+    layers = [key.removesuffix(".integers") for key in tensors if key.endswith(".integers")]
+    new = {f"{layer}.{part}" for layer in layers for part in ("integers", "scale", "bias")}
+    old = {key: value for key, value in tensors.items() if key not in new}
+    said = json.dumps({"sha256": digest_of(old, {})})
+    (out / "scales.safetensors").write_bytes(save(old, {"run": said}))
+    assert run(out, "gptq", "free", resume=True) == whole
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("integers", ["free", "frozen"])
+def test_a_worker_makes_the_same_of_the_integers_that_it_is_sent(
+    tmp_path: Path, integers: str
+) -> None:
+    """Whatever its own calibration would have chosen."""
+    torch.set_num_threads(1)
+    search = SearchConfig(passes=1, batch=30, integers=integers)
+    quant = QuantConfig(weight_bits=3, rounding="gptq")
+    with Run(SOURCE, quant, search, tmp_path / "run") as whole:
+        next(whole.evolve())  # freezes
+        bench = Bench(SOURCE, quant, search)
+        visit = visits_of(whole.chain, search)[1]
+        with torch.no_grad():
+            wiggle(whole.qmodel)
+        for vector in (visit.genome.read(whole.qmodel), 1.01 * visit.genome.read(whole.qmodel)):
+            here = BlockObjective(
+                whole.chain,
+                visit.blocks,
+                whole.parts.images[30:],
+                whole.parts.targets[30:],
+                batch=30,
+                genome=visit.genome,
+            )
+            state, rounding = state_of(whole.qmodel), rounding_of(whole.qmodel)
+            numbers = vector.numpy().tobytes()
+            task = Task(SOURCE, quant, search, state, visit.blocks, visit.genome, numbers, 1)
+            assert bench.loss(task, rounding) == float(here(vector[None])[0])
 
 
 def test_bad_input_gets_one_sentence() -> None:
@@ -279,7 +540,7 @@ def test_bad_input_gets_one_sentence() -> None:
     with pytest.raises(ValueError, match="not calibrated"):
         freeze_integers(qmodel)
     calibrate(qmodel, images)
-    with pytest.raises(ValueError, match="unknown rounding 'gtpq'; known: nearest, gptq"):
+    with pytest.raises(ValueError, match="unknown rounding 'gtpq'; known: nearest, gptq, learned"):
         round_weights(qmodel, images, "gtpq")
     with pytest.raises(ValueError, match="no images"):
         round_weights(qmodel, images[:0])

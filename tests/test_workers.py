@@ -41,9 +41,9 @@ def one_thread():
 SOURCE = Embedded("cnn", 60, 0)
 
 
-def run(out, workers=None, search=SEARCH, **options):
+def run(out, workers=None, search=SEARCH, quant=QUANT, **options):
     """A short search of the embedded CNN: what it ended with, but for seconds."""
-    with Run(SOURCE, QUANT, search, out, **options) as whole:
+    with Run(SOURCE, quant, search, out, **options) as whole:
         for _ in whole.evolve(workers):
             pass
         history = [replace(event, seconds=0.0) for event in whole.folder.history()]
@@ -73,6 +73,15 @@ def test_several_candidates_at_a_time_are_another_search_but_the_same_with_worke
     assert expected != alone
     with Workers.local(2) as workers:
         assert run(tmp_path / "with", workers, search) == expected
+
+
+@pytest.mark.parametrize("integers", ["free", "frozen"])
+def test_workers_compute_with_integers_that_were_chosen_here(tmp_path, integers):
+    search = replace(SEARCH, cycles=1, integers=integers)
+    quant = replace(QUANT, rounding="gptq")
+    expected = run(tmp_path / "alone", None, search, quant)
+    with Workers.local(2) as workers:
+        assert run(tmp_path / "with", workers, search, quant) == expected
 
 
 def test_an_objective_on_workers_equals_the_serial_one_bit_for_bit(tmp_path):

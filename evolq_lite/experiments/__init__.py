@@ -1,4 +1,4 @@
-"""The paper's claims as experiments, C1 to C8: `python -m evolq_lite reproduce`."""
+"""The paper's claims as experiments: `python -m evolq_lite reproduce`."""
 
 from evolq_lite.experiments import (
     c1_bits,
@@ -9,6 +9,9 @@ from evolq_lite.experiments import (
     c6_selection,
     c7_budget,
     c8_beyond,
+    c9_origin,
+    c11_bits,
+    c12_starts,
     real,
 )
 from evolq_lite.experiments.cells import Claim
@@ -22,6 +25,9 @@ MODULES = (
     c6_selection,
     c7_budget,
     c8_beyond,
+    c9_origin,
+    c11_bits,
+    c12_starts,
 )
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in MODULES}
 # Needs networks and photographs that are not in this repo, so it is no part of "all".

@@ -33,7 +33,7 @@ def no_tables(results: pd.DataFrame) -> Tables:
 class Claim:
     """One claim of the paper as an experiment. All but `run` see results only, a row per cell."""
 
-    name: str  # C1 ... C8
+    name: str  # C1, C2 ...
     question: str
     cells: Callable[[bool], list[Cell]]  # from `quick`
     run: Callable[[Cell], Result]

@@ -18,14 +18,14 @@ import pandas as pd
 from torch import Tensor
 
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.evaluate import Accuracy, Comparison, unpacked
+from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, pack_values, unpacked
 from evolq_lite.evolve import Evaluated
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_gains
 from evolq_lite.experiments.results import Cell, Result, by
 from evolq_lite.experiments.verdicts import Row, Verdict, decide
 from evolq_lite.figures import Picture
-from evolq_lite.runs.run import Run
+from evolq_lite.runs.run import Outcome, Run
 from evolq_lite.runs.source import Folders
 
 NETWORKS = {"vit_tiny_patch16_224": "ViT-Tiny", "deit_tiny_patch16_224": "DeiT-Tiny"}
@@ -87,7 +87,15 @@ def run(cell: Cell, weights: Path, photographs: Path, watch: Watch) -> Result:
                 watch(event)
         outcome = whole.test()
         whole.write(outcome)
-    return outcome.summary()
+    return {**outcome.summary(), **pack_losses(outcome)}
+
+
+def pack_losses(outcome: Outcome) -> Result:
+    """Each loss of each network image by image, as `kl` and `cross_entropy`: for paired tests."""
+    return {
+        loss: {name: pack_values(getattr(each, loss)) for name, each in outcome.scores.items()}
+        for loss in LOSSES
+    }
 
 
 def refuse(cell: Cell) -> Result:

@@ -27,7 +27,7 @@ log = logging.getLogger("evolq_lite")
 HOW_TO_READ = """\
 Made by `python -m evolq_lite reproduce` from the files beside it; do not edit. A gain is in points
 of top-1 unless its unit says otherwise, intervals have 95 %, and *holds* says whether a row speaks
-for the claim. C1 to C8 are about the two networks embedded in this repository and their 9,920 test
+for the claim. C1 to C12 are about the two networks embedded in this repository and their 9,920 test
 images (Typefaces-62). REAL is a check on 1,000 photographs, which is easier than the ImageNet
 validation set: compare its accuracies with each other only."""
 

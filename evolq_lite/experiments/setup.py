@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from evolq_lite.chain import Chain, chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize
-from evolq_lite.data import Demo, load_demo
-from evolq_lite.evaluate import packed, predict
+from evolq_lite.data import Demo, load_demo, test_faces
+from evolq_lite.evaluate import LOSSES, pack_values, packed, predict, score_batch
 from evolq_lite.evolve import Evaluated, evolve
 from evolq_lite.experiments.results import Result
 from evolq_lite.fitness import fitness_of
+from evolq_lite.rounding import round_weights
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ def prepare(network: str, images: int, seed: int, config: QuantConfig) -> Settin
     demo = load_demo(network, images, seed)
     qmodel = quantize(demo.model, config)
     calibrate(qmodel, demo.calibration, config)
+    for _ in round_weights(qmodel, demo.calibration, config.rounding):
+        pass
     chain = chain_of(qmodel)
     chain.fit_chunk(demo.calibration[:1])
     return Setting(demo, qmodel, chain)
@@ -80,6 +83,40 @@ def measure_top1(model: nn.Module, every: int = 1) -> Result:
         "top1": float(correct.float().mean()),
         "images": len(labels),
         "correct": packed(correct),
+    }
+
+
+@cache
+@torch.no_grad()
+def float_logits(network: str) -> Tensor:
+    """What an embedded float network says of all test images, (9920, 62)."""
+    images, _ = load_test()
+    model = load_demo(network, 2).model
+    return torch.cat([model(x) for x in images.split(200)])
+
+
+def measure_test(setting: Setting, every: int = 1) -> Result:
+    """Top-1, KL and cross-entropy of the quantized network on every n-th test image.
+
+    Losses are kept as the mean of each typeface, because it is typefaces that are drawn.
+    """
+    images, labels = (x[::every] for x in load_test())
+    teacher, faces = float_logits(setting.demo.name)[::every], test_faces()[::every]
+    with torch.no_grad():
+        logits = torch.cat([setting.qmodel(x) for x in images.split(200)])
+    found = score_batch(logits, teacher, labels)
+    _, numbers, counts = faces.unique(return_inverse=True, return_counts=True)
+    losses = {
+        name: pack_values(
+            torch.zeros(len(counts)).index_add_(0, numbers, getattr(found, name)) / counts
+        )
+        for name in LOSSES
+    }
+    return {
+        "top1": float(found.right.float().mean()),
+        "images": len(labels),
+        "correct": packed(found.right),
+        **losses,
     }
 
 

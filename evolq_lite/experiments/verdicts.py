@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evolq_lite.evaluate import Gain
+from evolq_lite.evaluate import Gain, LossChange
 
 WORDS = ("holds here", "holds partly", "does not hold here")
 UNDECIDED = "not decided"  # too little was computed
@@ -46,6 +46,20 @@ class Row:
             gain.p_value,
             holds,
             note="seeds differ in sign" if differ else "",
+        )
+
+    @classmethod
+    def of_loss(cls, name: str, change: LossChange, holds: bool | None = None) -> "Row":
+        """A change of a loss."""
+        return cls(
+            name,
+            change.change,
+            change.interval,
+            change.p_value,
+            holds,
+            unit="nats",
+            note="lower is better",
+            form="+.4f",
         )
 
     def cells(self) -> dict[str, str]:

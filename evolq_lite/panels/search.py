@@ -16,7 +16,7 @@ import ipywidgets as W
 import numpy as np
 
 from evolq_lite.config import QuantConfig, SearchConfig
-from evolq_lite.evaluate import Accuracy
+from evolq_lite.evaluate import LOSSES, Accuracy
 from evolq_lite.evolve import Evaluated
 from evolq_lite.files import parse_json
 from evolq_lite.fitness import FITNESS
@@ -320,10 +320,14 @@ class SearchPanel(Panel):
             if self.looks > 1
             else ""
         )
+        losses = ". ".join(
+            f"{LOSSES[name]} {change.was:.4f} to {change.now:.4f}: {change.verdict}"
+            for name, change in outcome.losses.items()
+        )
         return (
             f"{outcome.setting}, {len(outcome.history)} evaluations: "
             f"top-1 before {top1['before']}, evolved {top1['evolved']}, float {top1['float']}. "
-            f"Gain {outcome.gain}: {outcome.gain.verdict}.{warning}"
+            f"Gain {outcome.gain}: {outcome.gain.verdict}. {losses}.{warning}"
         )
 
 

@@ -5,7 +5,7 @@
 | `config.json` | model, data, quantization and search options |
 | `environment.json` | versions, processor, threads, attention mode, dtype, hashes of the files |
 | `history.jsonl` | one line per evaluation: **the run** |
-| `scales.safetensors` | scales and zero points after the last finished visit, an export |
+| `scales.safetensors` | scales and zero points after the last finished visit, and chosen integers |
 | `summary.json` | the result, once the test images have been read |
 
 The history is all that a run needs to go on: `evolve` replays it. Each line carries a checksum of
@@ -21,13 +21,14 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from filelock import FileLock, Timeout
 
+from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.evolve import Evaluated
 from evolq_lite.files import checksum_of, parse_json, seal, unseal, write_whole
 from evolq_lite.runs.environment import kernels_of
@@ -41,6 +42,7 @@ OWN = (
     "summary.json",
     "fitness.png",
     "top1.png",
+    "bits.png",
 )
 OLD = ("scales.previous.safetensors",)  # what version 0.1 wrote besides
 LOCK = ".lock"
@@ -176,14 +178,26 @@ class RunFolder:
                 f"{path} was made by {maker_of(folder.path)}, which kept runs in another form; "
                 f"resume it with that version, or {ANEW}"
             )
-        if identity_of(old) != identity_of(new):
-            differ = ", ".join(sorted(set(_differences(identity_of(old), identity_of(new)))))
+        was, now = in_full(old), in_full(new)
+        if was != now:
+            differ = ", ".join(sorted(set(_differences(was, now))))
             raise ValueError(
                 f"{path} was run with other options ({differ}); resume with the same ones"
             )
         folder._enter()
-        folder.checksum = seed_of(config)
+        folder.checksum = seed_of(old)
         return folder
+
+    @property
+    def scales(self) -> Path:
+        """The file of scales and integers."""
+        return self.path / "scales.safetensors"
+
+    @property
+    def calibrated(self) -> str | None:
+        """The digest of the scales and integers that the run began with, where it is known."""
+        file = self.path / "environment.json"
+        return read_object(file).get("calibrated") if file.is_file() else None
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder."""
@@ -281,8 +295,17 @@ def read_event(values: dict[str, Any]) -> Evaluated:
 
 
 def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run this run: all of its config but where its files lie."""
-    return {key: value for key, value in config.items() if key not in ("paths", "format")}
+    """What makes a run this run: all of its config but where its files lie, and a name for it."""
+    return {key: value for key, value in config.items() if key not in ("paths", "format", "preset")}
+
+
+def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's identity with all options: those that it is too old to know have their defaults."""
+    found = {key: value for key, value in identity_of(config).items() if value is not None}
+    for key, kind in (("quantization", QuantConfig), ("search", SearchConfig)):
+        if isinstance(found.get(key), dict):
+            found[key] = {**asdict(kind()), **found[key]}
+    return found
 
 
 def seed_of(config: Mapping[str, Any]) -> int:

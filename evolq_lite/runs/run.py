@@ -5,29 +5,41 @@ other. Nothing is printed: `evolve` yields events, and whoever iterates over the
 time; what was finished by then is in the folder.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from evolq_lite.bits import (
+    BitsGenome,
+    BitsTable,
+    bits_genome,
+    bits_table,
+    evolve_bits,
+    layer_bits,
+    mean_bits,
+    start_bits,
+    tensors_of,
+)
 from evolq_lite.chain import chain_of
-from evolq_lite.config import QuantConfig, SearchConfig
+from evolq_lite.config import QuantConfig, SearchConfig, preset_of
 from evolq_lite.convert import calibrate, quantize, twin
-from evolq_lite.evaluate import Accuracy, Comparison, packed, predict
+from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, LossChange, Scores, packed, score
 from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluations_of, evolve
 from evolq_lite.fast import set_execution
-from evolq_lite.figures import history_figure, save_figure, top1_figure
+from evolq_lite.figures import bits_figure, history_figure, save_figure, top1_figure
 from evolq_lite.objective import batches
-from evolq_lite.rounding import Rounded, integers_of, round_weights
+from evolq_lite.rounding import Rounded, quant_layers, round_weights
 from evolq_lite.runs.environment import environment, peak_memory
 from evolq_lite.runs.folder import RunFolder
-from evolq_lite.runs.scales import digest_of, save_scales, scales_of
+from evolq_lite.runs.scales import digest_of, extras_of, restore_integers, save_scales, scales_of
 from evolq_lite.runs.source import BATCH, Parts, Progress, Source, quiet
-from evolq_lite.runs.workers import Workers, WorkersObjective, check_rounding, state_of
+from evolq_lite.runs.workers import Workers, WorkersObjective, check_search, rounding_of, state_of
 
 
 @dataclass(frozen=True)
@@ -35,27 +47,38 @@ class Outcome:
     """What the test images say of the float, the first and the evolved network."""
 
     setting: str
-    right: dict[str, Tensor]  # "float", "before", "evolved": which images (n,) are right
+    scores: dict[str, Scores]  # of "float", "before", "evolved", and others set beside them
     history: list[Evaluated]
+    groups: Tensor | None = None  # (n,) of images that are alike
 
     @property
     def accuracies(self) -> dict[str, Accuracy]:
         """Top-1 of each network."""
-        return {name: Accuracy(int(it.sum()), len(it)) for name, it in self.right.items()}
+        right = {name: each.right for name, each in self.scores.items()}
+        return {name: Accuracy(int(it.sum()), len(it)) for name, it in right.items()}
 
     @property
     def gain(self) -> Comparison:
         """The evolved network against the first."""
-        return Comparison.of(self.right["before"], self.right["evolved"])
+        return self.compare("before", "evolved")
+
+    def compare(self, was: str, now: str) -> Comparison:
+        """Top-1 of one network against another."""
+        return Comparison.of(self.scores[was].right, self.scores[now].right)
+
+    @property
+    def losses(self) -> dict[str, LossChange]:
+        """The evolved network's losses against the first's, by the names of `LOSSES`."""
+        before, evolved = self.scores["before"], self.scores["evolved"]
+        return {
+            name: LossChange.of(getattr(before, name), getattr(evolved, name), self.groups)
+            for name in LOSSES
+        }
 
     @property
     def titles(self) -> dict[str, str]:
-        """The three networks' names for a reader."""
-        return {
-            "float": "float",
-            "before": f"{self.setting} before",
-            "evolved": f"{self.setting} evolved",
-        }
+        """The networks' names for a reader."""
+        return {name: f"{self.setting} {name}" for name in self.scores} | {"float": "float"}
 
     @property
     def seconds(self) -> float:
@@ -69,19 +92,39 @@ class Outcome:
             "float_top1": self.accuracies["float"].top1,
             "before_top1": self.accuracies["before"].top1,
             "after_top1": self.accuracies["evolved"].top1,
+            "top1": {name: value.top1 for name, value in self.accuracies.items()},
             "intervals": {name: value.interval for name, value in self.accuracies.items()},
             "gain": self.gain.gain,
             "gain_interval": self.gain.interval,
             "p_value": self.gain.p_value,
             "significant": self.gain.significant,
+            "losses": {name: told(change) for name, change in self.losses.items()},
+            "agreement": {
+                name: float(each.agrees.float().mean()) for name, each in self.scores.items()
+            },
             "fitness_before": self.history[0].fitness,
             "fitness_after": min(event.fitness for event in self.history),
             "evaluations": len(self.history),
             "search_seconds": self.seconds,
             "peak_memory_mib": peak_memory(),
             "images": self.gain.images,
-            "correct": {name: packed(it.cpu()) for name, it in self.right.items()},
+            "correct": {name: packed(each.right) for name, each in self.scores.items()},
         }
+
+
+def told(change: LossChange) -> dict[str, Any]:
+    """What summary.json holds of a loss, in nats; None where a number is not finite."""
+    low, high = change.interval
+    numbers = {
+        "before": change.was,
+        "evolved": change.now,
+        "change": change.change,
+        "interval_low": low,
+        "interval_high": high,
+        "p_value": change.p_value,
+    }
+    finite = {name: value if isfinite(value) else None for name, value in numbers.items()}
+    return {**finite, "significant": change.significant}
 
 
 class Run:
@@ -90,8 +133,8 @@ class Run:
     `resume` opens the run in `out` (ValueError unless it was begun with the same options),
     `replace` removes it first; FileExistsError if there is one and neither is given. `parts` and
     `hashes` are what the source loads and checks, if they are at hand already. A context: at its
-    end the folder's lock is released. `on_rounded` is called for each layer whose weights GPTQ has
-    rounded.
+    end the folder's lock is released. `on_rounded` is called for each layer whose integers were
+    chosen.
     """
 
     def __init__(
@@ -111,6 +154,7 @@ class Run:
         self.source, self.quant, self.search = source, quant, search
         config = {
             **source.identity(),
+            "preset": preset_of(quant),
             "quantization": asdict(quant),
             "search": asdict(search),
             "paths": source.paths(),
@@ -122,26 +166,72 @@ class Run:
             self.parts = Parts(model.to(device), images.to(device), targets.to(device))
             self.qmodel = quantize(self.parts.model, quant)
             calibrate(self.qmodel, self.parts.images, quant, search.batch)
-            for event in round_weights(self.qmodel, self.parts.images, quant.rounding):
-                on_rounded(event)
+            self.genome: BitsGenome | None = None
+            self.table: BitsTable = {}
+            execution = quant.execution
+            if search.search == "bits":
+                execution = self.prepare_bits(on_rounded)
+            else:
+                self.choose_integers(folder, on_rounded)
             self.folder = folder = folder or RunFolder.create(out, config, replace, lock)
             self.before, self.chain = twin(self.qmodel), chain_of(self.qmodel)
             self.chain.fit_chunk(self.parts.images[:1])
             self.state = environment(
-                execution=set_execution(self.qmodel, quant.execution),
+                execution=set_execution(self.qmodel, execution),
                 device=str(self.parts.images.device),
                 chunk=self.chain.chunk,
                 seed=search.seed,
                 sha256=hashes or source.check(),
-                calibrated=digest_of({**scales_of(self.qmodel), **integers_of(self.qmodel)}, {}),
+                calibrated=digest_of(
+                    {
+                        **scales_of(self.qmodel),
+                        **extras_of(self.qmodel),
+                        **tensors_of(self.table),
+                    },
+                    {},
+                ),
             )
             self.folder.enter(self.state)
+            if quant.rounding != "nearest" and not self.folder.scales.exists():
+                save_scales(self.folder.scales, self.qmodel, visits=0)
             self.past = self.folder.restore()
         except BaseException:
             if folder is not None:
                 folder.close()
             raise
-        self.total = evaluations_of(self.chain, search)
+        bits = search.search == "bits"
+        self.total = search.evaluations + 1 if bits else evaluations_of(self.chain, search)
+
+    def prepare_bits(self, on_rounded: Callable[[Rounded], None]) -> str:
+        """The table that a search of bits draws from, and its start; returns the execution."""
+        search = self.search
+        widths, mean, size = search.bit_widths, search.mean_bits, search.budget_bytes
+        self.genome = bits_genome(self.qmodel, widths, mean, size)
+        self.table = bits_table(
+            self.qmodel, self.parts.images, self.genome, search.batch, on_rounded
+        )
+        return start_bits(self.qmodel, self.genome, self.table)
+
+    @property
+    def setting(self) -> str:
+        """The bits of weights and activations, in a word."""
+        bits: float = self.quant.weight_bits
+        if self.genome is not None:
+            bits = round(mean_bits(self.genome, self.genome.read(self.before)), 2)
+        return f"W{bits:g}A{self.quant.act_bits}"
+
+    def choose_integers(
+        self, folder: RunFolder | None, on_rounded: Callable[[Rounded], None]
+    ) -> None:
+        """Round the weights, unless a stopped run has left their integers in its folder."""
+        method = self.quant.rounding
+        if method != "nearest" and folder is not None:
+            restored = restore_integers(folder.scales, self.qmodel, folder.calibrated)
+        else:
+            restored = False
+        if not restored:
+            for event in round_weights(self.qmodel, self.parts.images, method):
+                on_rounded(event)
 
     def __enter__(self) -> Self:
         return self
@@ -157,16 +247,11 @@ class Run:
         candidates.
         """
         if workers is not None:
-            check_rounding(self.quant)
+            check_search(self.search)
         if workers is None:
             self.folder.enter({**self.state, "workers": None})
         replayed, asked = len(self.past), workers is None
-        _, images, targets = self.parts
-        elsewhere = None if workers is None else partial(self.objective_of, workers)
-        step = self.search.width(self.quant.weight_bits)
-        for event in evolve(
-            self.chain, images, targets, self.search, step, list(self.past), elsewhere
-        ):
+        for event in self.search_on(workers):
             if replayed:
                 replayed -= isinstance(event, Evaluated)
                 continue
@@ -180,33 +265,68 @@ class Run:
                 self.export(event)
             yield event
 
+    def search_on(self, workers: Workers | None) -> Iterator[Event]:
+        """The search itself, from the start; what the folder holds is replayed."""
+        (_, images, targets), past = self.parts, list(self.past)
+        if self.genome is not None:
+            return evolve_bits(
+                self.chain, images, targets, self.search, self.genome, self.table, past
+            )
+        elsewhere = None if workers is None else partial(self.objective_of, workers)
+        step = self.search.width(self.quant.weight_bits)
+        return evolve(self.chain, images, targets, self.search, step, past, elsewhere)
+
     def export(self, event: Committed) -> None:
         """Write the scales after a visit."""
-        path = self.folder.path / "scales.safetensors"
-        save_scales(path, self.qmodel, visits=event.visits, fitness=event.fitness)
+        save_scales(self.folder.scales, self.qmodel, visits=event.visits, fitness=event.fitness)
 
     def objective_of(self, workers: Workers, visit: Visit) -> WorkersObjective:
         """What evaluates the candidates of a visit on workers."""
         count = len(batches(self.parts.targets, self.search.batch))
-        state = state_of(self.qmodel)
-        return WorkersObjective(workers, self.source, self.quant, self.search, state, visit, count)
+        return WorkersObjective(
+            workers,
+            self.source,
+            self.quant,
+            self.search,
+            state_of(self.qmodel),
+            visit,
+            count,
+            rounding_of(self.qmodel),
+        )
 
-    def test(self, progress: Progress = quiet) -> Outcome:
-        """Read the test images, once, with all three networks."""
+    def round_start(self) -> nn.Module:
+        """The first network with its weights rounded by GPTQ instead: what a search has to beat."""
+        network = twin(self.before)
+        for layer in quant_layers(network).values():
+            layer.moment_correction = False  # GPTQ fits the weights itself
+        for _ in round_weights(network, self.parts.images, "gptq"):
+            pass
+        return network
+
+    def test(
+        self, progress: Progress = quiet, others: Mapping[str, nn.Module] | None = None
+    ) -> Outcome:
+        """Read the test images, once, with all three networks, and others set beside them."""
         model, images, _ = self.parts
-        models = {"float": model, "before": self.before, "evolved": self.qmodel}
+        models = {"float": model, "before": self.before, "evolved": self.qmodel, **(others or {})}
         tests = (x.to(images.device) for x in self.source.test(self.chain.chunk or BATCH))
-        found = predict(models, tests, progress)
-        labels = self.source.labels()
         return Outcome(
-            f"W{self.quant.weight_bits}A{self.quant.act_bits}",
-            {name: p.cpu() == labels for name, p in found.items()},
+            self.setting,
+            score(models, tests, self.source.labels(), progress),
             self.folder.history(),
+            self.source.groups(),
         )
 
     def write(self, outcome: Outcome) -> None:
-        """Add summary.json and two figures to the folder, the numbers first."""
-        self.folder.write("summary.json", outcome.summary())
+        """Add summary.json and two figures to the folder, three for bits, the numbers first."""
+        summary = outcome.summary()
+        if self.genome is not None:
+            summary |= {"bits": layer_bits(self.qmodel)}
+        self.folder.write("summary.json", summary)
         accuracies = {outcome.titles[k]: v for k, v in outcome.accuracies.items()}
+        top1 = top1_figure(accuracies, outcome.gain, outcome.losses)
         save_figure(history_figure(outcome.history), self.folder.path / "fitness.png")
-        save_figure(top1_figure(accuracies, outcome.gain), self.folder.path / "top1.png")
+        save_figure(top1, self.folder.path / "top1.png")
+        if self.genome is not None:
+            picture = bits_figure(layer_bits(self.before), layer_bits(self.qmodel))
+            save_figure(picture, self.folder.path / "bits.png")

@@ -23,6 +23,7 @@ from evolq_lite.data import (
     load_demo,
     load_images,
     subset,
+    test_faces,
     transform_of,
 )
 from evolq_lite.files import sha256
@@ -88,6 +89,10 @@ class Source(Hashable, Protocol):
         """The classes (n,) of the test images."""
         ...
 
+    def groups(self) -> Tensor | None:
+        """Which test images (n,) are alike, as those of one typeface; None if none are."""
+        ...
+
 
 @lru_cache(maxsize=1)
 def demo_test(network: str) -> tuple[Tensor, Tensor]:
@@ -141,6 +146,9 @@ class Embedded:
     def labels(self) -> Tensor:
         return demo_test(self.network)[1]
 
+    def groups(self) -> Tensor | None:
+        return test_faces()
+
 
 @dataclass(frozen=True)
 class Folders:
@@ -158,6 +166,7 @@ class Folders:
     test_images: int | None  # a fixed random subset; None means all
     seed: int
     image_size: int | None = None  # where the checkpoint does not tell
+    crop: float | None = None  # share of the shorter side that is kept; None: as timm does
 
     @classmethod
     def at(
@@ -171,11 +180,14 @@ class Folders:
         test_images: int | None = None,
         seed: int = 0,
         image_size: int | None = None,
+        crop: float | None = None,
     ) -> "Folders":
         """Without a number of calibration images 1,000, or all if there are fewer.
 
         ValueError for folders that cannot be read so, or that hold too few images.
         """
+        if crop is not None and not 0.1 <= crop <= 1:  # NaN is neither
+            raise ValueError(f"--crop must be from 0.1 to 1, not {crop}")
         found, tests = list_folder(calibration).paths, list_folder(test).paths
         if len(found) < 2:
             raise ValueError(
@@ -195,6 +207,7 @@ class Folders:
             test_images,
             seed,
             image_size,
+            crop,
         )
 
     @property
@@ -207,6 +220,7 @@ class Folders:
             "calibration_images": self.calibration_images,
             "test_images": self.test_images,
             "image_size": self.image_size,
+            "crop": self.crop,
         }
 
     def paths(self) -> dict[str, str | None]:
@@ -255,7 +269,8 @@ class Folders:
     def load(self, progress: Progress = quiet) -> Parts:
         """ValueError for a network that is not supported."""
         model = self.load_network().model
-        images = load_images(self.choose_calibration(), transform_of(model), progress)
+        transform = transform_of(model, self.crop)
+        images = load_images(self.choose_calibration(), transform, progress)
         with torch.no_grad():
             targets = torch.cat([model(x) for x in images.split(BATCH)])
         return Parts(model, images, targets)
@@ -263,13 +278,16 @@ class Folders:
     def test(self, batch: int) -> Iterator[Tensor]:
         model = self.load_network().model
         paths, _ = self.choose_tests(int(model.num_classes))  # type: ignore[arg-type]
-        transform = transform_of(model)
+        transform = transform_of(model, self.crop)
         for i in range(0, len(paths), batch):
             yield load_images(paths[i : i + batch], transform)
 
     def labels(self) -> Tensor:
         classes = int(self.load_network().model.num_classes)  # type: ignore[arg-type]
         return self.choose_tests(classes)[1]
+
+    def groups(self) -> Tensor | None:
+        return None
 
     def load_network(self) -> Loaded:
         """The float network, and what is to be known of how it was built."""

@@ -19,6 +19,7 @@ import hashlib
 import os
 import socket
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -40,6 +41,8 @@ from evolq_lite.fast import set_execution
 from evolq_lite.fitness import fitness_of
 from evolq_lite.genome import Genome
 from evolq_lite.objective import BlockObjective, Population, Values, batches
+from evolq_lite.rounding import freeze_integers
+from evolq_lite.runs.scales import extras_of, put_extras
 from evolq_lite.runs.source import Source
 
 KEPT_BATCHES = 64  # whose block inputs a worker keeps
@@ -59,7 +62,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Task:
-    """One loss: of `vector` in `genome`, on batch number `batch`, the model holding `state`."""
+    """One loss: of `vector` in `genome`, on batch number `batch`, the model holding `state`.
+
+    Where integers were chosen, they come beside the task (see `Workers.share`): they are as large
+    as the network, and the same in all tasks.
+    """
 
     source: Source
     quant: QuantConfig
@@ -90,6 +97,12 @@ def state_of(model: nn.Module) -> bytes:
     return save(tensors)
 
 
+def rounding_of(model: nn.Module) -> bytes:
+    """The integers of a rounded model, and factors of channels, packed; b"" if none were chosen."""
+    tensors = extras_of(model)
+    return zlib.compress(save(tensors), 1) if tensors else b""
+
+
 class Bench:
     """What a worker keeps of a run: the network, the batches, and the inputs of blocks."""
 
@@ -104,7 +117,9 @@ class Bench:
         self.images = batches(images, search.batch)
         self.targets = batches(targets, search.batch)
         self.fitness = fitness_of(search.fitness, search.temperature)
+        self.frozen = search.integers == "frozen"
         self.state = b""
+        self.rounding = b""
         self.prefixes: list[bytes] = []
         self.traces: OrderedDict[int, list[tuple[bytes, Tensor]]] = OrderedDict()
         # The shared candidate: what calibration on the first batch gives, whatever the run is at.
@@ -113,12 +128,18 @@ class Bench:
         kind = torch.backends.cpu.get_cpu_capability()
         self.stamp = (loss, torch.__version__, kind, self.execution, self.chain.chunk)
 
-    def load(self, state: bytes) -> None:
+    def load(self, state: bytes, rounding: bytes) -> None:
         """Take over scales, and know for each segment whether something before it has changed."""
+        if rounding != self.rounding:
+            put_extras(self.qmodel, load(zlib.decompress(rounding)))
+            if self.frozen:
+                freeze_integers(self.qmodel)
+            self.state, self.rounding = b"", rounding
+            self.traces.clear()
         if state == self.state:
             return
         tensors = load(state)
-        own = {**dict(self.qmodel.named_buffers()), **dict(self.qmodel.named_parameters())}
+        own = self.qmodel.state_dict()  # the very tensors, under all names of a shared point
         with torch.no_grad():
             for name, value in tensors.items():
                 own[name].copy_(value)
@@ -151,9 +172,9 @@ class Bench:
         return kept[segment][1]
 
     @torch.no_grad()
-    def loss(self, task: Task) -> float:
+    def loss(self, task: Task, rounding: bytes) -> float:
         """One candidate on one batch."""
-        self.load(task.state)
+        self.load(task.state, rounding)
         first = min(self.chain.index(block) for block in task.blocks)
         objective = BlockObjective(
             self.chain,
@@ -172,13 +193,16 @@ bench = lru_cache(maxsize=1)(Bench)
 ALONE = threading.Lock()  # one candidate at a time writes to a worker's network
 
 
-def evaluate(task: Task) -> Answer:
-    """What a worker does; ValueError if it lacks a file, which another try would not bring."""
+def evaluate(task: Task, rounding: bytes = b"") -> Answer:
+    """What a worker does; ValueError if it lacks a file, which another try would not bring.
+
+    `rounding` is what `rounding_of` says of the model.
+    """
     worker = f"{socket.gethostname()} process {os.getpid()}"
     try:
         with ALONE:
             mine = bench(task.source, task.quant, task.search)
-            return Answer(mine.loss(task), worker, mine.stamp)
+            return Answer(mine.loss(task, rounding), worker, mine.stamp)
     except OSError as error:
         raise ValueError(f"{worker}: {error}") from None
 
@@ -206,6 +230,7 @@ class Workers:
             OSError,
         )
         self.stamp: tuple[str, tuple[Any, ...]] | None = None
+        self.shared: tuple[bytes, Any] | None = None
 
     @classmethod
     @contextmanager
@@ -244,19 +269,33 @@ class Workers:
             check_cluster(client, address, lack)
             yield cls(client, patience)
 
-    def answer(self, tasks: Sequence[Task]) -> list[Answer]:
-        """The answers, in the order of tasks.
+    def answer(self, tasks: Sequence[Task], rounding: bytes = b"") -> list[Answer]:
+        """The answers, in the order of tasks; `rounding` as in `evaluate`.
 
         LostWorkers as in `each`; ValueError for a worker whose arithmetic differs from the first's.
         """
         found: dict[int, Answer] = {}
-        for i, answer in self.each(self.work, tasks):
+        more = (self.share(rounding),) if rounding else ()
+        for i, answer in self.each(self.work, tasks, *more):
             self.check(answer)
             found[i] = answer
         return [found[i] for i in range(len(tasks))]
 
-    def each(self, work: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+    def share(self, data: bytes) -> Any:
+        """What stands for data that many tasks read: each worker is sent it once.
+
+        It is the result of a task, so Dask makes it again where the worker that held it is lost.
+        """
+        if self.shared is None or self.shared[0] != data:
+            self.shared = data, self.client.submit(bytes, data, pure=False)
+        return self.shared[1]
+
+    def each(
+        self, work: Callable[..., R], tasks: Sequence[T], *shared: Any
+    ) -> Iterator[tuple[int, R]]:
         """`work` on every task: number and result, as they come; what was lost is asked again.
+
+        `shared` is what `share` returned, for every call of `work`.
 
         LostWorkers when a task kills its workers, or when workers hang or vanish `TRIES` times with
         nothing done in between.
@@ -265,7 +304,9 @@ class Workers:
 
         left, tries = dict(enumerate(tasks)), 0
         while left:
-            futures = {self.client.submit(work, task, pure=False): i for i, task in left.items()}
+            futures = {
+                self.client.submit(work, task, *shared, pure=False): i for i, task in left.items()
+            }
             waiting = set(futures)
             try:
                 while waiting:
@@ -320,12 +361,12 @@ class Workers:
             )
 
 
-def check_rounding(quant: QuantConfig) -> None:
-    """ValueError for rounding that workers cannot repeat: it would differ in last digits."""
-    if quant.rounding != "nearest":
+def check_search(search: SearchConfig) -> None:
+    """ValueError for a search that workers do not know."""
+    if search.search == "bits":
         raise ValueError(
-            f"workers do not know weights rounded by {quant.rounding}; omit --workers and "
-            "--scheduler, or give --rounding nearest"
+            "workers do not search bits, whose tables of integers they do not hold; omit --workers "
+            "and --scheduler, or --search bits"
         )
 
 
@@ -416,7 +457,7 @@ def versions() -> dict[str, str]:
 class WorkersObjective:
     """`BlockObjective` on workers: the mean over batches, each computed by one of them.
 
-    `state` is the network as it is when the visit begins.
+    `state` is the network as it is when the visit begins, `rounding` its integers.
     """
 
     def __init__(
@@ -428,9 +469,10 @@ class WorkersObjective:
         state: bytes,
         visit: Visit,
         count: int,
+        rounding: bytes = b"",
     ) -> None:
         self.workers, self.source, self.quant, self.search = workers, source, quant, search
-        self.state, self.visit, self.count = state, visit, count
+        self.state, self.visit, self.count, self.rounding = state, visit, count, rounding
 
     def __call__(self, population: Population) -> Values:
         """Evaluate all batches of all candidates (p, d) at the same time."""
@@ -449,5 +491,5 @@ class WorkersObjective:
             for vector in vectors
             for i in range(self.count)
         ]
-        losses = torch.tensor([answer.loss for answer in self.workers.answer(tasks)])
+        losses = torch.tensor([answer.loss for answer in self.workers.answer(tasks, self.rounding)])
         return torch.stack([row.mean() for row in losses.split(self.count)])

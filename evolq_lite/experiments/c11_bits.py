@@ -1,0 +1,206 @@
+"""C11: does evolution of bit-widths gain, where that of scales does not?
+
+On integers by GPTQ, with the first and last layer at 8 bits. Every method gets the same table of
+integers and the same budget of bits: the even start, a ranking that measures one layer at a time,
+random walks from the start at the cost of the evolution, and the evolution. All choices are made on
+calibration images; `held_out_kl` is the
+divergence from the float network on others, which no choice saw.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import pandas as pd
+
+from evolq_lite.bits import (
+    BitsGenome,
+    BitsObjective,
+    BitsTable,
+    bits_genome,
+    bits_table,
+    evolve_bits,
+    mean_bits,
+    rank_layers,
+    start_bits,
+    write_bits,
+)
+from evolq_lite.config import PRESETS, SearchConfig
+from evolq_lite.evolve import Evaluated
+from evolq_lite.experiments.c12_starts import measure_loss
+from evolq_lite.experiments.cells import Claim, Tables, measure_gain
+from evolq_lite.experiments.plots import NAMES, plot_gains
+from evolq_lite.experiments.results import Cell, Result, by
+from evolq_lite.experiments.setup import (
+    Setting,
+    draw_fresh_images,
+    measure_fitness,
+    measure_test,
+    prepare,
+)
+from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
+from evolq_lite.figures import Picture
+from evolq_lite.fitness import fitness_of
+
+QUANT = replace(PRESETS["recommended"], rounding="gptq")
+EVEN, RANKING, RANDOM, EVOLUTION = "even bits", "ranking", "random walks", "evolution"
+HELD_OUT = 2000  # images
+
+
+def cells(quick: bool) -> list[Cell]:
+    """Every method at every budget; cells that share a table follow each other."""
+    sizes = {
+        "images": 60 if quick else 500,
+        "widths": "2,3" if quick else "2,3,4,5,6,7,8",
+        "evaluations": 6 if quick else 360,
+        "every": 21 if quick else 1,
+    }
+    return [
+        {"network": "vit", "mean_bits": mean, "method": method, "seed": seed, **sizes}
+        for seed in ((0,) if quick else range(5))
+        for mean in ((2.5,) if quick else (2.25, 2.5, 3.0, 4.0))
+        for method in (EVEN, RANKING, RANDOM, EVOLUTION)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """A calibrated network, and the table of its layers at all widths."""
+
+    setting: Setting
+    table: BitsTable
+
+
+def run(cell: Cell) -> Result:
+    """Choose bits by the cell's method; measure on held-out calibration images, then test."""
+    batch = min(100, cell["images"])
+    search = SearchConfig(
+        search="bits",
+        mean_bits=cell["mean_bits"],
+        widths=cell["widths"],
+        evaluations=cell["evaluations"],
+        algorithm="random" if cell["method"] == RANDOM else "evolq",
+        seed=cell["seed"],
+        batch=batch,
+    )
+    shared = round_once(cell["network"], cell["images"], cell["seed"], cell["widths"])
+    setting, table = shared.setting, shared.table
+    genome = bits_genome(setting.qmodel, search.bit_widths, search.mean_bits)
+    start_bits(setting.qmodel, genome, table)
+    told = choose_bits(cell["method"], setting, genome, table, search)
+    images, targets = draw_fresh_images(
+        setting.demo, HELD_OUT if cell["every"] == 1 else 200, cell["seed"]
+    )
+    kl = measure_fitness(setting, SearchConfig(fitness="kl", batch=batch), images, targets)
+    return {**told, "held_out_kl": kl, **measure_test(setting, cell["every"])}
+
+
+@lru_cache(maxsize=1)
+def round_once(network: str, images: int, seed: int, widths: str) -> Rounded:
+    """The table that the cells of a seed share: it does not depend on the budget."""
+    setting = prepare(network, images, seed, QUANT)
+    known = SearchConfig(search="bits", mean_bits=2.5, widths=widths)
+    genome = bits_genome(setting.qmodel, known.bit_widths, known.mean_bits)
+    table = bits_table(setting.qmodel, setting.demo.calibration, genome)
+    return Rounded(setting, table)
+
+
+def choose_bits(
+    method: str, setting: Setting, genome: BitsGenome, table: BitsTable, search: SearchConfig
+) -> Result:
+    """Put the method's choice into the network; returns what is to be known of it."""
+    demo = setting.demo
+    if method in (EVEN, RANKING):
+        objective = BitsObjective(
+            setting.chain,
+            genome,
+            table,
+            demo.calibration,
+            demo.targets,
+            fitness_of(search.fitness, search.temperature),
+            search.batch,
+        )
+        vector = objective.start if method == EVEN else rank_layers(objective)
+        evaluations = objective.evaluations
+        write_bits(setting.qmodel, genome, table, vector)
+        told: Result = {"fitness": float(objective(vector[None])[0]), "evaluations": evaluations}
+    else:
+        events = evolve_bits(setting.chain, demo.calibration, demo.targets, search, genome, table)
+        history = [event for event in events if isinstance(event, Evaluated)]
+        told = {
+            "fitness": min(event.fitness for event in history),
+            "evaluations": len(history),
+            "search_seconds": round(sum(event.seconds for event in history), 2),
+        }
+    found = genome.read(setting.qmodel)
+    return {**told, "bits": genome.unpack(found), "mean": mean_bits(genome, found)}
+
+
+def measure_gains(results: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The evolution against each rival, by budget."""
+    gains = {}
+    for (network, mean), group in by(results, "network", "mean_bits").items():
+        found = by(group, "method")
+        gains[f"{NAMES[network]}, mean {mean:g} bits"] = {
+            f"evolution, over {rival}": measure_gain(found[rival], found[EVOLUTION])
+            for rival in (EVEN, RANKING, RANDOM)
+        }
+    return gains
+
+
+def figure(results: pd.DataFrame) -> Picture:
+    """The evolution against its rivals, one panel for each budget."""
+    return plot_gains(measure_gains(results), "Evolved bits against rivals, equal budget")
+
+
+def verdict(results: pd.DataFrame) -> Verdict:
+    """Is the evolution significantly ahead of every rival, at every budget?"""
+    rows, others, gains = [], [], measure_gains(results)
+    for setting, found in gains.items():
+        for name, gain in found.items():
+            rows.append(Row.of(f"{setting}: {name}", gain, gain.gain > 0 and gain.significant))
+    for (network, mean), group in by(results, "network", "mean_bits").items():
+        found = by(group, "method")
+        for rival in (EVEN, RANKING, RANDOM):
+            name = f"{NAMES[network]}, mean {mean:g} bits: evolution, over {rival}, KL"
+            others.append(Row.of_loss(name, measure_loss(found[rival], found[EVOLUTION], "kl")))
+    ahead = {
+        rival: sum(bool(row.holds) for row in rows if row.name.endswith(rival))
+        for rival in (EVEN, RANKING, RANDOM)
+    }
+    return Verdict(
+        decide(row.holds for row in rows),
+        f"On the embedded ViT (Typefaces-62, {count_seeds(results)}), evolved bits beat even ones "
+        f"in {ahead[EVEN]} of {len(gains)} budgets, a ranking in {ahead[RANKING]}, random walks in "
+        f"{ahead[RANDOM]}.",
+        (*rows, *others),
+    )
+
+
+def tables(results: pd.DataFrame) -> Tables:
+    """Top-1, loss and held-out divergence of each method, in the mean over seeds."""
+    rows = []
+    for (network, mean, method), found in by(results, "network", "mean_bits", "method").items():
+        rows.append(
+            {
+                "network": NAMES[network],
+                "mean bits": f"{mean:g}",
+                "bits by": method,
+                "top-1": f"{100 * found['top1'].mean():.2f} %",
+                "loss": f"{found['fitness'].mean():.4f}",
+                "KL, held out": f"{found['held_out_kl'].mean():.4f}",
+                "evaluations": f"{found['evaluations'].mean():.0f}",
+            }
+        )
+    return {"Means over seeds": pd.DataFrame(rows)}
+
+
+CLAIM = Claim(
+    "C11",
+    "Does evolving the bits of each layer gain over even bits, a ranking and random search?",
+    cells,
+    run,
+    figure,
+    verdict,
+    tables,
+)

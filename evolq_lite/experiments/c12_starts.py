@@ -1,0 +1,189 @@
+"""C12: does a search still gain on a good start, and what is the best network?
+
+The paper searches from scales that nobody would keep: MinMax, every weight rounded to nearest. Here
+four searches of the same cost begin at a start of each kind, and the test images say, once at the
+end, what each adds to its own start. A search that gains on a poor start and nothing on a good one
+repairs the start.
+
+Scales are searched as the paper does, those of attention's weights. Weights that GPTQ has rounded
+are values on their grid; when a scale moves they are rounded again, to nearest.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
+from evolq_lite.descent import descend
+from evolq_lite.evaluate import Gain, LossChange, unpack_values
+from evolq_lite.experiments.cells import Claim, Tables, count_correct, measure_gain
+from evolq_lite.experiments.plots import NAMES, plot_gains
+from evolq_lite.experiments.results import Cell, Result, by
+from evolq_lite.experiments.setup import Setting, measure_test, prepare, search_scales
+from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
+from evolq_lite.figures import Picture
+from evolq_lite.objective import BlockObjective
+
+STARTS: dict[str, QuantConfig] = {
+    "paper": PRESETS["paper"],
+    "recommended": replace(PRESETS["recommended"], rounding="nearest"),
+    "recommended, GPTQ": replace(PRESETS["recommended"], rounding="gptq"),
+}
+NONE, EVOLQ, ADAM = "none", "EvolQ", "Adam"
+SEARCHES: dict[str, dict[str, Any]] = {
+    EVOLQ: {},
+    "adaptive EvolQ": {"mutation": "adaptive"},
+    "random": {"algorithm": "random"},
+}
+ADAM_STEP = 1e-3  # relative, the one that C3 chose on calibration images
+
+
+def cells(quick: bool) -> list[Cell]:
+    """Every network, bit-width, start and search; without a search, one seed is another draw."""
+    return [
+        {
+            "network": network,
+            "weight_bits": bits,
+            "start": start,
+            "search": search,
+            "seed": seed,
+            "images": 60 if quick else 500,
+            "passes": 1 if quick else 10,
+            "every": 21 if quick else 1,
+        }
+        for network in (("vit",) if quick else ("vit", "cnn"))
+        for bits in ((3,) if quick else (4, 3))
+        for start in STARTS
+        for search in ((NONE, EVOLQ) if quick else (NONE, *SEARCHES, ADAM))
+        for seed in ((0,) if quick else (0, 1, 2))
+    ]
+
+
+def run(cell: Cell) -> Result:
+    """Quantize, round, search, test."""
+    config = replace(STARTS[cell["start"]], weight_bits=cell["weight_bits"])
+    setting = prepare(cell["network"], cell["images"], cell["seed"], config)
+    told: Result = {}
+    search = SearchConfig(
+        passes=cell["passes"],
+        seed=cell["seed"],
+        batch=min(100, cell["images"]),
+        **SEARCHES.get(cell["search"], {}),
+    )
+    if cell["search"] == ADAM:
+        told = follow_gradient(setting, search)
+    elif cell["search"] != NONE:
+        told = search_scales(setting, search)
+    return {**told, **measure_test(setting, cell["every"])}
+
+
+def follow_gradient(setting: Setting, search: SearchConfig) -> Result:
+    """Adam on the same scales, all at once, for as many forwards as the block-wise search costs."""
+    chain, demo = setting.chain, setting.demo
+    blocks = chain.searchable
+    # A candidate of a block runs the network from there on.
+    shares = [1 - chain.index(block) / len(chain.names) for block in blocks]
+    budget = round(search.passes * search.cycles * sum(shares))
+    objective = BlockObjective(chain, blocks, demo.calibration, demo.targets, batch=search.batch)
+    before = float(objective(objective.start[None])[0])
+    vector, _ = descend(objective, "adam", ADAM_STEP, budget)
+    fitness = float(objective(vector[None])[0])  # as the network is executed
+    if fitness < before:
+        objective.commit(vector)
+    return {"fitness_before": before, "fitness": min(before, fitness)}
+
+
+def group(results: pd.DataFrame) -> dict[str, dict[tuple[str, str], pd.DataFrame]]:
+    """Results by setting, then by start and search."""
+    return {
+        f"{NAMES[network]} W{bits}A8": by(found, "start", "search")
+        for (network, bits), found in by(results, "network", "weight_bits").items()
+    }
+
+
+def measure_gains(found: dict[tuple[str, str], pd.DataFrame]) -> dict[tuple[str, str], Gain]:
+    """What each search of a setting gains over its own start."""
+    return {
+        (start, search): measure_gain(found[start, NONE], mine)
+        for (start, search), mine in found.items()
+        if search != NONE
+    }
+
+
+def measure_loss(before: pd.DataFrame, after: pd.DataFrame, loss: str) -> LossChange:
+    """The change of a loss, typeface by typeface, a pair for each seed."""
+    was, now = (torch.stack([unpack_values(t) for t in r[loss]]) for r in (before, after))
+    return LossChange.of(was, now)
+
+
+def figure(results: pd.DataFrame) -> Picture:
+    """What each search gains over its start, one panel for each network and bit-width."""
+    gains = {
+        setting: {f"{search} on {start}": g for (start, search), g in measure_gains(found).items()}
+        for setting, found in group(results).items()
+    }
+    return plot_gains(gains, "Gain over the start, equal cost", same_scale=True)
+
+
+def verdict(results: pd.DataFrame) -> Verdict:
+    """Does the paper's search gain significantly on the best start, in every setting?"""
+    best = list(STARTS)[-1]
+    rows: list[Row] = []
+    others: list[Row] = []
+    poor: list[bool] = []
+    for setting, found in group(results).items():
+        for (start, search), gain in measure_gains(found).items():
+            clear = gain.gain > 0 and gain.significant
+            counts = (start, search) == (best, EVOLQ)
+            row = Row.of(f"{setting}: {search} on {start}", gain, clear if counts else None)
+            (rows if counts else others).append(row)
+            poor += [clear] * ((start, search) == ("paper", EVOLQ))
+            kl = measure_loss(found[start, NONE], found[start, search], "kl")
+            others.append(Row.of_loss(f"{setting}: {search} on {start}, KL", kl))
+        for start in list(STARTS)[1:]:
+            race = measure_gain(found["paper", EVOLQ], found[start, NONE])
+            others.append(Row.of(f"{setting}: {start}, unsearched, over EvolQ on paper", race))
+    holds = [bool(row.holds) for row in rows]
+    return Verdict(
+        decide(holds),
+        f"On the embedded networks (Typefaces-62, {count_seeds(results)}), the paper's search "
+        f"gains on MinMax in {sum(poor)} of {len(poor)} settings, on GPTQ's integers in "
+        f"{sum(holds)}.",
+        (*rows, *others),
+    )
+
+
+def tables(results: pd.DataFrame) -> Tables:
+    """Top-1 of each start and search, mean over seeds, and the losses."""
+    rows = []
+    for setting, found in group(results).items():
+        for (start, search), mine in found.items():
+            means = {
+                loss: torch.stack([unpack_values(text) for text in mine[loss]]).mean()
+                for loss in ("kl", "cross_entropy")
+            }
+            top1 = [count_correct(r).top1 for _, r in mine.iterrows()]
+            rows.append(
+                {
+                    "setting": setting,
+                    "start": start,
+                    "search": search,
+                    "top-1, %": f"{100 * sum(top1) / len(top1):.2f}",
+                    "KL to float": f"{float(means['kl']):.4f}",
+                    "cross-entropy": f"{float(means['cross_entropy']):.4f}",
+                }
+            )
+    return {"Means over seeds on the 9,920 test images": pd.DataFrame(rows)}
+
+
+CLAIM = Claim(
+    "C12",
+    "Does the paper's search still gain on a good start?",
+    cells,
+    run,
+    figure,
+    verdict,
+    tables,
+)

@@ -1,0 +1,389 @@
+"""Bits by layer: the budget is kept, candidates are what they say, runs resume and are saved."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from commands import call
+from conftest import toy, toy_images
+from torch import Tensor, nn
+
+from evolq_lite import (
+    QuantConfig,
+    SearchConfig,
+    calibrate,
+    chain_of,
+    cli,
+    describe,
+    info_nce,
+    load_scales,
+    quantize,
+    save_scales,
+    twin,
+)
+from evolq_lite.bits import (
+    BitsGenome,
+    BitsObjective,
+    BitsTable,
+    EvolveBits,
+    WalkBits,
+    bits_genome,
+    bits_table,
+    evolve_bits,
+    layer_bits,
+    mean_bits,
+    mutate_bits,
+    narrow,
+    rank_layers,
+    spread_bits,
+    start_bits,
+    tell_bits,
+    write_bits,
+)
+from evolq_lite.evolve import Committed, Evaluated
+from evolq_lite.figures import bits_figure
+from evolq_lite.rounding import quant_layers, round_weights
+from evolq_lite.runs.folder import RunFolder
+from evolq_lite.search import minimize
+
+CONFIG = QuantConfig(weight_bits=4, rounding="gptq", edge_bits=8, execution="simulate")
+WIDTHS = (2, 3, 5)
+Problem = tuple[nn.Module, Tensor, Tensor, BitsGenome, BitsTable]
+
+
+def calibrated(config: QuantConfig = CONFIG) -> nn.Module:
+    qmodel = quantize(toy("vit"), config)
+    calibrate(qmodel, toy_images("vit"))
+    return qmodel
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Problem:
+    """A network, images, targets, a genome of mean 2.5 bits, and its table."""
+    qmodel, images = calibrated(), toy_images("vit")
+    genome = bits_genome(qmodel, WIDTHS, mean=2.5)
+    with torch.no_grad():
+        targets = toy("vit")(images)
+    return qmodel, images, targets, genome, bits_table(qmodel, images, genome)
+
+
+@pytest.fixture
+def problem(prepared: Problem) -> Problem:
+    """The same with a network of the test's own, which holds the start."""
+    qmodel, images, targets, genome, table = prepared
+    own = twin(qmodel)
+    start_bits(own, genome, table)
+    return own, images, targets, genome, table
+
+
+def full(genome: BitsGenome, vector: Tensor) -> bool:
+    """Whether a vector is within the budget, and no step up would be."""
+    left = genome.budget - genome.cost(vector)
+    steps = [
+        (up - int(b)) * size
+        for b, size in zip(vector.tolist(), genome.sizes)
+        if (up := genome.step(int(b), 1)) is not None
+    ]
+    return left >= 0 and all(step > left for step in steps)
+
+
+# The budget
+
+
+def test_a_layer_counts_by_its_weights() -> None:
+    genome = BitsGenome(("small", "large"), (100, 300), (2, 4), 1200)
+    assert mean_bits(genome, torch.tensor([4.0, 2.0])) == (100 * 4 + 300 * 2) / 400
+    assert genome.unpack(torch.tensor([4.0, 2.0])) == {"small": 4, "large": 2}
+
+
+def test_edges_with_bits_of_their_own_are_no_part_of_genome_and_mean(problem: Problem) -> None:
+    qmodel, _, _, genome, _ = problem
+    assert "head" not in genome.names and "patch_embed.proj" not in genome.names
+    assert set(quant_layers(qmodel)) - set(genome.names) == {"head", "patch_embed.proj"}
+    assert layer_bits(qmodel)["head"] == 8
+    whole = bits_genome(calibrated(replace(CONFIG, edge_bits=None)), WIDTHS, mean=2.5)
+    assert set(whole.names) == set(quant_layers(qmodel))
+
+
+@pytest.mark.parametrize("mean", [2.3, 3, 4.9])
+@pytest.mark.parametrize("sizes", [(10,) * 8, (5, 70, 3, 200, 41, 41, 8, 1)])
+def test_mutations_never_exceed_the_budget_and_spend_it(
+    mean: float, sizes: tuple[int, ...]
+) -> None:
+    genome = BitsGenome(tuple("abcdefgh"), sizes, WIDTHS, int(mean * sum(sizes)))
+    generator = torch.Generator().manual_seed(0)
+    vector, met = spread_bits(genome), set()
+    for _ in range(200):
+        assert full(genome, vector)
+        assert set(vector.tolist()) <= set(WIDTHS)
+        met.add(tuple(vector.tolist()))
+        vector = mutate_bits(genome, vector, generator)
+    assert len(met) >= 4
+
+
+def test_the_start_is_uniform_where_the_mean_is_a_width_and_else_even() -> None:
+    genome = BitsGenome(tuple("abcdef"), (10,) * 6, (2, 3, 4), 180)
+    assert spread_bits(genome).tolist() == [3] * 6
+    half = replace(genome, budget=150)
+    assert spread_bits(half).tolist() == [2, 3, 2, 3, 2, 3]
+
+
+def test_a_budget_in_bytes_is_that_of_the_mean() -> None:
+    qmodel = calibrated()
+    genome = bits_genome(qmodel, WIDTHS, mean=3)
+    assert bits_genome(qmodel, WIDTHS, size=genome.budget // 8).budget == genome.budget
+
+
+@pytest.mark.parametrize("size", [1, 10**9])
+def test_a_budget_that_leaves_no_choice_is_refused_with_the_possible_ones(size: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"{size} bytes leaves no choice: the 8 layers .* bytes at 2"
+    ):
+        bits_genome(calibrated(), WIDTHS, size=size)
+
+
+def test_a_mean_that_pays_for_no_step_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a mean of 2\.001 bits leaves no choice"):
+        bits_genome(calibrated(), WIDTHS, mean=2.001)
+
+
+def test_a_network_of_float_weights_has_no_bits_to_search() -> None:
+    qmodel = calibrated(QuantConfig(float_points="weights"))
+    with pytest.raises(ValueError, match="weights stay float"):
+        bits_genome(qmodel, WIDTHS, mean=3)
+
+
+# The table
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_a_uniform_row_of_the_table_is_the_uniform_network(rounding: str) -> None:
+    images, config = toy_images("vit"), replace(CONFIG, rounding=rounding, bias_correction=True)
+    qmodel = calibrated(config)
+    genome = bits_genome(qmodel, (3, 6), mean=3.5)
+    table = bits_table(qmodel, images, genome)
+    start_bits(qmodel, genome, table)
+    write_bits(qmodel, genome, table, torch.full((len(genome),), 3.0))
+    uniform = quantize(toy("vit"), replace(config, weight_bits=3))
+    calibrate(uniform, images)
+    list(round_weights(uniform, images, rounding))
+    with torch.no_grad():
+        assert torch.equal(qmodel(images), uniform(images))
+
+
+def test_making_the_table_leaves_the_network_as_it_was() -> None:
+    qmodel, images = calibrated(), toy_images("vit")
+    with torch.no_grad():
+        before = qmodel(images)
+        bits_table(qmodel, images, bits_genome(qmodel, (2, 3), mean=2.5))
+        assert torch.equal(qmodel(images), before)
+
+
+def test_describe_shows_each_layers_bits_and_the_mean(problem: Problem) -> None:
+    qmodel, _, _, genome, table = problem
+    vector = torch.full((len(genome),), 2.0)
+    vector[1] = 5
+    write_bits(qmodel, genome, table, vector)
+    told = {line.split()[0]: line.split()[1] for line in describe(qmodel).splitlines()}
+    assert told[f"{genome.names[1]}.weight_quant"] == "5"
+    assert told[f"{genome.names[2]}.weight_quant"] == "2"
+    assert told["head.weight_quant"] == "8"
+    assert "bits on average" in describe(qmodel)
+    assert genome.read(qmodel).tolist() == vector.tolist()
+
+
+# The search
+
+
+def test_the_objective_is_the_whole_networks_fitness_and_leaves_it_alone(problem: Problem) -> None:
+    qmodel, images, targets, genome, table = problem
+    objective = BitsObjective(chain_of(qmodel), genome, table, images, targets, batch=6)
+    child = mutate_bits(genome, objective.start, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = qmodel(images)
+        values = objective(torch.stack([objective.start, child, objective.start]))
+        assert torch.equal(qmodel(images), before)
+        for vector, value in ((objective.start, values[0]), (child, values[1])):
+            write_bits(qmodel, genome, table, vector)
+            parts = [info_nce(qmodel(x), t) for x, t in zip(images.split(6), targets.split(6))]
+            assert torch.equal(torch.stack(parts).mean(), value)
+    assert values[0] == values[2] != values[1] and objective.evaluations == 2
+
+
+def search(problem: Problem, **options: object) -> tuple[list[Evaluated], Tensor]:
+    """A search's history, and the genome that the network then has."""
+    qmodel, images, targets, genome, table = problem
+    past = options.pop("past", ())
+    config = SearchConfig(search="bits", mean_bits=2.5, batch=6, **options)
+    events = list(evolve_bits(chain_of(qmodel), images, targets, config, genome, table, past))
+    assert isinstance(events[-1], Committed)
+    found = [event for event in events if isinstance(event, Evaluated)]
+    assert events[-1].fitness == min(event.fitness for event in found)
+    return found, genome.read(qmodel)
+
+
+@pytest.mark.parametrize("algorithm", ["evolq", "random"])
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_a_search_is_replayed_from_its_history(
+    problem: Problem, algorithm: str, parallel: int
+) -> None:
+    options = {"evaluations": 10, "algorithm": algorithm, "parallel": parallel, "seed": 3}
+    qmodel, _, _, genome, table = problem
+    whole, bits = search(problem, **options)
+    assert len(whole) == 11 and full(genome, bits)
+    assert len({event.fitness for event in whole}) > 8  # no genome was tried twice
+    for known in (4, 11):
+        start_bits(qmodel, genome, table)
+        again, same = search(problem, **options, past=whole[:known])
+        assert [replace(e, seconds=0) for e in again] == [replace(e, seconds=0) for e in whole]
+        assert torch.equal(same, bits)
+    start_bits(qmodel, genome, table)
+    other, _ = search(problem, **{**options, "seed": 4})
+    assert [e.fitness for e in other[1:]] != [e.fitness for e in whole[1:]]
+
+
+class Needs:
+    """A loss that is known: layers 0 and 1 gain most from bits."""
+
+    start = torch.tensor([2.0, 3, 2, 3, 2, 3, 2, 3])
+    need = torch.tensor([9.0, 9, 1, 1, 1, 1, 1, 1])
+
+    def __call__(self, population: Tensor) -> Tensor:
+        return (self.need * 2.0**-population).sum(1)
+
+
+def test_evolution_finds_the_layers_that_need_bits() -> None:
+    genome = BitsGenome(tuple("abcdefgh"), (10,) * 8, (2, 3, 4), 200)
+    assert torch.equal(spread_bits(genome), Needs.start)
+    value = float(Needs()(Needs.start[None])[0])
+    best, found = minimize(Needs(), EvolveBits(genome, Needs.start, value), 200)
+    assert best.tolist() == [4, 4, 2, 2, 2, 2, 2, 2]
+    _, by_chance = minimize(Needs(), WalkBits(genome, Needs.start, value), 20)
+    assert found <= by_chance < value
+
+
+def test_the_ranking_measures_each_layer_once_and_keeps_the_budget(problem: Problem) -> None:
+    qmodel, images, targets, genome, table = problem
+    objective = BitsObjective(chain_of(qmodel), genome, table, images, targets, batch=6)
+    assert full(genome, rank_layers(objective))
+    assert objective.evaluations == len(genome) * (len(WIDTHS) - 1) + 1
+
+
+def test_the_ranking_narrows_where_a_saved_bit_costs_least() -> None:
+    genome = BitsGenome(("a", "b", "c"), (10, 10, 40), (2, 4), 200)
+    lost = {(0, 2): 5.0, (1, 2): 1.0, (2, 2): 3.0} | {(i, 4): 0.0 for i in range(3)}
+    # c saves 80 bits for 3, b 20 for 1, a 20 for 5; 40 must go
+    assert narrow(genome, lost).tolist() == [4, 4, 2]
+    assert narrow(replace(genome, budget=140), lost).tolist() == [4, 2, 2]
+
+
+# Saving and showing
+
+
+def test_scales_are_saved_with_bits_and_put_into_an_equal_network(
+    problem: Problem, tmp_path
+) -> None:
+    qmodel, _, _, genome, _ = problem
+    save_scales(tmp_path / "it.safetensors", qmodel, visits=1)
+    other = calibrated()
+    assert layer_bits(other) != layer_bits(qmodel)
+    assert load_scales(tmp_path / "it.safetensors", other)["visits"] == 1
+    assert layer_bits(other) == layer_bits(qmodel)
+    save_scales(tmp_path / "uniform.safetensors", calibrated())
+    load_scales(tmp_path / "uniform.safetensors", other)
+    assert set(genome.read(other).tolist()) == {4}
+
+
+@pytest.mark.parametrize("bits", [{"nobody": 3}, {"head": 9}, {"head": "3"}, [3], {"head": True}])
+def test_bits_of_another_network_are_refused(tmp_path, bits: object) -> None:
+    qmodel, path = calibrated(), tmp_path / "it.safetensors"
+    save_scales(path, qmodel, bits=bits)
+    with pytest.raises(ValueError, match=r"the bits in .* belong to another network"):
+        load_scales(path, qmodel)
+
+
+def test_bits_are_shown_layer_by_layer() -> None:
+    before, after = {"b.qkv": 2, "b.fc1": 3}, {"b.qkv": 4, "b.fc1": 2}
+    alt = bits_figure(before, after).get_label()
+    assert "4 in b.qkv" in alt and "2 in b.fc1" in alt and "1 went up, 1 down" in alt
+    assert tell_bits(before, after).splitlines()[1].split() == ["b.qkv", "2", "4"]
+
+
+# Runs
+
+DEMO = ("demo", "--search", "bits", "--calibration-images", 20, "--batch", 10, "--threads", 1)
+SMALL = ("--mean-bits", 2.5, "--widths", "2,3", "--evaluations", 4, "--rounding", "gptq")
+
+
+def run_bits(folders: dict[str, object], out: str, *more: object) -> int:
+    """The exit status of a small run into a folder."""
+    pairs = [part for pair in {**folders, "--out": out}.items() for part in pair]
+    return call("run", *pairs, "--search", "bits", *SMALL, "--edge-bits", 8, "--threads", 1, *more)
+
+
+def test_a_run_of_bits_resumes_and_leaves_its_bits(
+    folders: dict[str, object], tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_bits(folders, "whole") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"W2\.\d+A8 evolved", said) and re.search(r"layer +before +evolved", said)
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert summary["evaluations"] == 5 and set(summary["bits"].values()) == {2, 3, 8}
+    assert (tmp_path / "whole" / "bits.png").read_bytes().startswith(b"\x89PNG")
+    append = RunFolder.append
+
+    def stop(self: RunFolder, event: Evaluated) -> None:
+        append(self, event)
+        if event.cycle == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", stop)
+        assert run_bits(folders, "part") == 130
+    assert run_bits(folders, "part", "--resume") == 0
+    histories = [RunFolder(tmp_path / name).history() for name in ("whole", "part")]
+    assert len({tuple(replace(e, seconds=0) for e in history) for history in histories}) == 1
+    files = [(tmp_path / name / "scales.safetensors").read_bytes() for name in ("whole", "part")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--mean-bits", 1.5), ("between 2 and 8",)),
+        (("--mean-bits", 9), ("between 2 and 8", "9")),
+        (("--mean-bits", "nan"), ("between 2 and 8",)),
+        (("--mean-bits", 2), ("between 2 and 8", "nothing to choose")),
+        (("--mean-bits", 5, "--widths", "2,3,4"), ("between 2 and 4",)),
+        (("--mean-bits", 3, "--budget-bytes", 1000), ("one of them",)),
+        ((), ("--search bits needs a budget", "mean_bits or budget_bytes")),
+        (("--budget-bytes", 0), ("budget_bytes must be at least 1",)),
+        (("--mean-bits", 3, "--widths", "2,9"), ("from 2 to 8", "2,9")),
+        (("--mean-bits", 3, "--widths", "4"), ("at least two",)),
+        (("--mean-bits", 3, "--widths", "two"), ("whole numbers",)),
+        (("--mean-bits", 3, "--evaluations", 0), ("evaluations must be at least 1",)),
+        (("--mean-bits", 3, "--weight-bits", 3), ("--weight-bits has no effect", "--mean-bits")),
+        (("--mean-bits", 3, "--passes", 5), ("passes 5 has no effect with search bits",)),
+        (("--mean-bits", 3, "--step", 0.1), ("step 0.1 has no effect with search bits",)),
+        (("--mean-bits", 3, "--workers", 2), ("workers do not search bits",)),
+        (("--search", "scales", "--mean-bits", 3), ("mean_bits 3.0 has no effect without",)),
+        (("--search", "scales", "--evaluations", 9), ("evaluations 9 has no effect without",)),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_loaded(
+    refused: Callable[..., str], tmp_path, monkeypatch, options: tuple, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "source_of", lambda _: pytest.fail("loaded"))
+    refused((*DEMO, *options), *(word.removeprefix("--") for word in words))
+
+
+def test_a_budget_that_no_genome_meets_is_refused_before_anything_is_written(
+    refused: Callable[..., str], tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused((*DEMO, "--budget-bytes", 100), "100 bytes leaves no choice", "give a budget between")
