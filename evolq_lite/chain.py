@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from timm.models.levit import Levit
+from timm.models.regnet import RegNet
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
@@ -25,8 +26,8 @@ CHUNK_BYTES = 2**21
 Segment = tuple[str, Callable[[Tensor], Tensor], bool]  # name, function, whether it is searchable
 
 BY_HAND = (
-    "supported are timm's VisionTransformer (ViT, DeiT), SwinTransformer, Levit and ResNet; "
-    "for another network build Chain(model, segments) by hand, segments being "
+    "supported are timm's VisionTransformer (ViT, DeiT), SwinTransformer, Levit, ResNet and "
+    "RegNet; for another network build Chain(model, segments) by hand, segments being "
     "(name, function, searchable) whose composition is the model"
 )
 
@@ -158,16 +159,31 @@ def _resnet(model: ResNet) -> list[Segment]:
     ]
 
 
+def _regnet(model: RegNet) -> list[Segment]:
+    blocks: list[Segment] = [
+        (f"{stage}.{name}", block, True)
+        for stage in ("s1", "s2", "s3", "s4")
+        for name, block in getattr(model, stage).named_children()
+    ]
+    return [
+        ("stem", model.stem, False),
+        *blocks,
+        ("final_conv", model.final_conv, False),
+        ("head", model.forward_head, False),
+    ]
+
+
 FAMILIES: dict[type[nn.Module], Callable[..., list[Segment]]] = {
     VisionTransformer: _vit,
     SwinTransformer: _swin,
     Levit: _levit,
     ResNet: _resnet,
+    RegNet: _regnet,
 }
 
 
 def chain_of(model: nn.Module) -> Chain:
-    """The chain of a timm ViT, DeiT, Swin, LeViT or ResNet, float or quantized.
+    """The chain of a timm ViT, DeiT, Swin, LeViT, ResNet or RegNet, float or quantized.
 
     ValueError says what to do for others.
     """

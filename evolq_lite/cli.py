@@ -28,21 +28,31 @@ from evolq_lite.data import DATA, DEMO_MODELS, checked, demo_file
 from evolq_lite.evaluate import LOSSES
 from evolq_lite.evolve import Evaluated
 from evolq_lite.kernels import missing
-from evolq_lite.runs.environment import environment, fix_kernels
+from evolq_lite.runs.environment import device_of, environment, fix_kernels
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Outcome, Run
-from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Folders, Source
+from evolq_lite.runs.source import (
+    DEMO_IMAGES,
+    DEMO_QUANT,
+    OFFICIAL_CROP,
+    Embedded,
+    Folders,
+    Source,
+    official_crop,
+)
 from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers, check_search
 from evolq_lite.sensitivity import sensitivity, tell_sensitivity
 from evolq_lite.terminal import progress, say
 
 # Seconds that a cell of an experiment may take on a worker before it counts as hanging.
 CELL_PATIENCE = 7200.0
-OFFICIAL_CROP = 0.875  # what the paper's script keeps of an image for DeiT and LeViT; timm 0.9
+GRID_PATIENCE = 7 * 86400.0  # the same for a cell of the paper's grid, which one processor may need
 SENSITIVITY_IMAGES = 100  # calibration images that --sensitivity looks at
 # Where networks and photographs lie that are not in this repo; the options tell other places.
 SHARED = DATA.resolve().parent.parent / "shared"
 
+
+PAPER_ONLY = ("imagenet", "class_map", "networks", "device", "passes", "seeds", "cost")
 
 C = TypeVar("C", QuantConfig, SearchConfig)
 
@@ -115,19 +125,6 @@ def device_for(arguments: argparse.Namespace) -> torch.device:
     return torch.device("cpu")
 
 
-def device_of(name: str) -> torch.device:
-    """The device of that name, "auto" being CUDA if there is one; ValueError if torch has none."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        probe = torch.zeros(1, device=name)
-        float(probe)  # "meta" has no numbers
-        return probe.device
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} is not possible ({why}); give cpu, or auto") from None
-
-
 def source_of(arguments: argparse.Namespace) -> Source:
     """What the options say is to be searched."""
     seed = options_of(SearchConfig(), arguments).seed
@@ -150,7 +147,7 @@ def source_of(arguments: argparse.Namespace) -> Source:
 def crop_of(arguments: argparse.Namespace) -> float | None:
     """The share of an image that is kept; the official script keeps less of DeiT's and LeViT's."""
     if arguments.crop is None and arguments.preset == "official":
-        return OFFICIAL_CROP if arguments.model.startswith(("deit", "levit")) else None
+        return official_crop(arguments.model)
     return arguments.crop
 
 
@@ -167,7 +164,7 @@ def search(arguments: argparse.Namespace) -> int:
     if arguments.workers is not None or arguments.scheduler is not None:
         check_search(config)
     source, device = source_of(arguments), device_for(arguments)
-    with workers_of(arguments, source) as workers:
+    with workers_of(arguments, source.lack, PATIENCE) as workers:
         with progress(None, "images, opened", "image") as bar:
             hashes = source.check(bar.update)
         for note in source.notes():
@@ -230,12 +227,10 @@ def refuse_float_products(run: Run, strict: bool) -> None:
 
 
 def workers_of(
-    arguments: argparse.Namespace, source: Source | None = None
+    arguments: argparse.Namespace, lack: Callable[[], str], patience: float
 ) -> AbstractContextManager[Workers | None]:
     """The workers that the options ask for, None for this process alone."""
-    patience = PATIENCE if source is not None else CELL_PATIENCE
     if arguments.scheduler is not None:
-        lack = Embedded().lack if source is None else source.lack
         return Workers.cluster(arguments.scheduler, lack, patience)
     return (
         nullcontext() if arguments.workers is None else Workers.local(arguments.workers, patience)
@@ -272,7 +267,8 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
 
     wanted = [name.upper() for name in arguments.claims]
     if unknown := [name for name in wanted if name not in (*KNOWN, "ALL")]:
-        raise ValueError(f"unknown experiment {unknown[0]!r}; known: {', '.join(KNOWN)}, all")
+        known = ", ".join((*KNOWN, "PAPER"))
+        raise ValueError(f"unknown experiment {unknown[0]!r}; known: {known}, all")
     if arguments.report and arguments.claims != ["all"]:
         raise ValueError("--report is about all results that are there; omit the experiments")
     if arguments.quick and "REAL" in wanted:
@@ -302,6 +298,64 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
     for row in told:
         say(f"{row['claim']} {row['question']} {row['verdict'].capitalize()}. {row['sentence']}")
     say(f"Written to {folder}: README.md, claims.json, figures, and the results, line by line.")
+    return 0
+
+
+def reproduce_paper(arguments: argparse.Namespace) -> int:
+    """Compute the cells of the paper's grid whose results are not there, then write its table."""
+    from evolq_lite.experiments import paper_grid, report
+
+    if len(arguments.claims) > 1:
+        raise ValueError("PAPER has a folder and a table of its own; omit the other experiments")
+    if arguments.quick or arguments.report:
+        raise ValueError(
+            "--quick and --report are for the claims; for less of PAPER give --networks, --seeds 1 "
+            "or --passes 1"
+        )
+    if arguments.cost:
+        return say_cost(arguments)
+    if arguments.imagenet is None:
+        raise ValueError("PAPER needs ImageNet: give --imagenet DIR, with train/ and val/ in it")
+    alone = arguments.workers is None and arguments.scheduler is None
+    if alone:
+        device_of(arguments.device or "auto")
+
+    def watch(event: Evaluated) -> None:
+        bar.set_postfix_str(f"{event.block}, fitness {event.fitness:.5f}")
+
+    folder = arguments.out or Path("runs/paper")
+    grid = paper_grid.Grid.at(
+        arguments.imagenet,
+        arguments.weights,
+        folder,
+        arguments.class_map,
+        arguments.networks or (),
+        arguments.device or "auto",
+        paper_grid.PASSES if arguments.passes is None else arguments.passes,
+        paper_grid.SEEDS if arguments.seeds is None else arguments.seeds,
+        watch if alone else None,
+    )
+    with progress(grid.test_images, "validation images, opened", "image") as opened:
+        grid.check(opened.update)
+    with report.lock(folder), workers_of(arguments, grid.lack, GRID_PATIENCE) as workers:
+        left, cells = grid.missing(), len(grid.cells())
+        with progress(cells, "cells", "cell", initial=cells - len(left)) as bar:
+            for cell in report.reproduce([(grid, cell) for cell in left], folder, workers):
+                bar.set_description(cell[:60], refresh=False)
+                bar.update()
+                grid.write_page()
+        page = grid.write_page()
+    say(f"Written to {folder}: {page.name}, the results line by line, and every run in runs/.")
+    return 0
+
+
+def say_cost(arguments: argparse.Namespace) -> int:
+    """Say what a cell of each network costs, without computing one."""
+    from evolq_lite.experiments import paper_cost, paper_grid, report
+
+    names = arguments.networks or paper_grid.NETWORKS
+    networks = list(dict.fromkeys(paper_grid.find_network(name) for name in names))
+    say(report.to_markdown(paper_cost.tabulate(networks, arguments.passes or paper_grid.PASSES)))
     return 0
 
 
@@ -383,7 +437,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"default: {DEMO_IMAGES}",
     )
     own = commands.add_parser(
-        "run", help="any timm ViT, DeiT, Swin, LeViT or ResNet on folders of images"
+        "run", help="any timm ViT, DeiT, Swin, LeViT, ResNet or RegNet on folders of images"
     )
     own.add_argument("--model", required=True, help="timm name, such as deit_tiny_patch16_224")
     own.add_argument(
@@ -471,17 +525,23 @@ def parser() -> argparse.ArgumentParser:
         "claims",
         nargs="*",
         default=["all"],
-        metavar="C1 ... C12 | all | REAL",
-        help="default: all; REAL: real networks, needs the two folders below",
+        metavar="C1 ... C12 | all | REAL | PAPER",
+        help="default: all; REAL: real networks, needs the two folders below; PAPER: the paper's "
+        "whole grid, needs --imagenet",
     )
     again.add_argument("--quick", action="store_true", help="few small cells, to try it")
     again.add_argument(
         "--report", action="store_true", help="compute nothing: figures and tables of what is there"
     )
-    again.add_argument("--out", type=Path, help="results (default: data/results)")
+    again.add_argument(
+        "--out", type=Path, help="results (default: data/results; PAPER: runs/paper)"
+    )
     again.add_argument("--threads", type=number(int, "1 to 1024"), help="processor threads")
     again.add_argument(
-        "--weights", type=Path, default=SHARED / "weights", help="REAL: folder of checkpoints"
+        "--weights",
+        type=Path,
+        default=SHARED / "weights",
+        help="REAL, PAPER: folder of checkpoints",
     )
     again.add_argument(
         "--photographs",
@@ -489,6 +549,20 @@ def parser() -> argparse.ArgumentParser:
         default=SHARED / "imagenet",
         help="REAL: folder with calibration/, validation/ and wnids.txt",
     )
+    paper = again.add_argument_group("PAPER")
+    paper.add_argument(
+        "--imagenet", type=Path, metavar="DIR", help="folder of ImageNet, with train/ and val/"
+    )
+    paper.add_argument(
+        "--class-map", type=Path, help="file of class folders in index order, if some are missing"
+    )
+    paper.add_argument(
+        "--networks", nargs="+", metavar="NAME", help="of the paper or of timm (default: all 11)"
+    )
+    paper.add_argument("--device", help="cpu, cuda, mps (default: cuda if there is one, else cpu)")
+    paper.add_argument("--passes", type=number(int, "1 or more"), help="default: 10, the paper's")
+    paper.add_argument("--seeds", type=number(int, "1 or more"), help="default: 3, from 0 on")
+    paper.add_argument("--cost", action="store_true", help="say what it costs, compute nothing")
     for command in (demo, own, again):
         command.add_argument(
             "--workers",
@@ -545,7 +619,12 @@ def dispatch(arguments: argparse.Namespace) -> int:
         raise ValueError("--scheduler has workers of its own; give it or --workers, not both")
     if arguments.command != "reproduce":
         return search(arguments)
-    with workers_of(arguments) as workers:
+    if "PAPER" in map(str.upper, arguments.claims):
+        return reproduce_paper(arguments)
+    if given := [name for name in PAPER_ONLY if getattr(arguments, name)]:
+        flag = "--" + given[0].replace("_", "-")
+        raise ValueError(f"{flag} is for PAPER; omit it, or name PAPER in place of the others")
+    with workers_of(arguments, Embedded().lack, CELL_PATIENCE) as workers:
         return reproduce(arguments, workers)
 
 

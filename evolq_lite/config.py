@@ -192,10 +192,17 @@ PRESETS: dict[str, QuantConfig] = {
     # What the paper's text says: MinMax everywhere, power-of-two factors on residual sums.
     "paper": QuantConfig(),
     # Ours, chosen on calibration images: the first and last layer at 8 bits, scales that minimize
-    # the squared error of weights, a scale per channel where channels differ by orders of magnitude
-    # (residual sums), and outliers of GELU clipped.
+    # the squared error of weights, zero points where the weights want them, a scale per channel or
+    # a factor where channels differ by orders of magnitude (residual sums, GELU's output), and
+    # integers by GPTQ.
     "recommended": QuantConfig(
-        weight_observer="mse", edge_bits=8, sums="channel", gelu_observer="percentile"
+        weight_observer="mse",
+        weight_symmetric=False,
+        edge_bits=8,
+        sums="channel",
+        gelu_observer="mse",
+        gelu_factors=True,
+        rounding="gptq",
     ),
     # What the authors' published script does (docs/deviations.md: what is left out).
     "official": QuantConfig(

@@ -1,4 +1,4 @@
-"""The layers of other networks in the same words: variants of ViT, Swin, LeViT, ResNet.
+"""The layers of other networks in the same words: variants of ViT, Swin, LeViT, ResNet, RegNet.
 
 Each differs from ViT in where its products and sums are; `layers` explains the idea.
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from timm.layers import AttentionPoolLatent, Mlp, PatchEmbed
-from timm.models import levit, resnet, swin_transformer, vision_transformer
+from timm.models import levit, regnet, resnet, swin_transformer, vision_transformer
 from torch import Tensor, nn
 
 from evolq_lite import layers
@@ -185,6 +185,17 @@ class QuantLevitBlock(FromFloat, levit.LevitBlock):
         return self.sum2(x + self.drop_path2(self.mlp(x)))
 
 
+class QuantPreBottleneck(FromFloat, regnet.PreBottleneck):
+    """timm's RegNet block with BatchNorm before each convolution (RegNet-V), its sum quantized."""
+
+    def add_points(self, config: QuantConfig) -> None:
+        self.sum = act_quantizer(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(images, channels, height, width) to (images, channels, height, width)."""
+        return self.sum(super().forward(x))
+
+
 QUANTIZED: dict[type[nn.Module], type[FromFloat]] = {
     **layers.QUANTIZED,
     vision_transformer.ParallelThingsBlock: QuantParallelBlock,
@@ -194,6 +205,14 @@ QUANTIZED: dict[type[nn.Module], type[FromFloat]] = {
     levit.Attention: QuantLevitAttention,
     levit.AttentionDownsample: QuantLevitDownsample,
     levit.LevitBlock: QuantLevitBlock,
+    regnet.PreBottleneck: QuantPreBottleneck,
 }
-# A ResNet block has a slot after its sum already: the activation that follows. A point goes there.
-LAST_ACTIVATION: dict[type[nn.Module], str] = {resnet.BasicBlock: "act2", resnet.Bottleneck: "act3"}
+# A ResNet or RegNet block has a slot after its sum already: the activation that follows. A point
+# goes there. The convolutions of squeeze-and-excite (RegNet-Y) are quantized where they are; its
+# gate, a product of each channel with one number and not of matrices, is not: the next
+# convolution's input is.
+LAST_ACTIVATION: dict[type[nn.Module], str] = {
+    resnet.BasicBlock: "act2",
+    resnet.Bottleneck: "act3",
+    regnet.Bottleneck: "act3",
+}

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from evolq_lite.networks import unfused
 from evolq_lite.panels import Panel
 
+# Four stages of one block each, 16 to 40 channels wide, in groups of 8.
+SMALL_REGNET = {"w0": 16, "wa": 8.0, "wm": 1.4, "depth": 4, "group_size": 8, "stem_width": 8}
 TOYS = {
     "vit": (
         "vit_tiny_patch16_224",
@@ -40,6 +42,8 @@ TOYS = {
     "levit": ("levit_128s", {"img_size": 64}),
     "resnet": ("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}),
     "bottleneck": ("resnet50", {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}),
+    "regnetx": ("regnetx_002", SMALL_REGNET),
+    "regnety": ("regnety_002", SMALL_REGNET),
 }
 
 

@@ -19,6 +19,7 @@ import pytest
 import timm
 import torch
 from commands import call, command, noise_image, sentence, small_network, tree
+from conftest import SMALL_REGNET
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -47,6 +48,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
         SWIN: {"embed_dim": 12, "depths": (2, 1, 1, 1), "num_heads": (1, 2, 2, 4)},
         DISTILLED: {"embed_dim": 24, "depth": 2},
         "deit_tiny_patch16_224": {"embed_dim": 24, "depth": 2},
+        "regnety_002": SMALL_REGNET,
         DINO: {"embed_dim": 24, "depth": 2, "num_heads": 2},
     }
     real = timm.create_model
@@ -92,6 +94,7 @@ BUILT: dict[str, tuple[str, dict[str, object], dict[str, object], str]] = {
     "ResNet of 5 classes": ("test_resnet", {"num_classes": 5}, {}, "5 classes.*No shape tells"),
     "ResNet, size asked for": ("test_resnet", {}, {"image_size": 192}, "^Images are 192 x 192"),
     "ResNet for grey images": ("test_resnet", {"in_chans": 1}, {}, "grey"),
+    "RegNet of 5 classes": ("regnety_002", {"num_classes": 5}, {}, "5 classes.*No shape tells"),
     "Swin of 5 classes": (SWIN, {"num_classes": 5}, {}, "5 classes.*No shape tells"),
     "Swin, its last window shrunk": (SWIN, {"img_size": 192}, {}, "192 x 192"),
     "Swin, other windows": (

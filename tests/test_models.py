@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from conftest import enliven, toy, toy_images
+from conftest import SMALL_REGNET, enliven, toy, toy_images
 from timm.layers import Attention
 from torch import nn
 
@@ -95,7 +95,7 @@ def test_every_layer_and_every_product_is_quantized(family):
         assert type(module) not in (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.BatchNorm1d)
     names = {point.name.rsplit(".", 1)[-1] for point in points(model)}
     assert {"input_quant", "weight_quant"} <= names
-    if "resnet" not in family and "bottleneck" not in family:
+    if family in ("vit", "deit", "swin", "levit"):
         assert {"q", "k", "v", "scores", "probabilities", "sum1", "sum2"} <= names
     text = describe(model)
     assert "stays float" in text and all(point.name in text for point in points(model))
@@ -283,6 +283,12 @@ NEARLY = {
     "a convolutional stem": ("vit_tiny_r_s16_p8_224", {**SMALL_VIT, "patch_size": 1}),
     "queries and keys normalized": ("vit_tiny_patch16_224", {**SMALL_VIT, "qk_norm": True}),
     "parallel scaling": ("vit_base_patch16_xp_224", SMALL_VIT),
+    "RegNet with BatchNorm before convolutions": ("regnetv_040", SMALL_REGNET),
+    "RegNet without activations after sums": ("regnetz_005", SMALL_REGNET),
+    "RegNet without shortcuts where shapes change": (
+        "regnetx_002",
+        {**SMALL_REGNET, "downsample": None},
+    ),
 }
 
 

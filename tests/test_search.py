@@ -80,10 +80,13 @@ def test_a_vector_of_the_wrong_length_raises(problem, extra):
         genome.write(chain.model, torch.ones(len(genome) + extra))
 
 
-def test_cnn_blocks_have_a_genome_too():
-    chain, *_ = make_problem("resnet")
-    genome = genome_of(chain.model, ["layer2.0"])
-    assert all("conv" in name or "downsample" in name for name in genome.names)
+@pytest.mark.parametrize(("family", "block"), [("resnet", "layer2.0"), ("regnety", "s2.b1")])
+def test_cnn_blocks_have_a_genome_too(family, block):
+    chain, *_ = make_problem(family)
+    assert block in chain.searchable
+    genome = genome_of(chain.model, [block])
+    assert all(".conv" in name or ".downsample" in name or ".se." in name for name in genome.names)
+    assert any(".se.fc1." in name for name in genome.names) == (family == "regnety")
 
 
 # objective

@@ -42,6 +42,8 @@ EDGES = {
     "levit": ["stem.conv1", "head", "head_dist"],
     "resnet": ["conv1", "fc"],
     "bottleneck": ["conv1", "fc"],
+    "regnetx": ["stem.conv", "head.fc"],
+    "regnety": ["stem.conv", "head.fc"],
 }
 
 

@@ -7,7 +7,7 @@ calibration images; `held_out_kl` is the
 divergence from the float network on others, which no choice saw.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -42,7 +42,7 @@ from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
 from evolq_lite.fitness import fitness_of
 
-QUANT = replace(PRESETS["recommended"], rounding="gptq")
+QUANT = PRESETS["recommended"]
 EVEN, RANKING, RANDOM, EVOLUTION = "even bits", "ranking", "random walks", "evolution"
 HELD_OUT = 2000  # images
 

@@ -28,9 +28,12 @@ from evolq_lite.objective import BlockObjective
 
 STARTS: dict[str, QuantConfig] = {
     "paper": PRESETS["paper"],
-    "recommended": replace(PRESETS["recommended"], rounding="nearest"),
-    "recommended, GPTQ": replace(PRESETS["recommended"], rounding="gptq"),
+    "official": PRESETS["official"],
+    "recommended, nearest": replace(PRESETS["recommended"], rounding="nearest"),
+    "recommended, learned": replace(PRESETS["recommended"], rounding="learned"),
+    "recommended": PRESETS["recommended"],
 }
+BEST = "recommended"
 NONE, EVOLQ, ADAM = "none", "EvolQ", "Adam"
 SEARCHES: dict[str, dict[str, Any]] = {
     EVOLQ: {},
@@ -55,7 +58,8 @@ def cells(quick: bool) -> list[Cell]:
         }
         for network in (("vit",) if quick else ("vit", "cnn"))
         for bits in ((3,) if quick else (4, 3))
-        for start in STARTS
+        for start in (("paper", BEST) if quick else STARTS)
+        if (network, start) != ("cnn", "official")  # its points are those of a ViT
         for search in ((NONE, EVOLQ) if quick else (NONE, *SEARCHES, ADAM))
         for seed in ((0,) if quick else (0, 1, 2))
     ]
@@ -129,20 +133,19 @@ def figure(results: pd.DataFrame) -> Picture:
 
 def verdict(results: pd.DataFrame) -> Verdict:
     """Does the paper's search gain significantly on the best start, in every setting?"""
-    best = list(STARTS)[-1]
     rows: list[Row] = []
     others: list[Row] = []
     poor: list[bool] = []
     for setting, found in group(results).items():
         for (start, search), gain in measure_gains(found).items():
             clear = gain.gain > 0 and gain.significant
-            counts = (start, search) == (best, EVOLQ)
+            counts = (start, search) == (BEST, EVOLQ)
             row = Row.of(f"{setting}: {search} on {start}", gain, clear if counts else None)
             (rows if counts else others).append(row)
             poor += [clear] * ((start, search) == ("paper", EVOLQ))
             kl = measure_loss(found[start, NONE], found[start, search], "kl")
             others.append(Row.of_loss(f"{setting}: {search} on {start}, KL", kl))
-        for start in list(STARTS)[1:]:
+        for start in dict.fromkeys(start for start, _ in found if start != "paper"):
             race = measure_gain(found["paper", EVOLQ], found[start, NONE])
             others.append(Row.of(f"{setting}: {start}, unsearched, over EvolQ on paper", race))
     holds = [bool(row.holds) for row in rows]

@@ -8,7 +8,7 @@ work; a cell whose result is there is not computed again.
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -42,7 +42,21 @@ class Claim:
     tables: Callable[[pd.DataFrame], Tables] = no_tables  # more numbers, by title
 
 
-def compute(claim: Claim, cell: Cell) -> dict[str, Any]:
+class Work(Protocol):
+    """What can compute cells: a claim, or the paper's grid."""
+
+    @property
+    def name(self) -> str:
+        """What its file of results is called."""
+        ...
+
+    @property
+    def run(self) -> Callable[[Cell], Result]:
+        """What was measured for a cell."""
+        ...
+
+
+def compute(claim: Work, cell: Cell) -> dict[str, Any]:
     """Run a cell; returns what its line says, `environment` being a description."""
     began = perf_counter()
     result = claim.run(cell)
@@ -58,7 +72,7 @@ def compute(claim: Claim, cell: Cell) -> dict[str, Any]:
     }
 
 
-def compute_with_one_thread(task: tuple[Claim, Cell]) -> dict[str, Any]:
+def compute_with_one_thread(task: tuple[Work, Cell]) -> dict[str, Any]:
     """The same on a worker."""
     torch.set_num_threads(1)
     fix_kernels()

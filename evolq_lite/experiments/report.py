@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from evolq_lite.data import DATA
 from evolq_lite.experiments import CLAIMS, KNOWN
-from evolq_lite.experiments.cells import Claim, compute, compute_with_one_thread
+from evolq_lite.experiments.cells import Claim, Work, compute, compute_with_one_thread
 from evolq_lite.experiments.results import Cell, ResultFile
 from evolq_lite.experiments.verdicts import Verdict, tabulate, to_markdown
 from evolq_lite.figures import Picture, save_figure
@@ -90,7 +90,7 @@ def missing(claims: Sequence[Claim], folder: Path, quick: bool = False) -> list[
 
 
 def reproduce(
-    tasks: Sequence[tuple[Claim, Cell]], folder: Path, workers: Workers | None = None
+    tasks: Sequence[tuple[Work, Cell]], folder: Path, workers: Workers | None = None
 ) -> Iterator[str]:
     """Compute cells into a folder that is locked, on workers if there are any.
 

@@ -54,6 +54,19 @@ def peak_memory() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
+def device_of(name: str) -> torch.device:
+    """The device of that name, "auto" being CUDA if there is one; ValueError if torch has none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        probe = torch.zeros(1, device=name)
+        float(probe)  # "meta" has no numbers
+        return probe.device
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} is not possible ({why}); give cpu, or auto") from None
+
+
 def fix_kernels() -> None:
     """Full float32 products on every device: TF32 would move the fitness more than a mutation."""
     torch.set_float32_matmul_precision("highest")

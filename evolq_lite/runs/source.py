@@ -33,6 +33,7 @@ from evolq_lite.networks import Loaded, load_network
 DEMO_QUANT = QuantConfig(weight_bits=3, act_bits=8)
 DEMO_IMAGES = 500
 BATCH = 100  # images per forward of a float network
+OFFICIAL_CROP = 0.875  # what the paper's script keeps of an image for DeiT and LeViT; timm 0.9
 
 Progress = Callable[[int], None]  # told how many more images are done
 
@@ -241,7 +242,7 @@ class Folders:
         paths, labels = self.choose_tests(classes)
         found = {
             "calibration images": hash_images(check_images(self.choose_calibration(), progress)),
-            "test images": hash_images(check_images(paths, progress), labels),
+            "test images": hash_images(self.open_tests(paths, progress), labels),
         }
         for name in ("checkpoint", "class_map"):
             if (path := getattr(self, name)) is not None:
@@ -252,7 +253,7 @@ class Folders:
         """How the network was built, and which files of the folders are left out."""
         loaded = self.load_network()
         classes = int(loaded.model.num_classes)  # type: ignore[arg-type]
-        listings = list_folder(Path(self.calibration)), self.list_tests(classes)
+        listings = self.list_images(self.calibration), self.list_tests(classes)
         left_out = (
             f"Left out of {listing.folder}: {listing.omissions}."
             for listing in listings
@@ -266,11 +267,11 @@ class Folders:
                 return f"{path} is not there; put it on every worker under the same path"
         return ""
 
-    def load(self, progress: Progress = quiet) -> Parts:
-        """ValueError for a network that is not supported."""
-        model = self.load_network().model
+    def load(self, progress: Progress = quiet, device: torch.device | str = "cpu") -> Parts:
+        """Everything on a device; ValueError for a network that is not supported."""
+        model = self.load_network().model.to(device)
         transform = transform_of(model, self.crop)
-        images = load_images(self.choose_calibration(), transform, progress)
+        images = load_images(self.choose_calibration(), transform, progress).to(device)
         with torch.no_grad():
             targets = torch.cat([model(x) for x in images.split(BATCH)])
         return Parts(model, images, targets)
@@ -298,15 +299,23 @@ class Folders:
         written = file.stat().st_mtime_ns if file.is_file() else 0
         return load_once(self.model, file, self.image_size, written)
 
+    def list_images(self, folder: str) -> Listing:
+        """All images below one of the two folders."""
+        return list_folder(Path(folder))
+
+    def open_tests(self, paths: list[Path], progress: Progress) -> list[str]:
+        """Decode the test images; their SHA-256, each."""
+        return check_images(paths, progress)
+
     def choose_calibration(self) -> list[Path]:
         """Calibration images, drawn by seed."""
-        found = list_folder(Path(self.calibration)).paths
+        found = self.list_images(self.calibration).paths
         return [found[int(i)] for i in subset(len(found), self.calibration_images, self.seed)]
 
     def list_tests(self, classes: int) -> Listing:
         """All images of the test folder with their classes, for a network of so many."""
         class_map = None if self.class_map is None else Path(self.class_map)
-        return label_images(list_folder(Path(self.test_folder)), classes, class_map)
+        return label_images(self.list_images(self.test_folder), classes, class_map)
 
     def choose_tests(self, classes: int) -> tuple[list[Path], Tensor]:
         """Test images and labels: all, or a fixed random subset."""
@@ -323,6 +332,11 @@ class Folders:
 def load_once(name: str, checkpoint: Path | None, image_size: int | None, written: int) -> Loaded:
     """A network that several questions are asked about, kept until its file is written anew."""
     return load_network(name, checkpoint, image_size)
+
+
+def official_crop(model: str) -> float | None:
+    """The share of an image that the paper's script keeps, None where that is timm's."""
+    return OFFICIAL_CROP if model.startswith(("deit", "levit")) else None
 
 
 def absolute(path: Path | None) -> str | None:
