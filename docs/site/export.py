@@ -70,7 +70,7 @@ def add_scales(floats: Numbers, demo: Demo) -> None:
     for bits in BITS:
         for observer in OBSERVERS:
             config = eq.QuantConfig(weight_bits=bits, act_bits=bits, weight_observer=observer)
-            # Activations take minutes, weights no images at all: one image is enough for them.
+            # Scales of weights look at no images, so one is enough where only they are wanted.
             images = demo.calibration if observer == OBSERVERS[0] else demo.calibration[:1]
             qmodel = calibrated(replace(demo, calibration=images), config)
             for name, point in quantizers(qmodel).items():
