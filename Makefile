@@ -22,7 +22,7 @@ export GOMP_SPINCOUNT KMP_BLOCKTIME
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab app bench results docs check notebooks screenshots assignments grade clean
+.PHONY: help demo test lab app site bench results docs check notebooks screenshots assignments grade clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -49,6 +49,9 @@ bench: $(STAMP) ## measure the cost of one candidate
 
 results: $(STAMP) ## redraw the figures and tables in data/results from the stored results
 	$(PY) -m evolq_lite reproduce --report
+
+site: $(STAMP) ## build the course as a web site in build/site/html
+	$(KEEP_MEMORY) $(PY) docs/site/build.py
 
 docs: $(STAMP) ## rewrite the generated tables in README.md and docs/
 	$(PY) docs/build.py

@@ -34,6 +34,16 @@ def test_the_workflow_runs_the_two_commands_where_people_are() -> None:
     assert workflow["permissions"] == {"contents": "read"}
 
 
+def test_the_site_is_built_and_published() -> None:
+    workflow = read_yaml(".github/workflows/site.yml")
+    build, publish = workflow["jobs"]["build"], workflow["jobs"]["publish"]
+    assert "make site" in [step.get("run") for step in build["steps"]]
+    upload = build["steps"][-1]
+    assert upload["with"]["path"] == "build/site/html" and "pages" in upload["uses"]
+    assert publish["needs"] == "build" and publish["permissions"]["pages"] == "write"
+    assert workflow["permissions"] == {"contents": "read"}
+
+
 def test_pre_commit_has_the_locked_ruff() -> None:
     (repository,) = read_yaml(".pre-commit-config.yaml")["repos"]
     locked = re.search(r"^ruff==(.*)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
