@@ -40,9 +40,9 @@ test: $(STAMP) ## run ruff, mypy and pytest
 lab: $(STAMP) ## open the lessons in JupyterLab
 	$(KEEP_MEMORY) $(PY) -m jupyter lab notebooks/00_start_here.ipynb
 
-app: $(STAMP) ## serve lesson 6 as a live page without its code (Voila)
+app: $(STAMP) ## serve the panel of lesson 6 alone, as a live page (Voila)
 	$(KEEP_MEMORY) JUPYTER_PATH=notebooks/app $(PY) -m voila --template=offline --progressive_rendering=True \
-	  notebooks/06_blockwise_evolq.ipynb
+	  notebooks/app/search.ipynb
 
 bench: $(STAMP) ## measure the cost of one candidate
 	$(KEEP_MEMORY) $(PY) benchmarks/candidate_cost.py

@@ -2,7 +2,7 @@
 
 A quantized model is a float model plus a vector of scales; Evol-Q searches that vector. Read the
 modules in this order: numerics, observers, quantizer, layers, convert, landscape, fitness, search,
-descent, chain, genome, objective, evolve, evaluate, runs.
+descent, chain, genome, objective, evolve, evaluate, export, runs.
 """
 
 from evolq_lite import _openmp, _torchvision  # isort: skip  (before torch, before timm)
@@ -11,8 +11,10 @@ from evolq_lite.chain import Chain, chain_of
 from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, describe, quantize, twin
 from evolq_lite.data import Demo, load_demo
+from evolq_lite.deployed import Deployed
 from evolq_lite.evaluate import Accuracy, Comparison, accuracy, compare, predict
 from evolq_lite.evolve import Committed, Evaluated, evolve
+from evolq_lite.export import export_onnx
 from evolq_lite.fast import set_execution
 from evolq_lite.fitness import FITNESS, cosine, fisher, info_nce, kl, mse
 from evolq_lite.genome import Genome, genome_of

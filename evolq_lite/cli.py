@@ -1,4 +1,4 @@
-"""The command line: `python -m evolq_lite demo | run | reproduce | convert | check`.
+"""The command line: `python -m evolq_lite demo | run | reproduce | export | verify | ...`.
 
 Flags are made from the dataclasses of `config`. Every command that searches does the same:
 quantize, calibrate, evolve on calibration images, then read the test images once and say what was
@@ -25,12 +25,15 @@ from evolq_lite.checkpoints import convert_checkpoint
 from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
 from evolq_lite.convert import describe, tell_float_products
 from evolq_lite.data import DATA, DEMO_MODELS, checked, demo_file
+from evolq_lite.deployed import Deployed
 from evolq_lite.evaluate import LOSSES
 from evolq_lite.evolve import Evaluated
+from evolq_lite.export import WEIGHTS, export_onnx
 from evolq_lite.kernels import missing
 from evolq_lite.runs.environment import device_of, environment, fix_kernels
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Outcome, Run
+from evolq_lite.runs.shipping import Shipment, make_shipment, open_run, verify
 from evolq_lite.runs.source import (
     DEMO_IMAGES,
     DEMO_QUANT,
@@ -373,6 +376,77 @@ def convert_file(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export_file(arguments: argparse.Namespace) -> int:
+    """Write a run's network, or one quantized here, as an ONNX file."""
+    out: Path = arguments.out
+    if out.exists() and not arguments.replace:
+        raise ValueError(f"{out} exists; give another --out, or add --replace")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"{out.parent} is not a folder; give an --out in one that exists")
+    float_points = getattr(arguments, "float_points", "")
+    shipment = ship(arguments)
+    export_onnx(
+        shipment.qmodel,
+        out,
+        shipment.example,
+        weights=arguments.weights,
+        float_points=float_points,
+        facts=shipment.facts,
+    )
+    say(f"Written to {out}: {out.stat().st_size / 1e6:.2f} MB.")
+    return 0
+
+
+def ship(arguments: argparse.Namespace) -> Shipment:
+    """The network that `export` shall write: a run's, an embedded one, or a timm model."""
+    if Path(arguments.source).is_dir():
+        given = [f.name for f in fields(QuantConfig) if hasattr(arguments, f.name)]
+        given += [n for n in ("preset", "checkpoint", "calibration") if getattr(arguments, n)]
+        if more := [name for name in given if name != "float_points"]:
+            raise ValueError(
+                f"{arguments.source} is a run, which knows its {more[0].replace('_', ' ')}; "
+                f"omit --{more[0].replace('_', '-')}"
+            )
+        return open_run(Path(arguments.source))
+    return make_shipment(shipped_source(arguments), quant_of(arguments))
+
+
+def shipped_source(arguments: argparse.Namespace) -> Source:
+    """The float network and the calibration images of `export` without a run."""
+    name, calibration = arguments.source, arguments.calibration
+    if name in DEMO_MODELS:
+        return Embedded(name, arguments.calibration_images or DEMO_IMAGES)
+    if calibration is None:
+        raise ValueError(
+            f"{name} is neither the folder of a run nor an embedded network "
+            f"({', '.join(DEMO_MODELS)}); for a network of timm give --calibration DIR"
+        )
+    return Folders.at(
+        name,
+        arguments.checkpoint,
+        calibration,
+        calibration,  # no test image is read
+        None,
+        arguments.calibration_images,
+        image_size=arguments.image_size,
+    )
+
+
+def verify_file(arguments: argparse.Namespace) -> int:
+    """Say what an exported file gets right, and whether that is what its run got right."""
+    network = Deployed(arguments.file)
+    facts = network.facts
+    quant = facts.get("quantization") or {}
+    say(
+        f"{facts.get('network')}, W{quant.get('weight_bits')}A{quant.get('act_bits')}, weights as "
+        f"{facts.get('weights')}, digest {str(facts.get('digest'))[:16]}"
+    )
+    with progress(None, "test", "image") as bar:
+        verdict = verify(network, arguments.test, arguments.class_map, bar.update)
+    say(f"{arguments.file}: {verdict}.")
+    return 0
+
+
 def check() -> int:
     """Say whether this machine is ready, and what to do if not."""
     ready = True
@@ -422,7 +496,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(prog="python -m evolq_lite", description=__doc__)
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="{demo,run,reproduce,convert,check}"
+        dest="command", required=True, metavar="{demo,run,reproduce,export,verify,convert,check}"
     )
     demo = commands.add_parser(
         "demo", help="the embedded network: search, then one table and two figures, offline"
@@ -580,6 +654,38 @@ def parser() -> argparse.ArgumentParser:
     turn.add_argument("--ema", action="store_true", help="take the averaged weights")
     turn.add_argument("--key", help="take the weights under this name in the file")
     turn.add_argument("--replace", action="store_true", help="write over FILE.safetensors")
+    away = commands.add_parser("export", help="a run's network as an ONNX file (extra: export)")
+    away.add_argument(
+        "source",
+        metavar="RUN_OR_MODEL",
+        help="folder of a run, or vit, cnn (embedded), or timm's name with --calibration",
+    )
+    away.add_argument("--out", type=Path, required=True, metavar="FILE.onnx", help="what to write")
+    away.add_argument("--replace", action="store_true", help="write over FILE.onnx")
+    away.add_argument(
+        "--weights",
+        default=WEIGHTS[0],
+        metavar="{" + ",".join(WEIGHTS) + "}",
+        help="a byte for each weight, or half a byte for those of 2 to 4 bits (default: int8)",
+    )
+    away.add_argument("--checkpoint", type=Path, help="of a timm network, as in run")
+    away.add_argument("--calibration", type=Path, help="of a timm network, as in run")
+    away.add_argument(
+        "--calibration-images", type=number(int, "2 or more"), help="without a run, as in run"
+    )
+    away.add_argument("--image-size", type=number(int, "8 to 4096"), help="as in run")
+    away.add_argument(
+        "--preset", choices=sorted(PRESETS), help="how to quantize, without a run, by name"
+    )
+    add_options(away, QuantConfig())
+    look = commands.add_parser("verify", help="top-1 of an exported file, from the file alone")
+    look.add_argument("file", type=Path, metavar="FILE.onnx")
+    look.add_argument(
+        "--test", type=Path, help="folder of test images, one folder a class (default: embedded)"
+    )
+    look.add_argument("--class-map", type=Path, help="as in run; default: what the file says")
+    for command in (away, look):
+        command.add_argument("--threads", type=number(int, "1 to 1024"), help="processor threads")
     commands.add_parser("check", help="is this machine ready?")
     return top
 
@@ -615,6 +721,8 @@ def dispatch(arguments: argparse.Namespace) -> int:
         if not 1 <= arguments.threads <= 1024:
             raise ValueError(f"--threads must be from 1 to 1024, not {arguments.threads}")
         torch.set_num_threads(arguments.threads)
+    if arguments.command in ("export", "verify"):
+        return export_file(arguments) if arguments.command == "export" else verify_file(arguments)
     if arguments.scheduler is not None and arguments.workers is not None:
         raise ValueError("--scheduler has workers of its own; give it or --workers, not both")
     if arguments.command != "reproduce":

@@ -119,7 +119,7 @@ def set_factors(qmodel: nn.Module, factors: Mapping[str, Tensor]) -> None:
     """
     for name, factor in factors.items():
         mlp: Any = qmodel.get_submodule(name)
-        new = factor.to(mlp.norm.factor.device)
+        new = factor.to(mlp.norm.factor.device, copy=True)
         mlp.fc2.multiply_inputs(new / mlp.norm.factor)
         mlp.norm.factor = new
 

@@ -141,7 +141,16 @@ def build_demo_model(name: str, checkpoint: Path | None = None) -> nn.Module:
     """The architecture of an embedded network, from timm; with weights if a checkpoint is given."""
     demo_file(name)  # refuses unknown names
     options = dict(DEMO_MODELS[name])
-    model = unfused(timm.create_model(options.pop("architecture"), pretrained=False, **options))
+    # What timm says of the architecture is true of its own weights; of these, this is.
+    prepared = {"input_size": (1, 28, 28), "mean": (0.5,), "std": (0.5,), "crop_pct": 1.0}
+    model = unfused(
+        timm.create_model(
+            options.pop("architecture"),
+            pretrained=False,
+            pretrained_cfg_overlay=prepared,
+            **options,
+        )
+    )
     if name == "cnn":  # 28 x 28 pixels are few: no pooling after the stem
         model.maxpool = nn.Identity()
     if checkpoint is not None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -249,4 +250,29 @@ def confusion_figure(predictions: Tensor, labels: Tensor) -> Picture:
     marks = [0, 0.01, 0.1, 0.25, 0.5, 1]
     bar.set_label("share of the row")
     bar.set_ticks([mark**0.5 for mark in marks], labels=[str(mark) for mark in marks])
+    return figure
+
+
+def operators_figure(operators: Sequence[tuple[str, str]], title: str, columns: int = 7) -> Picture:
+    """Operators (name, kind) in the order in which they run, row by row, a color for each kind."""
+    kinds = list(dict.fromkeys(kind for _, kind in operators))
+    rows = -(-len(operators) // columns)
+    alt = f"{title}: {len(operators)} operators in order; " + ", ".join(
+        f"{sum(kind == k for _, k in operators)} {kind}" for kind in kinds
+    )
+    figure = new_figure(1.45 * columns, 0.55 * rows + 0.9, f"{alt}.")
+    axes = figure.add_subplot()
+    for i, (name, kind) in enumerate(operators):
+        x, y = i % columns, -(i // columns)
+        color = PETROFF[kinds.index(kind)]
+        axes.add_patch(Rectangle((x - 0.46, y - 0.32), 0.92, 0.64, fc=color, ec="0.2", alpha=0.35))
+        axes.text(x, y, name, ha="center", va="center", fontsize=8)
+        if i + 1 < len(operators) and x + 1 < columns:
+            axes.annotate("", (x + 0.54, y), (x + 0.46, y), arrowprops={"arrowstyle": "-"})
+    handles = [
+        Rectangle((0, 0), 1, 1, fc=PETROFF[i], ec="0.2", alpha=0.35) for i in range(len(kinds))
+    ]
+    figure.legend(handles, kinds, loc="outside lower center", ncols=len(kinds))
+    axes.set(xlim=(-0.6, columns - 0.4), ylim=(0.5 - rows, 0.5), title=title)
+    axes.axis("off")
     return figure

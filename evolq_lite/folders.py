@@ -14,7 +14,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -158,11 +158,17 @@ def _kind(name: str) -> str:
 # Labels
 
 
-def label_images(listing: Listing, classes: int, class_map: Path | None = None) -> Listing:
+def label_images(
+    listing: Listing,
+    classes: int,
+    class_map: Path | None = None,
+    order: Sequence[str] = (),
+) -> Listing:
     """The listing with labels, for a network of so many classes.
 
-    Without a map, folders are classes, in natural order. With one, its lines are. ValueError where
-    that does not give each image one class beyond doubt.
+    Without a map, folders are classes, in natural order, or in that of `order` if it names them
+    all. With one, its lines are. ValueError where that does not give each image one class beyond
+    doubt.
     """
     folder, flat = listing.folder, listing.names.count("")
     if 0 < flat < len(listing.names):
@@ -173,6 +179,9 @@ def label_images(listing: Listing, classes: int, class_map: Path | None = None) 
     _check_twins(listing)
     if class_map is not None:
         return _label_by_map(listing, classes, class_map)
+    known = {plain(name): i for i, name in enumerate(order)}
+    if not flat and known.keys() >= {plain(name) for name in listing.names}:
+        return _with_labels(listing, known, [])
     if flat:
         raise ValueError(
             f"{folder} holds images but no class folders, so their classes are not known; "

@@ -3,7 +3,8 @@
 `notebooks/src/NN_name.py` (py:percent) is what people edit; `notebooks/NN_name.ipynb` is made from
 it and run from top to bottom, with its outputs. Cell ids are hashes of name and position, and
 nothing that differs between two runs of the same code is kept beside the outputs, so that a diff
-shows what changed.
+shows what changed. A cell tagged `hide-input` opens with its code folded away, in JupyterLab and on
+pages: imports, plots, and questions, whose answers a reader should not meet first.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from nbformat import NotebookNode
 HERE = Path(__file__).resolve().parent
 SOURCES = sorted((HERE / "src").glob("*.py"))
 CELL_SECONDS = 600
+HIDDEN = "hide-input"  # the tag that Jupyter Book knows; JupyterLab has a field of its own
 
 
 def read_source(path: Path) -> NotebookNode:
@@ -28,11 +30,18 @@ def read_source(path: Path) -> NotebookNode:
     notebook = jupytext.read(path)
     for i, cell in enumerate(notebook.cells):
         cell.id = hashlib.sha256(f"{path.stem}-{i}".encode()).hexdigest()[:12]
-        cell.metadata = NotebookNode()
+        cell.metadata = metadata_of(cell)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = NotebookNode(kernelspec=kernel, language_info={"name": "python"})
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook
+
+
+def metadata_of(cell: NotebookNode) -> NotebookNode:
+    """What is kept of a cell's metadata: whether its code is folded away."""
+    if HIDDEN not in cell.metadata.get("tags", []):
+        return NotebookNode()
+    return NotebookNode(tags=[HIDDEN], jupyter=NotebookNode(source_hidden=True))
 
 
 def kept(output: NotebookNode) -> NotebookNode | None:

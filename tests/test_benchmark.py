@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import toy, toy_images
 
-from evolq_lite import load_demo
+from evolq_lite import QuantConfig, load_demo
 from evolq_lite.kernels import missing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import busy
 import candidate_cost
 import claims
+import export
 import scaling
 import soak
 
@@ -75,3 +77,16 @@ def test_a_soak_tells_a_leak():
 @pytest.mark.slow
 def test_a_candidate_is_timed_beside_a_busy_process():
     assert busy.measure_in_process(busy.SPIN, busy=True, images=20, repeats=2) > 0
+
+
+@pytest.mark.slow
+def test_what_an_exported_network_weighs_and_takes():
+    images = toy_images("vit", 4)
+    result = export.measure("toy", toy("vit"), images, QuantConfig(weight_bits=4), repeats=1)
+    sizes, seconds = result["bytes"], result["seconds"]
+    assert sizes["float"] > sizes["int8"] > sizes["int4"] > result["bytes_on_paper"]
+    assert list(seconds) == [1]  # not enough images for 32
+    for form, value in seconds[1].items():
+        assert value > 0
+        assert result["over_float"][1][form] == pytest.approx(value / seconds[1]["float"])
+    assert "MB on paper" in export.tell(result)

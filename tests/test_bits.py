@@ -5,9 +5,10 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
-from commands import call
+from commands import call, tree
 from conftest import toy, toy_images
 from torch import Tensor, nn
 
@@ -43,7 +44,11 @@ from evolq_lite.bits import (
     tell_bits,
     write_bits,
 )
+from evolq_lite.data import test_faces as typefaces
+from evolq_lite.evaluate import pack_values, packed
 from evolq_lite.evolve import Committed, Evaluated
+from evolq_lite.experiments import c11_bits
+from evolq_lite.experiments.verdicts import WORDS
 from evolq_lite.figures import bits_figure
 from evolq_lite.rounding import quant_layers, round_weights
 from evolq_lite.runs.folder import RunFolder
@@ -383,7 +388,42 @@ def test_wrong_options_are_refused_before_anything_is_loaded(
 
 
 def test_a_budget_that_no_genome_meets_is_refused_before_anything_is_written(
-    refused: Callable[..., str], tmp_path, monkeypatch
+    folders: dict[str, object], tmp_path, capsys
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    refused((*DEMO, "--budget-bytes", 100), "100 bytes leaves no choice", "give a budget between")
+    before = tree(tmp_path)
+    pairs = [part for pair in folders.items() for part in pair]
+    assert call("run", *pairs, "--search", "bits", "--budget-bytes", 100, "--threads", 1) == 2
+    *_, said = capsys.readouterr().err.splitlines()  # behind progress bars, on a slow machine
+    assert "100 bytes leaves no choice" in said and "give a budget between" in said
+    assert tree(tmp_path) == before
+
+
+# The claim
+
+
+@pytest.mark.parametrize(
+    ("gaining", "word"),
+    [((2.25, 2.5, 3.0, 4.0), WORDS[0]), ((2.25,), WORDS[1]), ((), WORDS[2])],
+)
+def test_the_claim_holds_in_as_many_budgets_as_the_evolution_gains_in(
+    gaining: tuple[float, ...], word: str
+) -> None:
+    faces = typefaces()
+    order = torch.rand(len(faces), generator=torch.Generator().manual_seed(0))
+    rows = []
+    for cell in c11_bits.cells(False):
+        ahead = cell["method"] == c11_bits.EVOLUTION and cell["mean_bits"] in gaining
+        loss = torch.rand(len(faces.unique())) + (0 if ahead else 0.1)
+        right = order < 0.8 + 0.05 * ahead
+        more = {"top1": 0.8, "fitness": 1.0, "held_out_kl": 0.1, "evaluations": 361}
+        measured = {"correct": packed(right), "test_images": len(faces), "kl": pack_values(loss)}
+        rows.append({**cell, **measured, **more})
+    results = pd.DataFrame(rows)
+    found = c11_bits.CLAIM.verdict(results)
+    assert found.word == word and len(found.decisive) == 12 and len(found.others) == 12
+    assert sum(bool(row.holds) for row in found.decisive) == 3 * len(gaining)
+    assert f"even ones in {len(gaining)} of 4 budgets" in found.sentence
+    assert len(found.sentence.split()) <= 30
+    (table,) = c11_bits.CLAIM.tables(results).values()
+    assert len(table) == 16
+    assert "Evolved bits" in str(c11_bits.CLAIM.figure(results).get_label())

@@ -223,6 +223,14 @@ PANELS = [
     f'print("{END}")',
 ]
 
+QUESTIONS = [
+    "from evolq_lite.panels import Guess, Quiz, ReadingPanel\n\n"
+    'Quiz("What is `2 + 2`?", {"3": "No: count again.", "4": "Right: two pairs."}, answer=2)',
+    'Guess("How much?", {"4 bits": 8.0, "3 bits": 34.0}, 0, 100, unit="%")',
+    "ReadingPanel()",
+    f'print("{END}")',
+]
+
 # The ratio of the lightest to the darkest of each text's, or line's, color and its background.
 CONTRASTS = """([root, marks]) => {
   const light = color => {
@@ -273,6 +281,7 @@ def panels(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """JupyterLab on a notebook of panels only, and on one that has not been run here."""
     root = tmp_path_factory.mktemp("panels")
     notebook_of(root / "panels.ipynb", *PANELS)
+    notebook_of(root / "questions.ipynb", *QUESTIONS)
     notebook = nbformat.read(notebook_of(root / "unrun.ipynb", "QuantizerPanel()"), 4)
     panel = QuantizerPanel()
     html = {"text/html": panel._repr_mimebundle_()["text/html"]}
@@ -338,6 +347,38 @@ def test_panels_in_lab(page: Page, panels: str):
     expect(lost).to_be_visible()
 
 
+def test_questions_in_lab(page: Page, panels: str):
+    """By mouse and by keyboard: choose and check, guess and see; labels flip with the slider."""
+    run_lesson(page, panels, "questions", 300)
+    quiz = page.locator(".evolq-quiz")
+    check = quiz.get_by_role("button", name="Check")
+    check.click()
+    expect(quiz.get_by_role("status")).to_have_text("Choose an answer first.")
+    quiz.get_by_text("3", exact=True).click()
+    check.click()
+    expect(quiz.get_by_role("status")).to_contain_text("✗ No: count again.")
+    quiz.get_by_role("radio").nth(0).press("ArrowDown")
+    check.press("Enter")
+    expect(quiz.get_by_role("status")).to_contain_text("✓ Right: two pairs.")
+
+    guess = page.locator(".evolq-guess")
+    handle = guess.get_by_role("slider", name="3 bits")
+    handle.press("Home")
+    picture = guess.locator(".evolq-drawing")
+    expect(picture).to_have_attribute("aria-label", "Your guess: 50 %, 0 %.")
+    guess.get_by_role("button", name="Show the truth").click()
+    expect(guess.get_by_role("status")).to_contain_text("3 bits: you 0 %, truth 34 %")
+    expect(picture).to_have_attribute("aria-label", "Your guess: 50 %, 0 %. The truth: 8 %, 34 %.")
+
+    panel = Shown(page, "readingpanel")
+    panel.expect_words("8 bits: ")
+    panel.changes(lambda: panel.press("bits", "Home"), "2 bits: ")
+    expect(panel.image.get_by_text("now wrong")).to_be_visible()
+    assert panel.image.get_by_text("→").count() > 20
+    took = page.evaluate(DELAYS, [".evolq-readingpanel", "bits"])
+    assert min(took) < 150, took  # a busy machine is not the panel's fault
+
+
 def test_a_panel_that_was_not_run_says_so(page: Page, panels: str):
     """As a lesson on the disk: no kernel has run it, and Lab does not trust what it holds."""
     page.goto(panels.format(path="tree/unrun.ipynb") + "&reset")
@@ -346,9 +387,9 @@ def test_a_panel_that_was_not_run_says_so(page: Page, panels: str):
     expect(page.get_by_role("img", name="4 bits, symmetric, per tensor")).to_be_visible()
 
 
-def test_lesson_6_in_voila(page: Page, tmp_path: Path):
+def test_the_panel_of_lesson_6_alone_in_voila(page: Page, tmp_path: Path):
     """What `make app` serves."""
-    served = shutil.copy(NOTEBOOKS / f"{LESSONS[2]}.ipynb", tmp_path)
+    served = shutil.copy(APP / "search.ipynb", tmp_path)
     with voila(Path(served)) as address:
         page.goto(address, timeout=180 * SECOND)
         panel = Shown(page, "searchpanel")
@@ -363,4 +404,4 @@ def test_make_app_uses_the_options_that_are_tested_here():
     recipe = makefile.partition("\napp: ")[2].partition("\n\n")[0]
     assert f"JUPYTER_PATH={APP.relative_to(NOTEBOOKS.parent)} " in recipe
     assert all(option in recipe for option in OPTIONS)
-    assert f"notebooks/{LESSONS[2]}.ipynb" in recipe
+    assert f"{(APP / 'search.ipynb').relative_to(NOTEBOOKS.parent)}" in recipe

@@ -24,6 +24,8 @@ LESSONS = [
     "05_evolutionary_search",
     "06_blockwise_evolq",
     "07_reproducing_the_paper",
+    "08_rounding",
+    "09_ship_it",
 ]
 MOST_BYTES = 600_000
 MOST_WORDS = 40  # of an alt text
@@ -51,10 +53,19 @@ def test_all_lessons_are_there_and_made_from_their_sources():
 @each_lesson
 def test_a_notebook_is_in_step_with_its_source(source):
     made, kept = read_source(source), stored(source)
-    assert [(c.id, c.cell_type, c.source) for c in kept.cells] == [
-        (c.id, c.cell_type, c.source) for c in made.cells
+    assert [(c.id, c.cell_type, c.source, c.metadata) for c in kept.cells] == [
+        (c.id, c.cell_type, c.source, c.metadata) for c in made.cells
     ], "run make notebooks"
     assert (NOTEBOOKS / f"{source.stem}.ipynb").stat().st_size < MOST_BYTES
+
+
+@each_lesson
+def test_imports_and_questions_open_with_their_code_folded_away(source):
+    code = [cell for cell in read_source(source).cells if cell.cell_type == "code"]
+    asked = [cell for cell in code if cell.source.startswith(("Quiz(", "Guess("))]
+    assert asked and code[0].source.startswith("import evolq_lite")
+    for cell in (code[0], *asked):
+        assert cell.metadata == {"tags": ["hide-input"], "jupyter": {"source_hidden": True}}
 
 
 @each_lesson
@@ -87,7 +98,7 @@ def form_problems(notebook: nbformat.NotebookNode, number: int) -> list[str]:
     return [
         *header_problems(texts[0], number),
         *question_problems("\n".join(texts)),
-        *quiz_problems("\n".join(texts)),
+        *quiz_problems(notebook),
         *([] if any(map(makes_a_panel, code)) else ["no cell ends with a panel"]),
     ]
 
@@ -128,24 +139,38 @@ def question_problems(text: str) -> list[str]:
     return problems if match[2] else [*problems, "no answer to the predictions"]
 
 
-def quiz_problems(text: str) -> list[str]:
-    """Check yourself: three questions, each with options that unfold, and sources after them."""
-    match = re.search(r"^## Check yourself\n(.+?)^## Sources\n(.+)", text, re.DOTALL | re.MULTILINE)
-    if not match:
+def quiz_problems(notebook: nbformat.NotebookNode) -> list[str]:
+    """Check yourself: three numbered questions, whose cells hide their answers; then sources."""
+    texts = [cell.source for cell in notebook.cells]
+    starts = [i for i, text in enumerate(texts) if "## Check yourself\n" in text]
+    ends = [i for i, text in enumerate(texts) if re.match(r"## Sources\n+\S", text)]
+    if len(starts) != 1 or len(ends) != 1 or starts[0] > ends[0]:
         return ["no 'Check yourself' followed by 'Sources'"]
-    parts = re.split(r"^\*\*(\d)\. .+?\*\*$", match[1], flags=re.DOTALL | re.MULTILINE)[1:]
-    numbers, answers = parts[::2], parts[1::2]
-    problems = [] if len(numbers) >= 3 else [f"{len(numbers)} questions in the quiz"]
+    cells = notebook.cells[starts[0] + 1 : ends[0]]
+    asked = [quiz for cell in cells if (quiz := quiz_of(cell)) is not None]
+    problems = [] if len(asked) >= 3 else [f"{len(asked)} questions in the quiz"]
+    numbers = [question.partition(". ")[0] for question, _, _ in asked]
     if numbers != [str(i + 1) for i in range(len(numbers))]:
         problems.append(f"questions numbered {numbers}")
-    for number, answer in zip(numbers, answers):
-        option = r"<details><summary>(.+?)</summary>(.*?)</details>"
-        told = [why for _, why in re.findall(option, answer, re.DOTALL)]
-        if len(told) < 2 or len(told) != answer.count("<details>"):
-            problems.append(f"question {number} has {len(told)} whole options")
-        if not all(len(why.strip()) >= 6 for why in told):
+    for number, (_, options, answer) in zip(numbers, asked):
+        if not all(len(why.strip()) >= 6 for why in options.values()):
             problems.append(f"question {number} has an option that does not explain itself")
-    return problems if match[2].strip() else [*problems, "no sources"]
+        right = [i for i, why in enumerate(options.values(), 1) if why.startswith("Right")]
+        if right != [answer]:
+            problems.append(f"question {number}: options {right} say Right, the answer is {answer}")
+    if not all(cell.metadata.get("jupyter", {}).get("source_hidden") for cell in cells):
+        problems.append("a question shows its answers in its code")
+    return problems
+
+
+def quiz_of(cell: nbformat.NotebookNode) -> tuple[str, dict[str, str], int] | None:
+    """The question, options and answer of a cell that is a quiz."""
+    body = ast.parse(cell.source).body if cell.cell_type == "code" else []
+    call = body[0].value if len(body) == 1 and isinstance(body[0], ast.Expr) else None
+    if not isinstance(call, ast.Call) or getattr(call.func, "id", "") != "Quiz":
+        return None
+    question, options = map(ast.literal_eval, call.args)
+    return question, options, ast.literal_eval(call.keywords[0].value)
 
 
 def makes_a_panel(code: str) -> bool:
@@ -186,9 +211,10 @@ GOOD = SOURCES[[path.stem for path in SOURCES].index("01_uniform_quantization")]
         ("**Predict, then try.**", "Try.", "no 'Predict, then try'"),
         ("\n2. Take the input", "\n2. Or\n2. Take", "4 questions to predict instead of 2 or 3"),
         ("## Check yourself", "## Check", "no 'Check yourself'"),
-        ("**3. Why are weights", "**Why are weights", "2 questions in the quiz"),
-        ("**3. Why are weights", "**4. Why are weights", "questions numbered"),
-        ("</summary>Right. Choosing the", "</summary></details>Choosing the", "does not explain"),
+        ('Quiz(\n    "3. Why are', 'print(\n    "3. Why are', "2 questions in the quiz"),
+        ("3. Why are weights", "4. Why are weights", "questions numbered"),
+        ('"Right. Choosing the scale means trading one for the other."', '""', "does not explain"),
+        ("Right. Choosing the", "Choosing the", "options [] say Right, the answer is 2"),
         ("## Sources", "## Where from", "no 'Check yourself' followed by 'Sources'"),
         ("QuantizerPanel()", "panel = QuantizerPanel()", "no cell ends with a panel"),
     ],

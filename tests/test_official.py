@@ -291,7 +291,7 @@ def test_a_worker_takes_over_the_state_of_the_preset():
         torch.set_num_threads(1)
         wanted = eq.chain_of(qmodel)(parts.images[:10])
         assert not torch.equal(bench.qmodel(parts.images[:10]), wanted)
-        bench.load(state_of(qmodel))
+        bench.load(state_of(qmodel), b"")
         assert torch.equal(bench.qmodel(parts.images[:10]), wanted)
 
 
@@ -380,7 +380,7 @@ def test_moments_are_refused_where_integers_are_chosen_or_frozen():
     eq.calibrate(qmodel, toy_images("vit"))
     with pytest.raises(ValueError, match="rescale the weights that gptq has fitted"):
         eq.round_weights(qmodel, toy_images("vit"))
-    with pytest.raises(ValueError, match="would have no effect"):
+    with pytest.raises(ValueError, match="would cancel out"):
         freeze_integers(qmodel)
     assert list(eq.round_weights(qmodel, toy_images("vit"), "nearest")) == []
 

@@ -11,10 +11,14 @@ import pytest
 from conftest import until
 
 from evolq_lite.panels import (
+    BlockPanel,
     EvolutionPanel,
     InfoNCEPanel,
     LandscapePanel,
     QuantizerPanel,
+    RacePanel,
+    ReadingPanel,
+    RoundingPanel,
     SearchPanel,
     ViTPanel,
     base,
@@ -22,19 +26,23 @@ from evolq_lite.panels import (
 
 pytestmark = pytest.mark.usefixtures("no_silent_callbacks", "panels_are_closed")
 MOVES = {
+    ReadingPanel: ("bits", 3),
     QuantizerPanel: ("bits", 3),
+    BlockPanel: ("block", 3),
     ViTPanel: ("weight_bits", 4),
     LandscapePanel: ("bits", 5),
     InfoNCEPanel: ("temperature", 0.5),
     EvolutionPanel: ("population", 7),
+    RacePanel: ("budget", 30),
     SearchPanel: ("passes", 3),
+    RoundingPanel: ("bits", 4),
 }
 SHIPPED = [kind for kind in MOVES if kind.shipped]
 SECONDS = 120
 
 
 def test_which_panels_open_with_a_stored_view():
-    assert [ViTPanel, LandscapePanel, InfoNCEPanel, SearchPanel] == SHIPPED
+    assert [ViTPanel, LandscapePanel, InfoNCEPanel, SearchPanel, RoundingPanel] == SHIPPED
 
 
 @pytest.mark.parametrize("kind", SHIPPED)

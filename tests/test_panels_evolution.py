@@ -421,3 +421,40 @@ def test_every_control_and_button_has_a_name_and_a_tooltip():
     for widget in (*panel.controls.values(), *(button(panel, word) for word in words)):
         assert widget.description and widget.tooltip
         assert any(name.startswith("evolq-") for name in widget._dom_classes)
+
+
+# The map: trails, the pits around the best, and what leaves it
+
+
+def toy_run(*places: tuple[float, float, bool]) -> Run:
+    """A run on the toy with children at places, which joined the population or not."""
+    values = {"mutation": 1e-3, "population": 3, "tournament": 3, "seed": 0}
+    run = Run(values, JaggedBowl())
+    for x, y, joined in places:
+        vector = torch.tensor([x, y])
+        run.children.append(evolution.Child(vector, 1.0, run.start, 1.2, joined, False))
+    return run
+
+
+def test_a_child_that_leaves_the_map_is_drawn_at_its_edge_and_said():
+    inside, outside = (0.077, 0.063, True), (0.5, 0.06, False)
+    assert "outside the map" not in str(evolution.draw_toy(toy_run(inside)))
+    picture = str(evolution.draw_toy(toy_run(outside)))
+    assert "outside the map" in picture and "child, dropped" in picture
+
+
+def test_earlier_children_leave_trails_and_dropped_ones_a_mark():
+    last = (0.0765, 0.0632, False)
+    bare = str(evolution.draw_toy(toy_run(last)))
+    joined = str(evolution.draw_toy(toy_run((0.077, 0.063, True), last)))
+    dropped = str(evolution.draw_toy(toy_run((0.077, 0.063, False), last)))
+    assert joined.count("<polyline") == bare.count("<polyline") + 1
+    assert dropped.count("<path") == bare.count("<path") + 1
+
+
+def test_beside_the_map_lies_the_neighborhood_of_the_best():
+    panel = EvolutionPanel(made=5)
+    assert "Around the best, 4 times larger" in panel.view.value
+    assert "where its children can be" in panel.view.value
+    wide = EvolutionPanel("wide", made=1, mutation=0.05)
+    assert "Around the best, 1 times larger" in wide.view.value

@@ -18,7 +18,7 @@ from evolq_lite.fitness import info_nce
 from evolq_lite.landscape import layer_objective, noise_floor, other_ways
 from evolq_lite.panels import InfoNCEPanel, LandscapePanel, Panel, infonce, landscape
 from evolq_lite.panels.drawing import Drawing
-from evolq_lite.panels.landscape import BLOCKS, FITNESS, LAYERS, LINE, PLANE, PROBE, USUAL
+from evolq_lite.panels.landscape import BLOCKS, FITNESS, LAYERS, LINE, PLANE, PROBE, USUAL, ZOOM
 
 pytestmark = pytest.mark.usefixtures("no_silent_callbacks", "panels_are_closed")
 SECONDS = 60  # a wait that ends earlier where all is well
@@ -30,7 +30,8 @@ def few_images_and_points():
     caches = landscape.quantized, landscape.probe_images
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(landscape, "IMAGES", 6)
-        patch.setattr(landscape, "POINTS", {LINE: 5, PLANE: 3})
+        patch.setattr(landscape, "MOST_IMAGES", 12)
+        patch.setattr(landscape, "POINTS", {LINE: 5, PLANE: 3, ZOOM: 5})
         patch.setattr(landscape, "FLOOR_POINTS", 2)
         for kind in (LandscapePanel, InfoNCEPanel):
             patch.setattr(kind, "shipped", False)
@@ -148,7 +149,7 @@ def test_every_control_of_info_nce_changes_picture_alt_text_and_words():
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        (Sketch, "network block layer bits radius seed what images"),
+        (Sketch, "network block layer bits radius seed what images frozen floats count"),
         (Plain, "temperature batch bits"),
     ],
 )
@@ -472,6 +473,42 @@ def test_the_probe_has_images_of_many_characters(monkeypatch):
     images, labels = landscape.probe_images()
     assert images.shape == (100, 1, 28, 28) and len(labels.unique()) == 62
     landscape.probe_images.cache_clear()
+
+
+# Where the jumps come from: switches and zoom
+
+
+def height(panel: LandscapePanel) -> float:
+    """Highest minus lowest of what a panel shows."""
+    found, *_ = panel.compute(lambda fraction: None, **panel.values)
+    return float(found.max() - found.min())
+
+
+@pytest.mark.parametrize("network", list(BLOCKS))
+def test_with_integers_frozen_and_float_activations_a_landscape_is_flat(network):
+    both = {"frozen": True, "floats": True}
+    as_usual, calm = (LandscapePanel("x", network=network, **v) for v in ({}, both))
+    done(calm)
+    assert "weights' integers frozen, activations float" in calm.words
+    assert height(calm) < 0.5 * height(as_usual)
+
+
+def test_more_images_are_asked_for_and_said():
+    panel = LandscapePanel()
+    assert "images" not in panel.words.partition(" scales")[0]
+    panel.controls["count"].value = 12
+    done(panel)
+    assert "W3A8, 12 images" in panel.words
+
+
+def test_a_zoom_shows_one_line_at_five_radii_beside_a_smooth_function():
+    panel = LandscapePanel(what=ZOOM)
+    done(panel)
+    assert panel.view.value.count("<svg width=") == 5
+    assert all(f"within {r:g} %" in panel.view.value for r in (10, 1, 0.1, 0.01, 0.001))
+    assert panel.view.value.count("a smooth function</text>") == 5
+    assert "from a neighbor of the first scales" in panel.words
+    assert len(alt(panel).split()) <= 40
 
 
 # What the pictures show

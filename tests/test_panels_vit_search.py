@@ -285,3 +285,18 @@ def test_a_whole_search_ends_with_gain_picture_and_summary(tmp_path):
     assert "7 evaluations" in panel.words and "Gain" in panel.words and "float" in panel.words
     assert panel.view.value.count("<svg width=") == 2
     assert json.loads((panel.out / "summary.json").read_text())["images"] == 9920
+    offered = [value for _, value in panel.character.options if value is not None]
+    assert offered and panel.character.layout.display == "" and panel.detail.value == ""
+    panel.character.value = offered[0]
+    assert panel.detail.value.count("<svg width=") == 4  # the character, and three networks
+    alt = unescape(panel.detail.value.split('aria-label="')[1].split('"')[0])
+    assert re.fullmatch(
+        r"Character ., now (right|wrong)\. Likeliest label: float . \d+%, before . \d+%, "
+        r"evolved . \d+%\.",
+        alt,
+    )
+    right = "now right" in alt
+    character, evolved = alt[len("Character ")], alt.split("evolved ")[1][0]
+    assert right == (character == evolved)
+    panel.character.value = None
+    assert panel.detail.value == ""

@@ -9,7 +9,7 @@ a mark (`<title>`).
 
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape, unescape
 from io import BytesIO
 from math import ceil, floor, log10
@@ -273,10 +273,85 @@ class Tiles:
         return self.svg
 
 
+class Sheet:
+    """Many small pictures, each over a label; `pictures` is what `sprite` has made of them.
+
+    `looks` name what is to be seen of each besides its label: "" is plain, others are keys of
+    `frames`, which holds a color and a dash.
+    """
+
+    SIZE, WIDE, TALL, COLUMNS = 42, 58, 72, 10  # of a picture, of its cell, cells in a row
+
+    def __init__(
+        self,
+        title: str,
+        pictures: str,
+        labels: Sequence[str],
+        looks: Sequence[str],
+        frames: Mapping[str, tuple[str, str]],
+    ) -> None:
+        columns = self.COLUMNS
+        rows = ceil(len(labels) / columns)
+        width, top = 8 + self.WIDE * columns, 48
+        height = top + self.TALL * rows
+        parts = [text(4, 14, title, 'font-weight="bold"', "start")]
+        x = 4.0
+        for look, (color, dash) in frames.items():
+            style = f'fill="none" stroke="{color}" stroke-width="2.5" stroke-dasharray="{dash}"'
+            parts.append(f'<rect x="{x:.0f}" y="24" width="16" height="14" {style}/>')
+            parts.append(text(x + 22, 36, look, "", "start"))
+            x += 40 + LETTER * len(look)
+        parts.append(
+            f'<image x="4" y="{top}" width="{self.WIDE * columns}" height="{self.TALL * rows}" '
+            f'href="{pictures}" preserveAspectRatio="none"/>'
+        )
+        for i, (label, look) in enumerate(zip(labels, looks, strict=True)):
+            x, y = 4 + self.WIDE * (i % columns), top + self.TALL * (i // columns)
+            middle, under = x + self.WIDE / 2, y + self.SIZE + 20
+            if look:
+                color, dash = frames[look]
+                style = f'fill="none" stroke="{color}" stroke-width="2.5" stroke-dasharray="{dash}"'
+                left = middle - self.SIZE / 2 - 2
+                side = self.SIZE + 4
+                parts.append(
+                    f'<rect x="{left:.0f}" y="{y - 2}" width="{side}" height="{side}" {style}/>'
+                )
+            parts.append(text(middle, under, label, 'font-weight="bold"' if look else ""))
+        self.svg = (
+            f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-size="13" '
+            f'fill="currentColor" aria-hidden="true">{"".join(parts)}</svg>'
+        )
+
+    @classmethod
+    def sprite(cls, pictures: np.ndarray) -> str:
+        """Gray pictures (n, height, width), -1 (white) to 1, as one image with gaps between them.
+
+        It stays the same while labels change, so make it once: it is most of a sheet's bytes.
+        """
+        size, wide, tall = (2 * n for n in (cls.SIZE, cls.WIDE, cls.TALL))  # for sharp screens
+        rows = ceil(len(pictures) / cls.COLUMNS)
+        canvas = np.full((tall * rows, wide * cls.COLUMNS), 16, np.uint8)  # 16 grays, and a gap
+        for i, picture in enumerate(pictures):
+            gray = ((1 - picture) * 127.5).clip(0, 255).astype(np.uint8)
+            tile = Image.fromarray(gray).resize((size, size), Image.Resampling.BILINEAR)
+            top, left = tall * (i // cls.COLUMNS), wide * (i % cls.COLUMNS) + (wide - size) // 2
+            canvas[top : top + size, left : left + size] = np.asarray(tile) // 16
+        image = Image.new("P", canvas.shape[::-1])
+        image.putdata(canvas.ravel())
+        image.putpalette([17 * level for level in range(16) for _ in "rgb"] + [0, 0, 0])
+        out = BytesIO()
+        image.save(out, "PNG", transparency=16, optimize=True)
+        return f"data:image/png;base64,{b64encode(out.getvalue()).decode()}"
+
+    def __str__(self) -> str:
+        return self.svg
+
+
 class Drawing:
     """Plots side by side, with one alt text for all."""
 
-    def __init__(self, alt: str, *plots: Plot | Tiles) -> None:
+    def __init__(self, alt: str, *plots: object) -> None:
+        """`plots` are Plots, Tiles, or others whose `str` is an SVG of a width and a height."""
         self.alt, self.plots = alt, plots
 
     def html(self) -> str:

@@ -32,11 +32,17 @@ ANNOUNCED = 10  # candidates between two sentences while playing: a screen reade
 
 
 @cache
-def relief(points: int = 241) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The toy within its reach of the centre: scales 1, scales 2, values (points, points)."""
+def relief() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The toy within its reach of the centre: scales 1, scales 2, values."""
+    return relief_around(JaggedBowl.centre, JaggedBowl.reach, 241)
+
+
+def relief_around(
+    middle: Vector, half: float, points: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The toy within `half` of a place (2,): scales 1, scales 2, values (points, points)."""
     toy = JaggedBowl()
-    reach = torch.linspace(-toy.reach, toy.reach, points)
-    xs, ys = (toy.centre[:, None] + reach).unbind()
+    xs, ys = (middle[:, None] + torch.linspace(-half, half, points)).unbind()
     values = toy(torch.cartesian_prod(ys, xs).flip(1)).view(points, points)
     return xs.numpy(), ys.numpy(), values.numpy()
 
@@ -325,21 +331,73 @@ class EvolutionPanel(Panel):
             f"Evolution on {where} after {len(result.children)} candidates. Best fitness "
             f"{result.search.best[1]:.5f}. Members, best first: {best}."
         )
-        draw_population = draw_toy if result.toy else draw_block
-        return Drawing(alt, draw_population(result), draw_fitness(result)), said
+        shown = [draw_toy(result), draw_zoom(result)] if result.toy else [draw_block(result)]
+        return Drawing(alt, *shown, draw_fitness(result)), said
 
 
 def draw_toy(run: Run) -> Plot:
-    """A map, the members with their numbers of copies, the last parent and its child."""
+    """A map, the trails, the members with their numbers of copies, the last parent and its child.
+
+    A child that has left the map is drawn at its edge.
+    """
     xs, ys, values = relief()
     ends = (float(xs[0]), float(xs[-1])), (float(ys[0]), float(ys[-1]))
     plot = Plot("The toy, dark is low", *ends, "scale 1", "scale 2", width=440, height=400, rows=2)
     plot.cells(values, (float(values.min()), 1.6), xs, ys)
+    low, high = (torch.tensor(side) for side in zip(*ends))
+    draw_trails(plot, run, low, high)
     draw_members(plot, [(*vector.tolist(), value, n) for vector, value, n in run.members()])
     if run.children:
         last = run.children[-1]
-        inside = last.vector.clamp(*(torch.tensor(side) for side in zip(*ends)))
+        inside = last.vector.clamp(low, high)
         draw_family(plot, last.parent.tolist(), inside.tolist(), last)
+        if not torch.equal(inside, last.vector):
+            where = "end" if inside[0] > run.objective.start[0] else "start"
+            plot.words(*inside.tolist(), "outside the map", where)
+    return plot
+
+
+def draw_trails(plot: Plot, run: Run, low: Vector, high: Vector) -> None:
+    """From parent to child, for all that joined the population; a dot where a child was dropped."""
+    for child in run.children[:-1]:
+        place = child.vector.clamp(low, high).tolist()
+        if child.entered:
+            xs, ys = zip(child.parent.tolist(), place)
+            plot.line(xs, ys, ORANGE if child.best else "#fff", width=1.6 if child.best else 0.8)
+        else:
+            plot.points(place[:1], place[1:], RED, "cross", 1.8)
+    if any(child.best for child in run.children[:-1]):
+        plot.line([], [], ORANGE, label="trail of the best", width=1.6)
+
+
+def draw_zoom(run: Run) -> Plot:
+    """The map around the best member, as wide as a mutation reaches: the pits can be seen."""
+    best, step = run.search.best[0], float(run.values["mutation"])
+    half = min(max(1.5 * step, 1e-5), JaggedBowl.reach)
+    xs, ys, values = relief_around(best, half, 101)
+    ends = (float(xs[0]), float(xs[-1])), (float(ys[0]), float(ys[-1]))
+    title = f"Around the best, {JaggedBowl.reach / half:.0f} times larger"
+    ticks = [[(float(a[k]), f"{a[k]:.6g}") for k in (20, 80)] for a in (xs, ys)]
+    plot = Plot(
+        title,
+        *ends,
+        "scale 1",
+        "scale 2",
+        width=360,
+        height=400,
+        rows=2,
+        left=72,
+        xticks=ticks[0],
+        yticks=ticks[1],
+    )
+    plot.cells(values, (float(values.min()), float(values.max())), xs, ys)
+    corner = float(xs[50]) - step, float(ys[50]) - step
+    square = [corner[0], corner[0] + 2 * step, corner[0] + 2 * step, corner[0], corner[0]]
+    rise = [corner[1], corner[1], corner[1] + 2 * step, corner[1] + 2 * step, corner[1]]
+    plot.line(square, rise, "#fff", DASHES[1], "where its children can be", width=1.4)
+    everywhere = torch.full((2,), torch.inf)
+    draw_trails(plot, run, -everywhere, everywhere)  # what lies outside is cut off
+    draw_members(plot, [(*vector.tolist(), value, n) for vector, value, n in run.members()])
     return plot
 
 

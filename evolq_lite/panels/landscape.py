@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from matplotlib import colormaps
 from torch import Tensor, nn
 
-from evolq_lite.config import QuantConfig
+from evolq_lite.config import KINDS, QuantConfig
 from evolq_lite.convert import calibrate, quantize, twin
 from evolq_lite.data import DEMO_MODELS, Demo, load_demo
 from evolq_lite.fitness import Fitness, info_nce
@@ -27,10 +27,11 @@ from evolq_lite.landscape import (
 )
 from evolq_lite.objective import BlockObjective
 from evolq_lite.panels.base import IntSlider, LogSlider, Panel, Values, control
-from evolq_lite.panels.drawing import BLUE, Drawing, Plot, short_power
+from evolq_lite.panels.drawing import BLUE, DASHES, ORANGE, Drawing, Plot, short_power
 from evolq_lite.panels.worker import Tick
+from evolq_lite.rounding import freeze_integers
 
-IMAGES = 100
+IMAGES, MOST_IMAGES = 100, 500
 BLOCKS = {
     "vit": [f"blocks.{i}" for i in range(DEMO_MODELS["vit"]["depth"])],
     "cnn": [f"layer{i}.0" for i in range(1, 5)],
@@ -38,18 +39,22 @@ BLOCKS = {
 LAYERS = {"vit": ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"], "cnn": ["conv1", "conv2"]}
 USUAL = {"vit": ("blocks.2", "attn.qkv"), "cnn": ("layer2.0", "conv1")}
 FITNESS, PROBE = "fitness", "test loss (probe)"
-LINE, PLANE = "line", "plane"
+LINE, PLANE, ZOOM = "line", "plane", "zoom from 10 % to 0.001 %"
+ZOOMS = (0.1, 0.01, 1e-3, 1e-4, 1e-5)
+AWAY = 0.003  # where a zoom looks: beside the first scales, which lie on an edge
 FLOOR_POINTS = 5  # where the noise floor is measured, on the line
-POINTS = {LINE: 21, PLANE: 11}
+POINTS = {LINE: 21, PLANE: 11, ZOOM: 11}
+FLOATS = ",".join(kind for kind in KINDS if kind != "weights")  # all activations
 CHUNKS = {"vit": (10,), "cnn": (1,)}  # other chunk sizes for the noise floor
 
 
 @cache
-def quantized(network: str, bits: int) -> tuple[Demo, nn.Module]:
-    """An embedded network with 100 calibration images, and its quantized form, to be copied."""
-    demo = load_demo(network, IMAGES)
-    qmodel = quantize(demo.model, QuantConfig(weight_bits=bits))
-    calibrate(qmodel, demo.calibration)
+def quantized(network: str, bits: int, float_activations: bool = False) -> tuple[Demo, nn.Module]:
+    """An embedded network with calibration images, and its quantized form, to be copied."""
+    demo = load_demo(network, MOST_IMAGES)
+    floats = FLOATS if float_activations else ""
+    qmodel = quantize(demo.model, QuantConfig(weight_bits=bits, float_points=floats))
+    calibrate(qmodel, demo.calibration[:IMAGES])
     return demo, qmodel
 
 
@@ -70,10 +75,14 @@ class LandscapePanel(Panel):
         "8 bits": {"bits": 8, "radius": 0.01},
         "Tiny radius": {"bits": 3, "radius": 1e-5},
         "Test loss": {"bits": 3, "radius": 0.01, "images": PROBE},
+        "Frozen integers": {"frozen": True, "floats": False},
+        "Float activations": {"frozen": False, "floats": True},
+        "Both": {"frozen": True, "floats": True},
+        "Zoom": {"what": ZOOM},
     }
 
     def make_controls(self) -> dict[str, Any]:
-        """Eight controls; those for block and layer follow that for the network."""
+        """Eleven controls; those for block and layer follow that for the network."""
         network = control(
             W.Dropdown,
             "Network",
@@ -117,8 +126,8 @@ class LandscapePanel(Panel):
             "what": control(
                 W.Dropdown,
                 "Show",
-                "A line of 21 points or a plane of 11 by 11",
-                options=[LINE, PLANE],
+                "A line of 21 points, a plane of 11 by 11, or one line at five radii",
+                options=[LINE, PLANE, ZOOM],
             ),
             "images": control(
                 W.Dropdown,
@@ -129,6 +138,29 @@ class LandscapePanel(Panel):
                     ("test loss, a probe", PROBE),
                 ],
             ),
+            "frozen": control(
+                W.Checkbox,
+                "Freeze integers",
+                "Hold the weights' integers: a weight is integer times scale, and none flips",
+                value=False,
+                indent=True,
+            ),
+            "floats": control(
+                W.Checkbox,
+                "Float activations",
+                "Leave all activations in float, so that none of their integers flips",
+                value=False,
+                indent=True,
+            ),
+            "count": control(
+                IntSlider,
+                "Images",
+                f"How many images the loss is averaged over; the probe has {IMAGES} at most",
+                value=IMAGES,
+                min=min(20, IMAGES),
+                max=MOST_IMAGES,
+                step=20,
+            ),
         }
 
     def set_controls(self, values: Values) -> None:
@@ -137,12 +169,13 @@ class LandscapePanel(Panel):
 
     def compute(self, tick: Tick, **values: Any) -> Any:
         """Values on the line (21,) or in the plane (11, 11), radii, noise floor, scales."""
-        demo, kept = quantized(values["network"], values["bits"])
+        demo, kept = quantized(values["network"], values["bits"], values["floats"])
         tick(0.0)
         images, targets = demo.calibration, demo.targets
         fitness: Fitness = info_nce
         if values["images"] == PROBE:
             (images, targets), fitness = probe_images(), F.cross_entropy
+        images, targets = images[: values["count"]], targets[: values["count"]]
         make = partial(
             layer_objective,
             block=values["block"],
@@ -152,12 +185,15 @@ class LandscapePanel(Panel):
             fitness=fitness,
         )
         # Evaluating swaps tensors for a moment, so no two panels may share a network.
-        objective = make(twin(kept))
+        qmodel = twin(kept)
+        if values["frozen"]:
+            freeze_integers(qmodel)
+        objective = make(qmodel)
         tick(0.0)
         ways = [objective, *other_ways(objective, make, CHUNKS[values["network"]])]
         tick(0.0)
         points = POINTS[values["what"]]
-        cells = points if values["what"] == LINE else points**2
+        cells = {LINE: points, PLANE: points**2, ZOOM: points * len(ZOOMS)}[values["what"]]
         done, total = count(1), FLOOR_POINTS * len(ways) + cells + 1
 
         def stepped(way: BlockObjective) -> Any:
@@ -181,6 +217,11 @@ class LandscapePanel(Panel):
         def on_cell(found: Tensor) -> None:
             tick(next(done) / total)
 
+        if values["what"] == ZOOM:
+            beside = start * (1 + AWAY * direction(torch.ones_like(start), values["seed"] + 2))
+            steps = torch.linspace(-1, 1, points)
+            lines = [line(objective, beside, along, r * steps, on_cell=on_cell) for r in ZOOMS]
+            return torch.stack(lines), steps, floor, len(start)
         if values["what"] == LINE:
             return line(objective, start, along, radii, on_cell=on_cell), radii, floor, len(start)
         found = plane(objective, start, (along, across), radii, on_cell=on_cell)
@@ -189,12 +230,11 @@ class LandscapePanel(Panel):
     def draw(self, result: Any, **values: Any) -> tuple[Drawing, str]:
         """The line with its noise floor, or the plane as a map and as a surface."""
         found, radii, floor, scales = result
+        if values["what"] == ZOOM:
+            return self.draw_zooms(found, radii, floor, values)
         middle = float(found[len(radii) // 2] if found.ndim == 1 else found[*[len(radii) // 2] * 2])
         of = "calibration fitness" if values["images"] == FITNESS else "test loss (a probe)"
-        where = (
-            f"{values['network'].upper().replace('VIT', 'ViT')} {values['block']}."
-            f"{values['layer']}, W{values['bits']}A8"
-        )
+        where = spoken(values)
         low, high = float(found.min()) - middle, float(found.max()) - middle
         ways = "a random direction" if found.ndim == 1 else "two random directions"
         said = (
@@ -215,6 +255,33 @@ class LandscapePanel(Panel):
             alt, draw_map(moved, percent, floor, f"change of {of}"), draw_surface(moved)
         ), said
 
+    def draw_zooms(
+        self, found: Tensor, steps: Tensor, floor: float, values: Values
+    ) -> tuple[Drawing, str]:
+        """One line at five radii (5, n), each beside a parabola: does it straighten out, too?"""
+        middles = found[:, [found.shape[1] // 2]]
+        moved = (found - middles).numpy()
+        wide = np.polyfit(ZOOMS[0] * steps.numpy(), moved[0], 2)  # fitted to the widest line
+        smooth = [np.polyval(wide, r * steps.numpy()) for r in ZOOMS]
+        smooth = [ys - ys[len(ys) // 2] for ys in smooth]
+        heights = [float(np.ptp(ys)) for ys in moved]
+        falls = ", ".join(f"{r:.3%} {h:.1g}" for r, h in zip(ZOOMS, heights)).replace("0%", "%")
+        said = (
+            f"{spoken(values)}, from a neighbor of the first scales: highest minus lowest within "
+            f"{falls}; noise floor {floor:.1g}. A smooth function would become a straight line "
+            f"and lose nine tenths of its height at each step; here the last step leaves "
+            f"{heights[-1] / max(heights[-2], 1e-30):.0%}."
+        )
+        alt = (
+            f"One line of {spoken(values)} at five radii beside a smooth function. Height at 10 %: "
+            f"{heights[0]:.1g}, at 0.001 %: {heights[-1]:.1g}; noise floor {floor:.1g}."
+        )
+        plots = [
+            draw_look(100 * r * steps.numpy(), ys, parabola, f"within {100 * r:g} %")
+            for r, ys, parabola in zip(ZOOMS, moved, smooth)
+        ]
+        return Drawing(alt, *plots), said
+
     @staticmethod
     def shape(found: Tensor, floor: float) -> str:
         """How jagged it is, in words."""
@@ -230,6 +297,45 @@ class LandscapePanel(Panel):
             f"Local minima per row or column: {bare:.1f} on average, deeper than the noise floor: "
             f"{deep:.1f}."
         )
+
+
+def images_of(values: Values) -> int:
+    """How many images the loss is averaged over."""
+    return min(values["count"], IMAGES if values["images"] == PROBE else MOST_IMAGES)
+
+
+def spoken(values: Values) -> str:
+    """Network, layer, bits and switches in words."""
+    switches = [
+        *(["weights' integers frozen"] if values["frozen"] else []),
+        *(["activations float"] if values["floats"] else []),
+        *([f"{count} images"] if (count := images_of(values)) != IMAGES else []),
+    ]
+    network = values["network"].upper().replace("VIT", "ViT")
+    bits = f"W{values['bits']}" + ("" if values["floats"] else "A8")
+    return ", ".join([f"{network} {values['block']}.{values['layer']}, {bits}", *switches])
+
+
+def draw_look(radii: np.ndarray, values: np.ndarray, smooth: np.ndarray, title: str) -> Plot:
+    """A line at one radius, and a parabola; the axes are this picture's own."""
+    unit, power = short_power(values)
+    high = 1.1 * float(np.abs(values).max() / unit) or 1.0
+    edge = float(radii[-1])
+    plot = Plot(
+        title,
+        (-1.05 * edge, 1.05 * edge),
+        (-high, high),
+        "% of every scale",
+        f"change{power}",
+        width=250,
+        height=260,
+        rows=2,
+        xticks=[(-edge, f"{-edge:g}"), (0, "0"), (edge, f"{edge:g}")],
+    )
+    plot.line(radii, smooth / unit, ORANGE, DASHES[1], "a smooth function")
+    plot.line(radii, values / unit, BLUE, label="loss")
+    plot.points(radii, values / unit, BLUE, size=3)
+    return plot
 
 
 def draw_line(values: np.ndarray, radii: np.ndarray, floor: float, label: str) -> Plot:

@@ -14,14 +14,17 @@ from typing import Any
 
 import ipywidgets as W
 import numpy as np
+import torch
+from torch import Tensor
 
 from evolq_lite.config import QuantConfig, SearchConfig
+from evolq_lite.data import CHARACTERS, normalised, read_typefaces
 from evolq_lite.evaluate import LOSSES, Accuracy
 from evolq_lite.evolve import Evaluated
 from evolq_lite.files import parse_json
 from evolq_lite.fitness import FITNESS
 from evolq_lite.panels.base import IntSlider, LogSlider, Panel, Values, control
-from evolq_lite.panels.drawing import COLORS, Drawing, Plot
+from evolq_lite.panels.drawing import COLORS, Drawing, Plot, Tiles
 from evolq_lite.panels.worker import Cancelled, Job, Tick
 from evolq_lite.runs.folder import Busy, RunFolder
 from evolq_lite.runs.run import Outcome, Run
@@ -30,6 +33,8 @@ from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Parts
 FOLDER = Path("runs/panel")
 DRAW_EVERY = 0.5  # seconds
 OUTLINES = ("circle", "square", "diamond", "up", "down", "plus")
+OFFERED = 20  # characters to choose from after a run
+LIKELIEST = 5
 PREPARING = "Preparing: quantizing and calibrating …"
 
 
@@ -108,7 +113,24 @@ class SearchPanel(Panel):
             button.add_class(f"evolq-{word}")
         self.pause_button.disabled = True
         self.cancel_button.tooltip = "Stop; everything finished so far stays in the folder"
+        self.character = control(
+            W.Dropdown,
+            "Character",
+            "A test character that the search has made right or wrong",
+            options=[("choose one", None)],
+        )
+        self.character.add_class("evolq-character")
+        self.character.observe(lambda _: self.show_character(), names="value")
+        self.detail = W.HTML()
+        self.detail.add_class("evolq-detail")
+        self.withdraw()
         return [self.row(*named.values(), self.cancel_button), self.bar]
+
+    def arrange(self) -> W.Widget:
+        """As other panels, and below it a character."""
+        box = super().arrange()
+        box.children = (*box.children, self.character, self.detail)
+        return box
 
     def open(self) -> None:
         """Show the stored run, or an empty panel: a run takes too long to begin by itself."""
@@ -182,6 +204,7 @@ class SearchPanel(Panel):
         """Begin a run, or continue the one in the folder."""
         self.paused.clear()
         self.begun, self.asked = False, ""
+        self.withdraw()
         self.say(PREPARING)
         self.busy(True)
         self.worker.submit(self.search_job(resume))
@@ -263,6 +286,50 @@ class SearchPanel(Panel):
         self.looks += 1
         self.picture(outcome.history, outcome)
         self.say(self.verdict(outcome))
+        self.offer(run, outcome)
+
+    def withdraw(self) -> None:
+        """Offer no character."""
+        self.shares: dict[str, Tensor] = {}  # (characters, classes) by network
+        self.detail.value = ""
+        self.character.options = [("choose one", None)]
+        self.character.layout.display = "none"
+
+    @torch.no_grad()
+    def offer(self, run: Run, outcome: Outcome) -> None:
+        """Let the reader choose among characters that the search has made right or wrong."""
+        before, evolved = (outcome.scores[name].right for name in ("before", "evolved"))
+        changed = (before != evolved).nonzero().flatten()
+        if len(changed) == 0:
+            return
+        changed = changed[torch.linspace(0, len(changed) - 1, OFFERED).long().unique()]
+        part = read_typefaces("test")
+        self.images = normalised(part.images[changed].float() / 255)
+        models = {"float": run.parts.model, "before": run.before, "evolved": run.qmodel}
+        self.shares = {name: model(self.images).softmax(1) for name, model in models.items()}
+        self.names = [
+            f"{CHARACTERS[int(label)]}, {'now right' if right else 'now wrong'}"
+            for label, right in zip(part.labels[changed], evolved[changed])
+        ]
+        numbered = [(f"{i + 1}: {name}", i) for i, name in enumerate(self.names)]
+        self.character.options = [("choose one", None), *numbered]
+        self.character.layout.display = ""
+
+    def show_character(self) -> None:
+        """The five likeliest labels of the chosen character, for each of the three networks."""
+        chosen = self.character.value
+        if chosen is None or not self.shares:
+            self.detail.value = ""
+            return
+        rows = {name: shares[chosen] for name, shares in self.shares.items()}
+        told = ", ".join(
+            f"{name} {CHARACTERS[int(row.argmax())]} {float(row.max()):.0%}"
+            for name, row in rows.items()
+        )
+        alt = f"Character {self.names[chosen]}. Likeliest label: {told}."
+        tile = Tiles("Character", self.images[chosen].numpy(), [self.names[chosen]])
+        plots = [draw_likeliest(name, row) for name, row in rows.items()]
+        self.detail.value = Drawing(alt, tile, *plots).html()
 
     def hold(self, tick: Tick, fraction: float) -> float:
         """Report progress; while paused, wait here and obey Cancel. Returns the seconds waited."""
@@ -366,6 +433,27 @@ def draw_history(history: list[Evaluated]) -> Plot:
             titles = [f"evaluation {i + 1}, {block}: {values[i]:.5f}" for i in at]
             label = "" if hollow else block
             plot.points(at, values[at], color, shape, 3.2, hollow, titles, label)
+    return plot
+
+
+def draw_likeliest(name: str, shares: Tensor) -> Plot:
+    """The five likeliest labels (classes,) of one network."""
+    values, classes = (100 * shares).topk(LIKELIEST)
+    labels = [CHARACTERS[int(i)] for i in classes]
+    plot = Plot(
+        name,
+        (-0.6, LIKELIEST - 0.4),
+        (0, 100),
+        "label",
+        "probability, %",
+        width=240,
+        height=220,
+        rows=0,
+        xticks=list(enumerate(labels)),
+    )
+    color = COLORS[("float", "before", "evolved").index(name)]
+    titles = [f"{label}: {value:.1f} %" for label, value in zip(labels, values)]
+    plot.bars(np.arange(LIKELIEST + 1) - 0.5, values.numpy(), color, titles)
     return plot
 
 

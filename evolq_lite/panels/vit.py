@@ -131,16 +131,21 @@ class ViTPanel(Panel):
         ), said
 
 
-def draw_accuracies(rows: dict[str, Accuracy]) -> Plot:
+def draw_accuracies(
+    rows: dict[str, Accuracy],
+    title: str = "Top-1 with 95 % interval",
+    label: str = "top-1, %",
+    left: int = 110,
+) -> Plot:
     """Points with 95 % intervals."""
     ticks = list(enumerate(rows))
     plot = Plot(
-        "Top-1 with 95 % interval",
+        title,
         (0, 100),
         (len(rows) - 0.5, -0.7),
-        "top-1, %",
-        width=400,
-        left=110,
+        label,
+        width=290 + left,
+        left=left,
         rows=0,
         yticks=ticks,
     )
@@ -148,7 +153,8 @@ def draw_accuracies(rows: dict[str, Accuracy]) -> Plot:
         point, (low, high) = 100 * value.top1, (100 * end for end in value.interval)
         plot.interval(low, high, i, COLORS[i])
         words = f"{point:.1f} %"
-        plot.points([point], [i], COLORS[i], ("circle", "square")[i], 5, titles=[words])
+        shape = ("circle", "square", "diamond", "up")[i % 4]
+        plot.points([point], [i], COLORS[i], shape, 5, titles=[words])
         plot.words(point, i, words, "end" if point > 90 else "middle")
     return plot
 

@@ -90,7 +90,7 @@ class Answer:
 def state_of(model: nn.Module) -> bytes:
     """All that a search or a calibration has changed in a quantized model."""
     tensors = {
-        name: value.detach().cpu().contiguous()
+        name: value.detach().cpu().clone()  # a point may stand under several names
         for name, value in model.state_dict().items()
         if name.endswith((".scale", ".zero_point", ".bias"))
     }

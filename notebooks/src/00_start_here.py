@@ -8,13 +8,13 @@
 # **Prerequisites:** a little Python. Later lessons use PyTorch tensors. No knowledge of
 # quantization is assumed.
 #
-# **Time:** 15 minutes to read, 1 minute to run.
+# **Time:** 20 minutes to read, 1 minute to run.
 #
 # **Works offline:** yes. Once installed, nothing in this course uses the network.
 #
 # **Read alongside:** `evolq_lite/__init__.py`, which lists the other modules in reading order.
 
-# %%
+# %% tags=["hide-input"]
 import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
 
 import json
@@ -25,12 +25,42 @@ from IPython.display import Markdown
 from evolq_lite.cli import check
 from evolq_lite.data import CHARACTERS, DATA
 from evolq_lite.figures import tiles
-from evolq_lite.panels import QuantizerPanel
+from evolq_lite.panels import Guess, QuantizerPanel, Quiz, ReadingPanel
+from evolq_lite.panels.reading import readings
 from evolq_lite.runs import folder
 
 torch.set_num_threads(2)
 
 # %% [markdown]
+# ## Sixty characters
+#
+# A small vision transformer has learned to read characters. Of 9,920 test images, in typefaces that
+# it never saw, it reads about nine in ten correctly. Each of its weights is a number of 32 bits.
+# What happens if we keep fewer bits of each? Guess before you look.
+
+# %% tags=["hide-input"]
+known = readings()  # shipped with the course
+Guess(
+    "What share of the test images does the network still read correctly?",
+    {f"{b} bits": known["top1"][str(b)] for b in (8, 4, 3, 2)},
+    low=0,
+    high=100,
+    unit="%",
+    explanation="Three bits, eight values, is the edge: below it hardly anything is left.",
+)
+
+# %% [markdown]
+# Now see it happen: drag the slider from 8 bits down to 2. Under each character is what the network
+# reads. A frame marks a wrong label, and says whether the float network was wrong there, too. Look
+# at what is confused with what: are these the mistakes that you would make?
+
+# %%
+ReadingPanel()
+
+# %% [markdown]
+# Nothing was computed while you dragged: these readings ship with the course. From lesson 1 on, the
+# panels compute.
+#
 # ## Is this machine ready?
 #
 # The next cell checks the packages, the data files and the processor, just as `python -m evolq_lite
@@ -183,6 +213,7 @@ print(f"on {run['images']:,} test images, after {run['evaluations']} evaluations
 # | [5] Evolutionary search | ask and tell, population, tournament, rivals | `search.py` |
 # | [6] Block-wise Evol-Q | the whole search, live | `evolve.py` |
 # | [7] Reproducing the paper | the paper's numbers and ours, test-set selection | `experiments/` |
+# | [8] Rounding | which integer a weight becomes, and what that is worth | `gptq.py` |
 #
 # [1]: 01_uniform_quantization.ipynb
 # [2]: 02_quantizing_a_vit.ipynb
@@ -191,6 +222,7 @@ print(f"on {run['images']:,} test images, after {run['evaluations']} evaluations
 # [5]: 05_evolutionary_search.ipynb
 # [6]: 06_blockwise_evolq.ipynb
 # [7]: 07_reproducing_the_paper.ipynb
+# [8]: 08_rounding.ipynb
 #
 # Take them in order. Each says how long it takes, pauses for predictions, and ends with a quiz
 # whose answers explain themselves. Four assignments are in `notebooks/assignments`: A1 uniform
@@ -238,39 +270,64 @@ print(eq.__doc__)
 # | chain | the network as segments that run one after another | 6 |
 # | pass, visit, cycle | all blocks once, one block once, one candidate of a visit | 6 |
 # | commit | to write the best scales of a visit into the network | 6 |
+# | rounding to nearest, GPTQ | two rules for which integer a weight becomes | 8 |
 #
 # ## Check yourself
 #
-# Open an answer to see whether it is right, and why.
-#
-# **1. A cell fails with `NameError: name 'demo' is not defined`. What do you try first?**
-#
-# <details><summary>Reinstall the package</summary>No: the package is installed; a variable is
-# missing.</details>
-# <details><summary>Run the cells above, from the top</summary>Right: an earlier cell defines it,
-# and a freshly started kernel knows nothing.</details>
-# <details><summary>Interrupt the kernel</summary>That stops a running cell. It does not define
-# anything.</details>
-#
-# **2. Why does Evol-Q need no labels?**
-#
-# <details><summary>It reads them from the test images</summary>No: the search never sees a label.
-# (Here the test images are read once, at the end, to measure the result. What the authors' program
-# does with its test images is a story for lesson 7.)</details>
-# <details><summary>It compares with the float network's predictions</summary>Right: the float
-# network is the teacher, and it can label any image.</details>
-# <details><summary>Because scales do not depend on images</summary>They do here: the search
-# minimizes a loss that is measured on calibration images.</details>
-#
-# **3. At which bit-width do better scales help most here?**
-#
-# <details><summary>8 bits</summary>There the quantized network already agrees with the float
-# network on nearly every image, so little is left to gain.</details>
-# <details><summary>3 bits</summary>Right: enough has been lost to be worth winning back, and enough
-# still works to build on.</details>
-# <details><summary>It makes no difference</summary>It does: the printed lines above show how much
-# the losses differ.</details>
-#
+# Choose an answer and press *Check*. Where no kernel runs, the answers unfold.
+
+# %% tags=["hide-input"]
+Quiz(
+    "1. A cell fails with `NameError: name 'demo' is not defined`. What do you try first?",
+    {
+        "Reinstall the package": "No: the package is installed; a variable is missing.",
+        "Run the cells above, from the top": (
+            "Right: an earlier cell defines it, and a freshly started kernel knows nothing."
+        ),
+        "Interrupt the kernel": "That stops a running cell. It does not define anything.",
+    },
+    answer=2,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "2. Why does Evol-Q need no labels?",
+    {
+        "It reads them from the test images": (
+            "No: the search never sees a label. (Here the test images are read once, at the end, "
+            "to measure the result. What the authors' program does with its test images is a "
+            "story for lesson 7.)"
+        ),
+        "It compares with the float network's predictions": (
+            "Right: the float network is the teacher, and it can label any image."
+        ),
+        "Because scales do not depend on images": (
+            "They do here: the search minimizes a loss that is measured on calibration images."
+        ),
+    },
+    answer=2,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "3. At which bit-width do better scales help most here?",
+    {
+        "8 bits": (
+            "There the quantized network already agrees with the float network on nearly every "
+            "image, so little is left to gain."
+        ),
+        "3 bits": (
+            "Right: enough has been lost to be worth winning back, and enough still works to "
+            "build on."
+        ),
+        "It makes no difference": (
+            "It does: the printed lines above show how much the losses differ."
+        ),
+    },
+    answer=2,
+)
+
+# %% [markdown]
 # ## Sources
 #
 # N. Frumkin, D. Gope, D. Marculescu, *Jumping through Local Minima: Quantization in the Loss

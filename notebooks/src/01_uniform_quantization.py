@@ -13,7 +13,7 @@
 #
 # **Read alongside:** `evolq_lite/numerics.py`.
 
-# %%
+# %% tags=["hide-input"]
 import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
 
 import inspect
@@ -23,7 +23,8 @@ import torch
 from IPython.display import Code
 
 from evolq_lite.figures import PETROFF, new_figure
-from evolq_lite.panels import QuantizerPanel
+from evolq_lite.panels import Guess, QuantizerPanel, Quiz
+from evolq_lite.panels.quantizer import SHARES, TENSORS, errors_of
 
 torch.set_num_threads(2)
 
@@ -110,6 +111,21 @@ for symmetric in (True, False):
 # divided by the power: 1 % means that the error has a hundredth of the signal's power, or a tenth
 # of its size. The signal-to-noise ratio in decibels is $-10 \log_{10}$ of that share.
 #
+# How much of the range should 3, 4 and 6 bits cover? Guess, then see the best shares for the
+# weights of a real layer.
+
+# %% tags=["hide-input"]
+errors = {bits: errors_of(next(iter(TENSORS)), bits, True, False) for bits in (3, 4, 6)}
+Guess(
+    "How much of the range of the weights of `blocks.0.attn.qkv` would you keep?",
+    {f"{bits} bits": 100 * float(SHARES[lost.sum(1).argmin()]) for bits, lost in errors.items()},
+    low=0,
+    high=100,
+    unit="%",
+    explanation="With few levels, the rest of the values gains more than the clipped ones lose.",
+)
+
+# %% [markdown]
 # Move the sliders. The tensors are real: weights and inputs of the vision transformer in `data/`.
 
 # %%
@@ -118,9 +134,8 @@ QuantizerPanel()
 # %% [markdown]
 # **Predict, then try.**
 #
-# 1. Take the weights of `blocks.0.attn.qkv` at 4 bits. How much of the range would you keep? Guess,
-#    then find the smallest error with *Range kept*. Does the best share grow or shrink with more
-#    bits?
+# 1. Take the weights of `blocks.0.attn.qkv` at 4 bits, and find the smallest error with *Range
+#    kept*. Does the best share grow or shrink with more bits?
 # 2. Take the input of `blocks.5.mlp.fc2` with *Symmetric* checked. How many levels are in use? And
 #    with it unchecked?
 # 3. Check *Per channel* at 3 bits, with the whole range kept. Which benefits more, the weights of
@@ -159,6 +174,8 @@ for name, axis in rows.items():
         scale, zero = eq.affine_params(lo, hi, integers, symmetric=True)
         noise = eq.fake_quantize(weight, scale, zero, integers, axis) - weight
         ratios[name].append(float(10 * torch.log10((weight**2).mean() / (noise**2).mean())))
+
+# %% tags=["hide-input"]
 said = "; ".join(
     f"{name} {values[0]:.1f} to {values[-1]:.1f} dB" for name, values in ratios.items()
 )
@@ -186,37 +203,62 @@ figure
 #
 # ## Check yourself
 #
-# Open an answer to see whether it is right, and why.
-#
-# **1. Values range from -2 to 2; you use two bits and a symmetric range. How large can the rounding
-# error be?**
-#
-# <details><summary>1/6</summary>No: that would take 12 steps between -2 and 2. Two bits give 4
-# levels and therefore 3 steps.</details>
-# <details><summary>2/3</summary>Right: the scale is (2 - (-2)) / 3 = 4/3, and rounding is off by at
-# most half a scale. (The value 2 itself is clipped: it would need the level 2 s, which signed 2-bit
-# integers do not have.)</details>
-# <details><summary>4/3</summary>That is the scale. The nearest level is at most half a scale
-# away.</details>
-#
-# **2. You halve the scale and keep the number of bits. What happens?**
-#
-# <details><summary>Rounding and clipping errors both shrink</summary>No: the covered range is half
-# as wide, so more values are clipped.</details>
-# <details><summary>Rounding shrinks, clipping grows</summary>Right. Choosing the scale means
-# trading one for the other.</details>
-# <details><summary>Nothing, if the zero point moves along</summary>No: the zero point shifts the
-# range but cannot widen it.</details>
-#
-# **3. Why are weights quantized per channel, but activations per tensor?**
-#
-# <details><summary>Weights need more precision</summary>Not as such. The reason lies in how the two
-# are multiplied.</details>
-# <details><summary>Only scales on the output side factor out of the sum</summary>Right. A product
-# sums over input channels. A weight scale per output channel and a single scale for the input
-# multiply the finished integer sum once. A scale per input channel would have to be applied inside
-# the sum, term by term, and the terms would no longer be integers.</details>
-#
+# Choose an answer and press *Check*. Where no kernel runs, the answers unfold.
+
+# %% tags=["hide-input"]
+Quiz(
+    "1. Values range from -2 to 2; you use two bits and a symmetric range. How large can the "
+    "rounding error be?",
+    {
+        "1/6": (
+            "No: that would take 12 steps between -2 and 2. Two bits give 4 levels and therefore "
+            "3 steps."
+        ),
+        "2/3": (
+            "Right: the scale is (2 - (-2)) / 3 = 4/3, and rounding is off by at most half a "
+            "scale. (The value 2 itself is clipped: it would need the level 2 s, which signed "
+            "2-bit integers do not have.)"
+        ),
+        "4/3": "That is the scale. The nearest level is at most half a scale away.",
+    },
+    answer=2,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "2. You halve the scale and keep the number of bits. What happens?",
+    {
+        "Rounding and clipping errors both shrink": (
+            "No: the covered range is half as wide, so more values are clipped."
+        ),
+        "Rounding shrinks, clipping grows": (
+            "Right. Choosing the scale means trading one for the other."
+        ),
+        "Nothing, if the zero point moves along": (
+            "No: the zero point shifts the range but cannot widen it."
+        ),
+    },
+    answer=2,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "3. Why are weights quantized per channel, but activations per tensor?",
+    {
+        "Weights need more precision": (
+            "Not as such. The reason lies in how the two are multiplied."
+        ),
+        "Only scales on the output side factor out of the sum": (
+            "Right. A product sums over input channels. A weight scale per output channel and a "
+            "single scale for the input multiply the finished integer sum once. A scale per input "
+            "channel would have to be applied inside the sum, term by term, and the terms would "
+            "no longer be integers."
+        ),
+    },
+    answer=2,
+)
+
+# %% [markdown]
 # ## Sources
 #
 # B. Jacob et al., *Quantization and Training of Neural Networks for Efficient

@@ -14,7 +14,7 @@
 #
 # **Read alongside:** `evolq_lite/quantizer.py`, `layers.py`, `observers.py`, `convert.py`.
 
-# %%
+# %% tags=["hide-input"]
 import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
 
 import inspect
@@ -26,7 +26,7 @@ from IPython.display import Code, display
 from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.layers import QuantBlock, QuantProducts
-from evolq_lite.panels import ViTPanel
+from evolq_lite.panels import BlockPanel, Quiz, ViTPanel
 from evolq_lite.quantizer import Quantizer
 
 torch.set_num_threads(2)
@@ -86,6 +86,57 @@ Code(textwrap.dedent(inspect.getsource(QuantBlock.forward)), language="python")
 # %% [markdown]
 # This code defines what is right. The searches of later lessons run an equivalent in
 # `evolq_lite/fast.py`, which gives the same integers in a fraction of the time.
+#
+# ## Where the points are, and how far off each is
+#
+# The same block as a drawing, with a dot at each point. Its color and the number beside it tell the
+# *relative error* that this point makes: the size of what rounding changes, as a share of the size
+# of what passes (all earlier points are left out). Try the three buttons, then the six blocks.
+
+# %%
+BlockPanel()
+
+# %% [markdown]
+# Weights in 3 bits are off by a fifth of their size or more, activations in 8 bits by one to three
+# percent. With activations in 4 bits it is the other way round. But a large error need not cost
+# much: that depends on what the network does with it.
+#
+# ## Which kind of point costs what?
+#
+# `eq.sensitivity` leaves one kind of point in float at a time, in the whole network, and measures
+# how much closer that brings the predictions to the float network's, as *KL divergence* in nats
+# (lesson 4 explains it; lower is closer). It needs no labels, so calibration images will do.
+
+# %%
+settings = {"W8A8": (8, 8), "W3A8": (3, 8), "W8A4": (8, 4)}
+savings = {}
+for name, (weight_bits, act_bits) in settings.items():
+    network = eq.quantize(demo.model, eq.QuantConfig(weight_bits=weight_bits, act_bits=act_bits))
+    eq.calibrate(network, demo.calibration)
+    whole, *kinds = eq.sensitivity(network, demo.calibration)
+    savings[name] = {kind.name: whole.divergence - kind.divergence for kind in kinds}
+    print(f"{name}: KL {whole.divergence:.4f}; saved if left float: ", end="")
+    print(", ".join(f"{kind} {saved:+.4f}" for kind, saved in savings[name].items()))
+
+# %% tags=["hide-input"]
+worst = {name: max(saved, key=saved.get) for name, saved in savings.items()}
+said = ", ".join(f"{name} {kind}" for name, kind in worst.items())
+figure = new_figure(
+    9.6, 2.9, f"KL that each kind of point would save if it stayed float. It saves most: {said}."
+)
+for i, (axes, (name, saved)) in enumerate(zip(figure.subplots(1, 3, sharey=True), savings.items())):
+    axes.barh(list(saved), list(saved.values()), color=PETROFF[i])
+    axes.axvline(0, color="0.3", lw=0.8)
+    axes.set(title=f"{name} (its own axis)", xlabel="KL saved, nats")
+    axes.locator_params(axis="x", nbins=3)
+figure.axes[0].invert_yaxis()
+figure
+
+# %% [markdown]
+# Mind the axes: the three networks differ in how much there is to save. (*edges* are all points of
+# the first and the last layer; they belong to another kind as well, so the bars do not add up.) A
+# negative bar is no mistake: two errors can cancel, and then leaving out one of them makes things
+# worse.
 #
 # ## Observers: where the first scale comes from
 #
@@ -148,6 +199,8 @@ for name, axis in (("minmax", None), ("ptf", 2)):
     scale, zero = observer.params()
     error = ((eq.fake_quantize(sums, scale, zero, byte, axis) - sums) ** 2).mean((0, 1))
     lost[name] = error / (sums**2).mean((0, 1))
+
+# %% tags=["hide-input"]
 said = ", ".join(f"{name} {100 * float(v.median()):.3f} %" for name, v in lost.items())
 figure = new_figure(
     9,
@@ -245,34 +298,58 @@ ViTPanel()
 #
 # ## Check yourself
 #
-# **1. Which of these stays in float in this scheme?**
-#
-# <details><summary>The attention probabilities</summary>No: they are an operand of the product with
-# the values, so they are quantized.</details>
-# <details><summary>The softmax</summary>Right: its input and output are quantized, but the function
-# itself is computed in float.</details>
-# <details><summary>The residual sums</summary>No: they are quantized, with power-of-two factors by
-# default.</details>
-#
-# **2. In an activation tensor, one value in a million is ten times as large as all the others.
-# Which observer suffers most?**
-#
-# <details><summary>MinMax</summary>Right: the scale follows that one value, and all the others
-# share a tenth of the levels.</details>
-# <details><summary>MSE</summary>Less: it clips the outlier if that lowers the overall squared
-# error.</details>
-# <details><summary>Percentile</summary>No: it ignores the outermost 0.01 % at either end. (A weight
-# channel has only 48 values here, so that is none of them: there it does the same as
-# MinMax.)</details>
-#
-# **3. Calibration images have no labels here. What do they determine?**
-#
-# <details><summary>The weights</summary>No: weights stay as trained.</details>
-# <details><summary>The ranges of activations</summary>Right: activations exist only when images
-# pass through the network. (Weights exist without images, so their *first* scales need none. In
-# lessons 5 and 6 images then improve them.)</details>
-# <details><summary>The bit-widths</summary>No: we choose those.</details>
-#
+# Choose an answer and press *Check*. Where no kernel runs, the answers unfold.
+
+# %% tags=["hide-input"]
+Quiz(
+    "1. Which of these stays in float in this scheme?",
+    {
+        "The attention probabilities": (
+            "No: they are an operand of the product with the values, so they are quantized."
+        ),
+        "The softmax": (
+            "Right: its input and output are quantized, but the function itself is computed in "
+            "float."
+        ),
+        "The residual sums": "No: they are quantized, with power-of-two factors by default.",
+    },
+    answer=2,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "2. In an activation tensor, one value in a million is ten times as large as all the "
+    "others. Which observer suffers most?",
+    {
+        "MinMax": (
+            "Right: the scale follows that one value, and all the others share a tenth of the "
+            "levels."
+        ),
+        "MSE": "Less: it clips the outlier if that lowers the overall squared error.",
+        "Percentile": (
+            "No: it ignores the outermost 0.01 % at either end. (A weight channel has only 48 "
+            "values here, so that is none of them: there it does the same as MinMax.)"
+        ),
+    },
+    answer=1,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "3. Calibration images have no labels here. What do they determine?",
+    {
+        "The weights": "No: weights stay as trained.",
+        "The ranges of activations": (
+            "Right: activations exist only when images pass through the network. (Weights exist "
+            "without images, so their *first* scales need none. In lessons 5 and 6 images then "
+            "improve them.)"
+        ),
+        "The bit-widths": "No: we choose those.",
+    },
+    answer=2,
+)
+
+# %% [markdown]
 # ## Sources
 #
 # Y. Lin et al., *FQ-ViT*, IJCAI 2022, arXiv 2111.13824: sections 3.2 (power-of-two factor) and 3.3

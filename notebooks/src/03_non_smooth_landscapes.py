@@ -14,7 +14,7 @@
 #
 # **Read alongside:** `evolq_lite/landscape.py`.
 
-# %%
+# %% tags=["hide-input"]
 import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
 
 import inspect
@@ -37,7 +37,7 @@ from evolq_lite.landscape import (
     noise_floor,
     other_ways,
 )
-from evolq_lite.panels import LandscapePanel
+from evolq_lite.panels import LandscapePanel, Quiz
 from evolq_lite.panels.pictures import draw_lines
 
 torch.set_num_threads(2)
@@ -81,7 +81,7 @@ Code(inspect.getsource(line), language="python")
 # The same direction, within 10 %, 1 % and 0.1 % of the first scales. Each picture shows the middle
 # tenth of the previous one. A smooth function would look more and more like a straight line.
 
-# %%
+# %% tags=["hide-input"]
 along = direction(start, seed=0)
 steps = (0.1, 0.01, 0.001)
 looks = {r: line(objective, start, along, torch.linspace(-r, r, 21)) for r in steps}
@@ -128,7 +128,7 @@ for name, difference in zip(names, moved.tolist()):
 minima = [local_minima(ways[0], f) for f in (0.0, floor)]
 print(f"noise floor {floor:.1e}; local minima: {minima[0]}, deeper than the floor: {minima[1]}")
 
-# %%
+# %% tags=["hide-input"]
 figure = new_figure(
     6.0,
     2.8,
@@ -256,6 +256,8 @@ def neuron(scale):
 scales = torch.linspace(0.15, 0.45, 3001)
 loss = torch.stack([neuron(s) for s in scales])
 flat = float((loss.diff() == 0).float().mean())
+
+# %% tags=["hide-input"]
 figure = new_figure(
     5.6, 2.8, f"Loss of a neuron over its scale: a staircase, flat in {flat:.1%} of all steps."
 )
@@ -377,6 +379,8 @@ s = seen.start
 near = torch.stack([s + 0.01 * direction(s, seed=k) for k in range(30)]).abs()
 calibration, test = seen(near), probe(near)
 rho = spearmanr(calibration, test).statistic
+
+# %% tags=["hide-input"]
 figure = new_figure(
     5.4,
     3.2,
@@ -400,7 +404,9 @@ figure
 # measures, and it is the reason why a gain counts only on images that the search has not seen.
 #
 # Now look for yourself: lines and planes through all layers of both networks, with the noise floor
-# in the picture.
+# in the picture. Two switches ask where the jumps come from: hold the weights' integers (*Frozen
+# integers*), leave the activations in float, or both. *Zoom* shows one line from 10 % down to 0.001 %
+# of every scale, beside a smooth function.
 
 # %%
 LandscapePanel()
@@ -428,36 +434,67 @@ LandscapePanel()
 #
 # ## Check yourself
 #
-# **1. Two computations of the same loss differ by 3e-4. A search has lowered the loss by 1e-4. What
-# do you know?**
-#
-# <details><summary>The network has improved by 1e-4</summary>Not on another machine: there the
-# order of the two could be reversed.</details>
-# <details><summary>Nothing yet: the gain is below the noise floor</summary>Right. The gain is a
-# property of these scales <em>on this kernel</em>, not of the network.</details>
-# <details><summary>The code has a bug, since the same loss cannot differ</summary>No: sums in a
-# different order differ in the last digit, and rounding makes that visible.</details>
-#
-# **2. What is the derivative of a quantized network's loss with respect to a scale in an early
-# layer?**
-#
-# <details><summary>Zero almost everywhere</summary>Right: activations are rounded after that layer,
-# so the loss is a staircase in that scale.</details>
-# <details><summary>What the straight-through estimator says</summary>No: that slope is made up, as
-# if there were no rounding.</details>
-# <details><summary>It does not exist anywhere</summary>It fails to exist only at the jumps; on each
-# step of the staircase it exists and is zero.</details>
-#
-# **3. Layer A has scales near 0.1, layer B near 0.01. With absolute steps of 0.001, B looks more
-# rugged. Is it?**
-#
-# <details><summary>Yes, its loss changes more</summary>The change is real, but A moved by 1 % and B
-# by 10 %: those are two different questions.</details>
-# <details><summary>Unknown until both move by the same share</summary>Right: a relative step asks
-# both the same question.</details>
-# <details><summary>No, small scales make smooth layers</summary>Nothing like that follows from the
-# size of a scale.</details>
-#
+# Choose an answer and press *Check*. Where no kernel runs, the answers unfold.
+
+# %% tags=["hide-input"]
+Quiz(
+    "1. Two computations of the same loss differ by 3e-4. A search has lowered the loss by "
+    "1e-4. What do you know?",
+    {
+        "The network has improved by 1e-4": (
+            "Not on another machine: there the order of the two could be reversed."
+        ),
+        "Nothing yet: the gain is below the noise floor": (
+            "Right. The gain is a property of these scales *on this kernel*, not of the network."
+        ),
+        "The code has a bug, since the same loss cannot differ": (
+            "No: sums in a different order differ in the last digit, and rounding makes that "
+            "visible."
+        ),
+    },
+    answer=2,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "2. What is the derivative of a quantized network's loss with respect to a scale in an "
+    "early layer?",
+    {
+        "Zero almost everywhere": (
+            "Right: activations are rounded after that layer, so the loss is a staircase in that "
+            "scale."
+        ),
+        "What the straight-through estimator says": (
+            "No: that slope is made up, as if there were no rounding."
+        ),
+        "It does not exist anywhere": (
+            "It fails to exist only at the jumps; on each step of the staircase it exists and is "
+            "zero."
+        ),
+    },
+    answer=1,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "3. Layer A has scales near 0.1, layer B near 0.01. With absolute steps of 0.001, B looks "
+    "more rugged. Is it?",
+    {
+        "Yes, its loss changes more": (
+            "The change is real, but A moved by 1 % and B by 10 %: those are two different "
+            "questions."
+        ),
+        "Unknown until both move by the same share": (
+            "Right: a relative step asks both the same question."
+        ),
+        "No, small scales make smooth layers": (
+            "Nothing like that follows from the size of a scale."
+        ),
+    },
+    answer=2,
+)
+
+# %% [markdown]
 # ## Sources
 #
 # N. Frumkin, D. Gope, D. Marculescu, *Jumping through Local Minima*, ICCV 2023, arXiv 2308.10814:

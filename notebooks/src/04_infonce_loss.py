@@ -13,7 +13,7 @@
 #
 # **Read alongside:** `evolq_lite/fitness.py`.
 
-# %%
+# %% tags=["hide-input"]
 import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
 
 import inspect
@@ -27,7 +27,8 @@ from scipy.stats import spearmanr
 from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.landscape import direction
-from evolq_lite.panels import InfoNCEPanel
+from evolq_lite.panels import Guess, InfoNCEPanel, Quiz
+from evolq_lite.panels.infonce import ordered, shares
 
 torch.set_num_threads(2)
 demo = eq.load_demo("vit", calibration=300, seed=0)
@@ -107,6 +108,17 @@ print(f"library {float(eq.info_nce(outputs[3][:4], targets[:4], T)):.6f}")
 # For each output, the pull has the same weight as all the pushes together. But the part that points
 # along the output itself changes no cosine. The panel omits that part and compares the lengths of
 # what remains. Near its own target, the pull points along the output, so little of it remains.
+
+# %% tags=["hide-input"]
+outputs_and_targets = ordered(3, 32)  # logits for 32 images, W3A8 and float
+Guess(
+    "What share of the gradient comes from the negatives?",
+    {f"T = {t:g}": 100 * shares(*outputs_and_targets, t)[0] for t in (0.05, 0.3, 3.0)},
+    low=0,
+    high=100,
+    unit="%",
+    explanation="In the panel you see the whole curve, and why.",
+)
 
 # %%
 InfoNCEPanel()
@@ -230,7 +242,7 @@ for name, logits in changes.items():
 # MSE sees all three. Cosine and infoNCE ignore the length of an output. KL ignores a constant added
 # to all logits, because the probabilities do not change. And on real neighbors?
 
-# %%
+# %% tags=["hide-input"]
 values = np.array([[float(loss(logits, targets)) for loss in losses.values()] for logits in seen])
 rank = spearmanr(values).statistic
 names = list(losses)
@@ -311,7 +323,7 @@ said = {
 for line in said.values():
     print(line)
 
-# %%
+# %% tags=["hide-input"]
 figure = new_figure(8.4, 3.2, f"InfoNCE over 120 candidates. {'; '.join(said.values())}.")
 for axes, (count, h) in zip(figure.subplots(1, 2, sharey=True), histories.items()):
     axes.step(range(len(h)), h[:, 0], "-", color=PETROFF[0], where="post", label="own images")
@@ -332,34 +344,62 @@ figure
 #
 # ## Check yourself
 #
-# **1. All outputs equal their targets. What is infoNCE for a batch of N images?**
-#
-# <details><summary>0</summary>No: the softmax gives the positive a probability below 1, since the
-# negatives get some as well.</details>
-# <details><summary>More than 0, and it depends on T and on the other images</summary>Right: for
-# large T it is near 2 T log N.</details>
-# <details><summary>2 T log N exactly</summary>Only if all cosines were equal. An output resembles
-# its own target more than the others, so the loss is somewhat lower.</details>
-#
-# **2. Two candidates have the same cosine distance, but infoNCE at T = 3 prefers the second. How is
-# that possible?**
-#
-# <details><summary>Its outputs resemble the mean target less</summary>Right: to first order, that
-# is the only other thing the loss sees.</details>
-# <details><summary>It gets the hardest pair of images right</summary>Unlikely: at T = 3 each
-# negative has about the same weight.</details>
-# <details><summary>Its logits are larger</summary>No: outputs are scaled to length 1
-# first.</details>
-#
-# **3. A search on 50 images reaches a lower fitness than one on 500. Which scales do you choose?**
-#
-# <details><summary>Those from 50 images: lower is better</summary>No: the two numbers describe
-# different images, and fewer images are easier to overfit.</details>
-# <details><summary>Whichever does better on images that neither search has seen</summary>Right. And
-# those must not be the test images; otherwise the test set has made the choice.</details>
-# <details><summary>Those from 500, always</summary>Probably, but the fitness cannot tell you: it
-# takes fresh images to know.</details>
-#
+# Choose an answer and press *Check*. Where no kernel runs, the answers unfold.
+
+# %% tags=["hide-input"]
+Quiz(
+    "1. All outputs equal their targets. What is infoNCE for a batch of N images?",
+    {
+        "0": (
+            "No: the softmax gives the positive a probability below 1, since the negatives get "
+            "some as well."
+        ),
+        "More than 0, and it depends on T and on the other images": (
+            "Right: for large T it is near 2 T log N."
+        ),
+        "2 T log N exactly": (
+            "Only if all cosines were equal. An output resembles its own target more than the "
+            "others, so the loss is somewhat lower."
+        ),
+    },
+    answer=2,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "2. Two candidates have the same cosine distance, but infoNCE at T = 3 prefers the "
+    "second. How is that possible?",
+    {
+        "Its outputs resemble the mean target less": (
+            "Right: to first order, that is the only other thing the loss sees."
+        ),
+        "It gets the hardest pair of images right": (
+            "Unlikely: at T = 3 each negative has about the same weight."
+        ),
+        "Its logits are larger": "No: outputs are scaled to length 1 first.",
+    },
+    answer=1,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "3. A search on 50 images reaches a lower fitness than one on 500. Which scales do you choose?",
+    {
+        "Those from 50 images: lower is better": (
+            "No: the two numbers describe different images, and fewer images are easier to overfit."
+        ),
+        "Whichever does better on images that neither search has seen": (
+            "Right. And those must not be the test images; otherwise the test set has made the "
+            "choice."
+        ),
+        "Those from 500, always": (
+            "Probably, but the fitness cannot tell you: it takes fresh images to know."
+        ),
+    },
+    answer=2,
+)
+
+# %% [markdown]
 # ## Sources
 #
 # N. Frumkin, D. Gope, D. Marculescu, *Jumping through Local Minima*, ICCV 2023, arXiv 2308.10814:

@@ -14,7 +14,7 @@
 #
 # **Read alongside:** `evolq_lite/search.py`, and `descent.py` for the gradients.
 
-# %%
+# %% tags=["hide-input"]
 import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
 
 import inspect
@@ -28,7 +28,7 @@ from evolq_lite.descent import COST_OF_GRADIENT, descend
 from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import MARKERS, PETROFF, new_figure
 from evolq_lite.landscape import JaggedBowl
-from evolq_lite.panels import EvolutionPanel
+from evolq_lite.panels import EvolutionPanel, Quiz, RacePanel
 from evolq_lite.search import (
     SPSA,
     CoordinateSearch,
@@ -204,7 +204,16 @@ EvolutionPanel(made=12)
 # moves ten times as far, because it moves one scale at a time.) Each method gets three seeds; the
 # gradient methods use no random numbers, so they run once.
 #
-# **Predict, then run:** bet on a winner before you run the next two cells.
+# **Bet first.** Here are seven optimizers, live: choose whom you believe in, press *Race*, and see
+# who is ahead when the budget is spent. Race a few times with other seeds, first on the toy, then
+# on the real block. Does the same one always win? Would you bet on the same one on both landscapes?
+
+# %%
+RacePanel()
+
+# %% [markdown]
+# One race is one draw of random numbers, so now the same on the real block with three seeds each,
+# and with the two gradient methods. You have seen the toy: would you keep your bet?
 
 # %%
 budget, seeds = 60, (0, 1, 2)
@@ -263,6 +272,7 @@ for name in sorted(gains, key=lambda name: gains[name][:, -1].mean()):
     other = 1e3 * (fresh(torch.stack(ends[name])).mean() - fresh_start)
     print(f"{name:35}{end.mean():8.2f}  ({end.min():5.2f}, {end.max():5.2f}){other:15.2f}")
 
+# %% tags=["hide-input"]
 said = ", ".join(f"{name} {rows[:, -1].mean():.1f}" for name, rows in gains.items())
 figure = new_figure(
     8.5, 4.2, f"Best fitness relative to the start after {budget} forward passes, in 1e-3: {said}."
@@ -312,40 +322,68 @@ figure
 # %% [markdown]
 # ## Check yourself
 #
-# Open an answer to see whether it is right, and why.
-#
-# **1. The population has 15 members and a visit makes 3 candidates. How many *different* members
-# can take part in the tournament for the third candidate?**
-#
-# <details><summary>15</summary>No: all 15 start as copies of one vector, and each candidate adds at
-# most one that differs.</details>
-# <details><summary>3</summary>Right: the start and two children. The other members, 13 of 15 or
-# more, are copies of the start.</details>
-# <details><summary>10</summary>No: ten are drawn, with replacement; most of them are the same
-# vector.</details>
-#
-# **2. You ask for 15 candidates at once, `search.ask(15)`, to evaluate them on 15 machines. How
-# does that differ from asking for one candidate 15 times?**
-#
-# <details><summary>Not at all: 15 candidates are 15 candidates</summary>No: asked for one by one,
-# each can have an earlier one as its parent.</details>
-# <details><summary>All 15 have parents from the same population</summary>Right: they cannot learn
-# from each other. The paper asks for one at a time; asking for several at once is an extension
-# here.</details>
-# <details><summary>The population must be 15</summary>No: how many you ask for and how many you
-# keep are separate choices.</details>
-#
-# **3. A gradient method takes 60 steps, evolution tries 60 candidates, and the gradient method ends
-# lower. Is it the better method?**
-#
-# <details><summary>Yes, at the same number of steps it is ahead</summary>Steps are not the cost: a
-# gradient costs about three forward passes, so it had three times the budget.</details>
-# <details><summary>This does not tell us</summary>Right: compare at equal cost, with step sizes
-# tuned equally well for both, over several seeds, and on images that neither has seen.</details>
-# <details><summary>No, gradients do not exist here</summary>Between two jumps of the loss there is
-# one, but it does not see the jumps. The straight-through estimator is a substitute that can point
-# downhill well, as SGD shows above.</details>
-#
+# Choose an answer and press *Check*. Where no kernel runs, the answers unfold.
+
+# %% tags=["hide-input"]
+Quiz(
+    "1. The population has 15 members and a visit makes 3 candidates. How many *different* "
+    "members can take part in the tournament for the third candidate?",
+    {
+        "15": (
+            "No: all 15 start as copies of one vector, and each candidate adds at most one that "
+            "differs."
+        ),
+        "3": (
+            "Right: the start and two children. The other members, 13 of 15 or more, are copies "
+            "of the start."
+        ),
+        "10": "No: ten are drawn, with replacement; most of them are the same vector.",
+    },
+    answer=2,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "2. You ask for 15 candidates at once, `search.ask(15)`, to evaluate them on 15 machines. "
+    "How does that differ from asking for one candidate 15 times?",
+    {
+        "Not at all: 15 candidates are 15 candidates": (
+            "No: asked for one by one, each can have an earlier one as its parent."
+        ),
+        "All 15 have parents from the same population": (
+            "Right: they cannot learn from each other. The paper asks for one at a time; asking "
+            "for several at once is an extension here."
+        ),
+        "The population must be 15": (
+            "No: how many you ask for and how many you keep are separate choices."
+        ),
+    },
+    answer=2,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "3. A gradient method takes 60 steps, evolution tries 60 candidates, and the gradient "
+    "method ends lower. Is it the better method?",
+    {
+        "Yes, at the same number of steps it is ahead": (
+            "Steps are not the cost: a gradient costs about three forward passes, so it had three "
+            "times the budget."
+        ),
+        "This does not tell us": (
+            "Right: compare at equal cost, with step sizes tuned equally well for both, over "
+            "several seeds, and on images that neither has seen."
+        ),
+        "No, gradients do not exist here": (
+            "Between two jumps of the loss there is one, but it does not see the jumps. The "
+            "straight-through estimator is a substitute that can point downhill well, as SGD "
+            "shows above."
+        ),
+    },
+    answer=2,
+)
+
+# %% [markdown]
 # ## Sources
 #
 # N. Frumkin, D. Gope, D. Marculescu, *Jumping through Local Minima*, ICCV 2023, arXiv 2308.10814:

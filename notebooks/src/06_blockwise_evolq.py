@@ -13,7 +13,7 @@
 #
 # **Read alongside:** `evolq_lite/evolve.py`, with `objective.py`, `genome.py`, `chain.py`.
 
-# %%
+# %% tags=["hide-input"]
 import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
 
 import inspect
@@ -30,7 +30,7 @@ from evolq_lite.figures import (
     history_figure,
     top1_figure,
 )
-from evolq_lite.panels import SearchPanel
+from evolq_lite.panels import Quiz, SearchPanel
 
 torch.set_num_threads(2)
 demo = eq.load_demo("vit", calibration=500, seed=0)
@@ -221,33 +221,60 @@ SearchPanel()
 #
 # ## Check yourself
 #
-# **1. Why can the inputs of block 5 be stored while its scales are searched?**
-#
-# <details><summary>They depend only on blocks 0 to 4</summary>Right: a candidate differs only in
-# block 5, so everything before it stays the same, bit for bit.</details>
-# <details><summary>They change too little to matter</summary>No: they do not change at all. If they
-# did, the tiny differences that the search ranks would be lost in noise.</details>
-# <details><summary>They are quantized</summary>That is true, but not the reason.</details>
-#
-# **2. Why does the search's own fitness not prove that it helped?**
-#
-# <details><summary>The fitness has a random part</summary>No: it is deterministic here.</details>
-# <details><summary>It was minimized on these very images</summary>Right: what fits 500 images may
-# be luck with these 500. The gain must be measured on images, here typefaces, that the search has
-# not seen.</details>
-# <details><summary>infoNCE is a poor loss</summary>Perhaps, but even a perfect loss would look too
-# good on the images it was minimized on.</details>
-#
-# **3. The official code tests after every block and keeps the best snapshot. What is wrong with
-# that?**
-#
-# <details><summary>It takes too long</summary>It does take long, but that only costs
-# time.</details>
-# <details><summary>The best of many noisy results is too good on average</summary>Right: the test
-# set then chooses the scales, so its accuracy is no longer a measurement.</details>
-# <details><summary>Nothing, since all snapshots come from the search</summary>The search did not
-# look at test images, but the choice among its snapshots did.</details>
-#
+# Choose an answer and press *Check*. Where no kernel runs, the answers unfold.
+
+# %% tags=["hide-input"]
+Quiz(
+    "1. Why can the inputs of block 5 be stored while its scales are searched?",
+    {
+        "They depend only on blocks 0 to 4": (
+            "Right: a candidate differs only in block 5, so everything before it stays the same, "
+            "bit for bit."
+        ),
+        "They change too little to matter": (
+            "No: they do not change at all. If they did, the tiny differences that the search "
+            "ranks would be lost in noise."
+        ),
+        "They are quantized": "That is true, but not the reason.",
+    },
+    answer=1,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "2. Why does the search's own fitness not prove that it helped?",
+    {
+        "The fitness has a random part": "No: it is deterministic here.",
+        "It was minimized on these very images": (
+            "Right: what fits 500 images may be luck with these 500. The gain must be measured on "
+            "images, here typefaces, that the search has not seen."
+        ),
+        "infoNCE is a poor loss": (
+            "Perhaps, but even a perfect loss would look too good on the images it was minimized "
+            "on."
+        ),
+    },
+    answer=2,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "3. The official code tests after every block and keeps the best snapshot. What is wrong "
+    "with that?",
+    {
+        "It takes too long": "It does take long, but that only costs time.",
+        "The best of many noisy results is too good on average": (
+            "Right: the test set then chooses the scales, so its accuracy is no longer a "
+            "measurement."
+        ),
+        "Nothing, since all snapshots come from the search": (
+            "The search did not look at test images, but the choice among its snapshots did."
+        ),
+    },
+    answer=2,
+)
+
+# %% [markdown]
 # ## Sources
 #
 # N. Frumkin, D. Gope, D. Marculescu, *Jumping through Local Minima: Quantization in the Loss

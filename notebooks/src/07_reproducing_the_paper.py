@@ -13,7 +13,7 @@
 #
 # **Read alongside:** `evolq_lite/evaluate.py`, and `evolq_lite/experiments/`.
 
-# %%
+# %% tags=["hide-input"]
 import evolq_lite  # noqa: F401  isort: skip  (before torch: keeps its threads from spinning)
 
 import inspect
@@ -28,7 +28,7 @@ from evolq_lite.evaluate import Comparison
 from evolq_lite.experiments import CLAIMS
 from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import PETROFF, new_figure
-from evolq_lite.panels import ViTPanel
+from evolq_lite.panels import Quiz, ViTPanel
 
 torch.set_num_threads(2)
 
@@ -81,7 +81,7 @@ Code(inspect.getsource(Comparison), language="python")
 # separately (C3 uses bands instead).
 #
 # The demo run shows why pairing matters. Unpaired, two intervals of about ±0.7 points hide a gain
-# of 0.6 points; paired, most images drop out.
+# of half a point; paired, most images drop out.
 
 # %%
 summary = json.loads((DATA / "results" / "demo-summary.json").read_text())
@@ -180,7 +180,7 @@ show("REAL")
 # snapshots only scattered randomly, with a standard deviation of 0.1 points. The best of 120 would
 # still look better:
 
-# %%
+# %% tags=["hide-input"]
 generator = np.random.default_rng(0)
 draws = generator.normal(0, 0.1, (10_000, 120))
 counts = np.unique(np.geomspace(1, 120, 25).astype(int))
@@ -259,34 +259,57 @@ Markdown("\n".join(lines))
 #
 # ## Check yourself
 #
-# **1. Method B gains 0.4 points over A, with an interval of [-0.1, +0.9]. What may you write?**
-#
-# <details><summary>B is better by 0.4 points</summary>No: the interval includes zero, so not even
-# the sign is certain.</details>
-# <details><summary>B and A are equal</summary>No: a gain of 0.9 would fit as well. Failing to prove
-# a difference does not prove equality.</details>
-# <details><summary>No significant difference was found; the gain lies between -0.1 and +0.9
-# </summary>Right: that is all the data say, and the interval shows how much remains open.
-# </details>
-#
-# **2. A paper reports one seed. What is missing?**
-#
-# <details><summary>Nothing, if the test set is large</summary>A large test set reduces the noise
-# from the images. The search itself also involves luck, and only other seeds show how
-# much.</details>
-# <details><summary>What another seed would have given</summary>Right: the spread over seeds is part
-# of the result.</details>
-#
-# **3. Someone reimplements the baseline and gets a result 0.8 points below the published one. The
-# new method is 0.15 points above the published baseline. What now?**
-#
-# <details><summary>Report the gain over the lower baseline, 0.95</summary>That would credit the
-# method with the difference between two implementations.</details>
-# <details><summary>Compare both in one code base, with the same images and seeds</summary>Right:
-# only then is the method the only difference. (For ViT-Base the paper's first author got 82.54
-# where FQ-ViT's table says 83.31, see FQ-ViT issue 16; the claimed gain at 8 bits is
-# 0.15.)</details>
-#
+# Choose an answer and press *Check*. Where no kernel runs, the answers unfold.
+
+# %% tags=["hide-input"]
+Quiz(
+    "1. Method B gains 0.4 points over A, with an interval of [-0.1, +0.9]. What may you write?",
+    {
+        "B is better by 0.4 points": (
+            "No: the interval includes zero, so not even the sign is certain."
+        ),
+        "B and A are equal": (
+            "No: a gain of 0.9 would fit as well. Failing to prove a difference does not prove "
+            "equality."
+        ),
+        "No significant difference was found; the gain lies between -0.1 and +0.9": (
+            "Right: that is all the data say, and the interval shows how much remains open."
+        ),
+    },
+    answer=3,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "2. A paper reports one seed. What is missing?",
+    {
+        "Nothing, if the test set is large": (
+            "A large test set reduces the noise from the images. The search itself also involves "
+            "luck, and only other seeds show how much."
+        ),
+        "What another seed would have given": "Right: the spread over seeds is part of the result.",
+    },
+    answer=2,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "3. Someone reimplements the baseline and gets a result 0.8 points below the published "
+    "one. The new method is 0.15 points above the published baseline. What now?",
+    {
+        "Report the gain over the lower baseline, 0.95": (
+            "That would credit the method with the difference between two implementations."
+        ),
+        "Compare both in one code base, with the same images and seeds": (
+            "Right: only then is the method the only difference. (For ViT-Base the paper's first "
+            "author got 82.54 where FQ-ViT's table says 83.31, see FQ-ViT issue 16; the claimed "
+            "gain at 8 bits is 0.15.)"
+        ),
+    },
+    answer=2,
+)
+
+# %% [markdown]
 # ## Sources
 #
 # N. Frumkin, D. Gope, D. Marculescu, *Jumping through Local Minima*, ICCV 2023, arXiv 2308.10814.

@@ -1,0 +1,100 @@
+"""An exported network as its receiver has it: one file, and a runtime that knows nothing of torch.
+
+`Deployed(path)` opens what `export_onnx` wrote in ONNX Runtime, on the CPU. The file says how it
+wants its images prepared; `prepare` does that. Read with lesson 9.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor, nn
+
+from evolq_lite.export import EXTRA, FORMAT, KEY, PREPARATION
+from evolq_lite.files import mistake, parse_json
+
+
+class Deployed(nn.Module):
+    """An exported network, computed by ONNX Runtime; a module, so that it can be tested as one.
+
+    `facts` is what the file says of itself. ValueError for a file that is none, or that says
+    nothing of itself, and without the extra `export`.
+    """
+
+    facts: dict[str, Any]
+
+    def __init__(self, path: Path | str, threads: int | None = None) -> None:
+        """`threads`: of the processor; None: as many as torch takes."""
+        super().__init__()
+        try:
+            import onnxruntime
+        except ImportError:
+            raise ValueError(
+                f"onnxruntime is not installed, which running an ONNX file needs; {EXTRA}"
+            ) from None
+        path = Path(path)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror or error})") from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.log_severity_level = 4  # what is wrong is raised
+        # Threads that wait sleep: beside other processes, spinning is many times as slow.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            # From memory: a file cannot make the runtime read others beside it.
+            self.session = onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"]
+            )
+            told = self.session.get_modelmeta().custom_metadata_map.get(KEY)
+        except Exception as error:  # it raises classes of its own, of many kinds
+            why = mistake(content[:512]) or str(error).splitlines()[0][:200]
+            raise ValueError(f"{path} is not an ONNX file that can be run here ({why})") from None
+        self.facts = read_facts(path, told)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Prepared images (n, channels, height, width) to logits (n, classes)."""
+        found = self.session.run(None, {"images": images.detach().cpu().float().numpy()})
+        return torch.from_numpy(found[0])
+
+    @property
+    def classes(self) -> int:
+        """How many classes it tells apart."""
+        return int(self.session.get_outputs()[0].shape[1])
+
+    @property
+    def prepare(self) -> Callable[[Image.Image], Tensor]:
+        """An image as the network wants it: (channels, height, width)."""
+        said = {key: self.facts[key] for key in PREPARATION if key in self.facts}
+        size = tuple(self.facts["input_size"])
+        transform: Callable[[Image.Image], Tensor] = create_transform(
+            input_size=size, is_training=False, **said
+        )
+        return transform if size[0] != 1 else lambda image: transform(image.convert("L"))
+
+
+def read_facts(path: Path, told: str | None) -> dict[str, Any]:
+    """What a file says of itself; ValueError if that is nothing, or of another kind."""
+    if told is None:
+        raise ValueError(
+            f"{path} does not say how its images are prepared: python -m evolq_lite export did not "
+            "write it"
+        )
+    try:
+        facts = parse_json(told)
+        known = isinstance(facts, dict) and facts["format"] == FORMAT
+        if known:
+            channels, height, width = map(int, facts["input_size"])
+            statistics = [*map(float, facts["mean"]), *map(float, facts["std"])]
+            known = min(channels, height, width) > 0 and len(statistics) == 2 * channels
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(
+            f"{path} says of itself what this version does not understand; export it again"
+        )
+    return dict(facts)
