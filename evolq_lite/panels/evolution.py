@@ -353,7 +353,8 @@ def draw_toy(run: Run) -> Plot:
         draw_family(plot, last.parent.tolist(), inside.tolist(), last)
         if not torch.equal(inside, last.vector):
             where = "end" if inside[0] > run.objective.start[0] else "start"
-            plot.words(*inside.tolist(), "outside the map", where)
+            x, y = inside.tolist()
+            plot.words(x, y, "outside the map", where)
     return plot
 
 

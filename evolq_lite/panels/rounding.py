@@ -26,7 +26,10 @@ from evolq_lite.rounding import quant_layers, round_weights
 IMAGES, HELD_OUT = 200, 400  # to calibrate and round with, and to look at
 MINMAX, MSE = "nearest, MinMax scales", "nearest, MSE scales"
 BARE, GPTQ = "GPTQ alone", "GPTQ, scales and means"
-OPTIONS = {BARE: {"refit_scales": False, "restore_means": False}, GPTQ: {}}  # of `round_weights`
+OPTIONS: dict[str, dict[str, Any]] = {  # of `round_weights`
+    BARE: {"refit_scales": False, "restore_means": False},
+    GPTQ: {},
+}
 PARTS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 LAYERS = [f"blocks.{i}.{part}" for i in range(DEMO_MODELS["vit"]["depth"]) for part in PARTS]
 CHANNEL = 0  # whose weights are drawn
@@ -167,7 +170,8 @@ class RoundingPanel(Panel):
         layer, rounding, bits = values["layer"], values["rounding"], values["bits"]
         here, usual = result[rounding], result[MINMAX]
         demo, _, _ = network()
-        weight, scales = demo.model.get_submodule(layer).weight.detach(), here.scales[layer]
+        float_layer: Any = demo.model.get_submodule(layer)
+        weight, scales = float_layer.weight.detach(), here.scales[layer]
         levels = IntRange(bits, signed=True)
         moved = here.integers[layer] != to_integers(weight, scales, torch.tensor(0.0), levels, 0)
         share = float(moved.float().mean())

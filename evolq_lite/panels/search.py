@@ -304,9 +304,9 @@ class SearchPanel(Panel):
             return
         changed = changed[torch.linspace(0, len(changed) - 1, OFFERED).long().unique()]
         part = read_typefaces("test")
-        self.images = normalised(part.images[changed].float() / 255)
+        self.pictures = normalised(part.images[changed].float() / 255)
         models = {"float": run.parts.model, "before": run.before, "evolved": run.qmodel}
-        self.shares = {name: model(self.images).softmax(1) for name, model in models.items()}
+        self.shares = {name: model(self.pictures).softmax(1) for name, model in models.items()}
         self.names = [
             f"{CHARACTERS[int(label)]}, {'now right' if right else 'now wrong'}"
             for label, right in zip(part.labels[changed], evolved[changed])
@@ -327,7 +327,7 @@ class SearchPanel(Panel):
             for name, row in rows.items()
         )
         alt = f"Character {self.names[chosen]}. Likeliest label: {told}."
-        tile = Tiles("Character", self.images[chosen].numpy(), [self.names[chosen]])
+        tile = Tiles("Character", self.pictures[chosen].numpy(), [self.names[chosen]])
         plots = [draw_likeliest(name, row) for name, row in rows.items()]
         self.detail.value = Drawing(alt, tile, *plots).html()
 

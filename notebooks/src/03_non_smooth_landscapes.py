@@ -405,8 +405,8 @@ figure
 #
 # Now look for yourself: lines and planes through all layers of both networks, with the noise floor
 # in the picture. Two switches ask where the jumps come from: hold the weights' integers (*Frozen
-# integers*), leave the activations in float, or both. *Zoom* shows one line from 10 % down to 0.001 %
-# of every scale, beside a smooth function.
+# integers*), leave the activations in float, or both. *Zoom* shows one line from 10 % down to
+# 0.001 % of every scale, beside a smooth function.
 
 # %%
 LandscapePanel()
