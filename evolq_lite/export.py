@@ -322,6 +322,11 @@ def export_onnx(
         raise ValueError(f"unknown kind of point {unknown[0]!r}; known: {', '.join(KINDS)}")
     if not any(isinstance(module, QuantWeight) for module in qmodel.modules()):
         raise ValueError("the network has no quantized layers; call quantize(model, config) first")
+    if any(isinstance(m, QuantWeight) and m.moment_correction for m in qmodel.modules()):
+        raise ValueError(
+            "moment_correction (preset official) adds a shift to each weight, for which a weight "
+            "behind DequantizeLinear has no place; export a network quantized without it"
+        )
     if example.ndim != 4 or not len(example):
         raise ValueError(
             f"example must be images (n, channels, height, width), not {tuple(example.shape)}"

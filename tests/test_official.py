@@ -19,6 +19,7 @@ from evolq_lite import cli
 from evolq_lite.config import preset_of
 from evolq_lite.convert import kind_of, points
 from evolq_lite.data import transform_of
+from evolq_lite.export import export_onnx
 from evolq_lite.files import checksum_of, seal
 from evolq_lite.kernels import missing
 from evolq_lite.layers import QuantLinear, QuantProducts
@@ -383,6 +384,14 @@ def test_moments_are_refused_where_integers_are_chosen_or_frozen():
     with pytest.raises(ValueError, match="would cancel out"):
         freeze_integers(qmodel)
     assert list(eq.round_weights(qmodel, toy_images("vit"), "nearest")) == []
+
+
+def test_a_network_with_moments_is_not_exported_as_one_without(tmp_path):
+    qmodel = eq.quantize(toy("vit"), OFFICIAL)
+    eq.calibrate(qmodel, toy_images("vit"))
+    with pytest.raises(ValueError, match="moment_correction.* export a network quantized without"):
+        export_onnx(qmodel, tmp_path / "net.onnx", toy_images("vit", 1))
+    assert not any(tmp_path.iterdir())
 
 
 def test_gptq_beside_a_run_does_without_the_correction(tmp_path):
