@@ -389,7 +389,7 @@ def test_moments_are_refused_where_integers_are_chosen_or_frozen():
 def test_a_network_with_moments_is_not_exported_as_one_without(tmp_path):
     qmodel = eq.quantize(toy("vit"), OFFICIAL)
     eq.calibrate(qmodel, toy_images("vit"))
-    with pytest.raises(ValueError, match="moment_correction.* export a network quantized without"):
+    with pytest.raises(ValueError, match=r"moment_correction.* export a network quantized without"):
         export_onnx(qmodel, tmp_path / "net.onnx", toy_images("vit", 1))
     assert not any(tmp_path.iterdir())
 
