@@ -116,11 +116,11 @@ def test_gptq_moves_integers_and_nearest_moves_none():
 
 @pytest.mark.parametrize("name", [MINMAX, MSE, BARE, GPTQ])
 def test_integers_fit_the_bits_and_errors_are_those_of_the_network(name):
-    look = rounding.look(2, name, lambda fraction: None)
+    look = rounding.look(3, name, lambda fraction: None)
     assert look.errors.keys() == look.integers.keys() == set(rounding.LAYERS)
-    assert all(q.min() >= -2 and q.max() <= 1 for q in look.integers.values())
+    assert all(q.min() >= -4 and q.max() <= 3 for q in look.integers.values())
     assert look.same.images == 40 and look.divergence > 0
-    assert all(0 < error < 1.5 for error in look.errors.values())
+    assert all(0 < error < 1 for error in look.errors.values())
 
 
 def test_another_layer_costs_nothing_and_shows_other_integers(monkeypatch):

@@ -128,7 +128,6 @@ for i, (axes, (name, saved)) in enumerate(zip(figure.subplots(1, 3, sharey=True)
     axes.barh(list(saved), list(saved.values()), color=PETROFF[i])
     axes.axvline(0, color="0.3", lw=0.8)
     axes.set(title=f"{name} (its own axis)", xlabel="KL saved, nats")
-    axes.locator_params(axis="x", nbins=3)
 figure.axes[0].invert_yaxis()
 figure
 
