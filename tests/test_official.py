@@ -424,13 +424,19 @@ def test_outputs_are_points_of_a_plain_vit(name):
     [
         (("--rounding", "gptq"), ("moment_correction", "gptq", "omit one")),
         (("--act-observer", "moving_average"), ("qkv separate",)),
-        ((), ("plain ViT", "--no-outputs")),  # of a ResNet
         (("--crop", 1.5), ("--crop must be from 0.1 to 1",)),
         (("--crop", "nan"), ("--crop must be from 0.1 to 1",)),
     ],
 )
 def test_a_preset_with_what_contradicts_it_is_one_sentence(refused, folders, flags, words):
     refused(command(folders, "--preset", "official", *flags), *words)
+
+
+def test_the_preset_on_a_resnet_is_refused_with_what_to_do(folders, tmp_path, capsys):
+    assert call(*command(folders, "--preset", "official")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "plain ViT" in said and "--no-outputs" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_preset_keeps_the_scripts_share_of_an_image():
