@@ -41,7 +41,7 @@ NETWORKS = {
     "LeViT": "levit_256.fb_dist_in1k",  # the size is our choice: what we know of the paper has none
     "ResNet-18": "resnet18.tv_in1k",
     "ResNet-50": "resnet50.tv_in1k",
-    "RegNet-3.2GF": "regnetx_032.pycls_in1k",  # X is our choice, as BRECQ's is
+    "RegNet-3.2GF": "regnetx_032.pycls_in1k",  # X is our choice
 }
 # How the networks are quantized before the search; bits come from the cell.
 STARTS = {
