@@ -74,6 +74,19 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def forget_data() -> None:
+    """Let nothing that was read from other files stay in memory."""
+    source_module.demo_test.cache_clear()
+    data_module.test_faces.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def leave_nothing_behind() -> Iterator[None]:
+    """Other tests read the embedded files."""
+    yield
+    forget_data()
+
+
 def use_data(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Let the embedded files be elsewhere, the networks be small and figures be quick."""
     for name, more in SMALL.items():
@@ -81,7 +94,7 @@ def use_data(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     for name in ("history_figure", "top1_figure"):
         monkeypatch.setattr(run_module, name, lambda *_: None)
     monkeypatch.setattr(run_module, "save_figure", lambda _, path: path.touch())
-    source_module.demo_test.cache_clear()
+    forget_data()
     monkeypatch.setattr(data_module, "DATA", folder)
     monkeypatch.setattr(cli, "DATA", folder)
 
@@ -172,7 +185,7 @@ def test_devices(refused, demo_data, device):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("--no-weight-symmetric",), ["asymmetric", "simulate"]),
+        (("--no-weight-symmetric", "--weight-bits", "7"), ["VNNI", "simulate"]),
         (("--weight-bits", "8"), ["VNNI", "simulate"]),
     ],
 )
