@@ -394,7 +394,7 @@ def test_the_example_in_the_page_opens_a_file(monkeypatch):
 def test_an_unknown_experiment_lists_the_known(capsys):
     assert main(["reproduce", "C99"]) == 2
     said = capsys.readouterr().err
-    assert "'C9'" in said and "C1" in said and "all" in said
+    assert "'C99'" in said and "C1" in said and "all" in said
 
 
 # Real networks
