@@ -375,6 +375,7 @@ def test_questions_in_lab(page: Page, panels: str):
     panel.changes(lambda: panel.press("bits", "Home"), "2 bits: ")
     expect(panel.image.get_by_text("now wrong")).to_be_visible()
     assert panel.image.get_by_text("→").count() > 20
+    panel.changes(lambda: panel.press("bits", "End"), "8 bits: ")  # five steps down, five up
     took = page.evaluate(DELAYS, [".evolq-readingpanel", "bits"])
     assert min(took) < 150, took  # a busy machine is not the panel's fault
 
