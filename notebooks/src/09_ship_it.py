@@ -15,7 +15,7 @@
 #
 # **Read alongside:** `evolq_lite/export.py`, with `deployed.py`.
 
-# %%
+# %% tags=["hide-input"]
 import evolq_lite as eq  # isort: skip  (before torch, whose threads it keeps from spinning)
 
 from pathlib import Path
@@ -28,7 +28,7 @@ from evolq_lite.cli import main
 from evolq_lite.config import KINDS
 from evolq_lite.data import CHARACTERS
 from evolq_lite.figures import operators_figure, tiles
-from evolq_lite.panels import GalleryPanel
+from evolq_lite.panels import GalleryPanel, Quiz
 
 torch.set_num_threads(2)
 
@@ -224,33 +224,62 @@ GalleryPanel(file)
 #
 # ## Check yourself
 #
-# **1. A file has Q and DQ everywhere. Does a runtime multiply integers?**
-#
-# <details><summary>Yes, that is what Q and DQ mean</summary>No: they mean float arithmetic on
-# rounded numbers. A runtime may replace it.</details>
-# <details><summary>Only if it recognizes the pattern</summary>Right. A transposition or a scale per
-# channel between DQ and MatMul can hide it, and the file is then slower than float.</details>
-# <details><summary>Never, DQ gives floats</summary>Taken literally, yes; but runtimes replace "DQ,
-# DQ, MatMul" by an integer product.</details>
-#
-# **2. The file and the network here differ on 3 of 1,000 images. What do you conclude?**
-#
-# <details><summary>The export is wrong</summary>Not from that. A wrong scale would show in most
-# codes of a block; compare block by block.</details>
-# <details><summary>Rounding near ties, amplified by later layers</summary>Right: sums in another
-# order differ in the last digit, and some values lie on the edge.</details>
-# <details><summary>The test images are too few</summary>The number of images does not matter here:
-# the same images went through both.</details>
-#
-# **3. Accuracy is 20 points lower in production than in `verify`. Where do you look first?**
-#
-# <details><summary>At the quantization</summary>`verify` has run the same file, so it is not
-# that.</details>
-# <details><summary>At the preprocessing</summary>Right: mean, deviation, size, crop, color order.
-# Feed one image through both programs and compare the numbers that enter the network.</details>
-# <details><summary>At the runtime's version</summary>That changes a few images in a thousand, not
-# a fifth of them.</details>
-#
+# Choose an answer and press *Check*. Where no kernel runs, the answers unfold.
+
+# %% tags=["hide-input"]
+Quiz(
+    "1. A file has Q and DQ everywhere. Does a runtime multiply integers?",
+    {
+        "Yes, that is what Q and DQ mean": (
+            "No: they mean float arithmetic on rounded numbers. A runtime may replace it."
+        ),
+        "Only if it recognizes the pattern": (
+            "Right. A transposition or a scale per channel between DQ and MatMul can hide it, and "
+            "the file is then slower than float."
+        ),
+        "Never, DQ gives floats": (
+            'Taken literally, yes; but runtimes replace "DQ, DQ, MatMul" by an integer product.'
+        ),
+    },
+    answer=2,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "2. The file and the network here differ on 3 of 1,000 images. What do you conclude?",
+    {
+        "The export is wrong": (
+            "Not from that. A wrong scale would show in most codes of a block; compare block by "
+            "block."
+        ),
+        "Values near ties were rounded the other way, and later layers amplified that": (
+            "Right: sums in another order differ in the last digit, and some values lie on the "
+            "edge."
+        ),
+        "The test images are too few": (
+            "The number of images does not matter here: the same images went through both."
+        ),
+    },
+    answer=2,
+)
+
+# %% tags=["hide-input"]
+Quiz(
+    "3. Accuracy is 20 points lower in production than in `verify`. Where do you look first?",
+    {
+        "At the quantization": "`verify` has run the same file, so it is not that.",
+        "At the preprocessing": (
+            "Right: mean, deviation, size, crop, color order. Feed one image through both programs "
+            "and compare the numbers that enter the network."
+        ),
+        "At the runtime's version": (
+            "That changes a few images in a thousand, not a fifth of them."
+        ),
+    },
+    answer=2,
+)
+
+# %% [markdown]
 # ## Sources
 #
 # ONNX, *Operators*: QuantizeLinear and DequantizeLinear. B. Jacob et al., *Quantization and
