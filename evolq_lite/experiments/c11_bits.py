@@ -27,8 +27,7 @@ from evolq_lite.bits import (
 )
 from evolq_lite.config import PRESETS, SearchConfig
 from evolq_lite.evolve import Evaluated
-from evolq_lite.experiments.c12_starts import measure_loss
-from evolq_lite.experiments.cells import Claim, Tables, measure_gain
+from evolq_lite.experiments.cells import Claim, Tables, measure_gain, measure_loss
 from evolq_lite.experiments.plots import NAMES, plot_gains
 from evolq_lite.experiments.results import Cell, Result, by
 from evolq_lite.experiments.setup import (
@@ -98,7 +97,7 @@ def run(cell: Cell) -> Result:
 @lru_cache(maxsize=1)
 def round_once(network: str, images: int, seed: int, widths: str) -> Rounded:
     """The table that the cells of a seed share: it does not depend on the budget."""
-    setting = prepare(network, images, seed, QUANT)
+    setting = prepare(network, images, seed, QUANT, choose_integers=False)  # `bits_table` does
     known = SearchConfig(search="bits", mean_bits=2.5, widths=widths)
     genome = bits_genome(setting.qmodel, known.bit_widths, known.mean_bits)
     table = bits_table(setting.qmodel, setting.demo.calibration, genome)

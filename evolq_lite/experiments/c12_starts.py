@@ -17,8 +17,8 @@ import torch
 
 from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
 from evolq_lite.descent import descend
-from evolq_lite.evaluate import Gain, LossChange, unpack_values
-from evolq_lite.experiments.cells import Claim, Tables, count_correct, measure_gain
+from evolq_lite.evaluate import Gain, unpack_values
+from evolq_lite.experiments.cells import Claim, Tables, count_correct, measure_gain, measure_loss
 from evolq_lite.experiments.plots import NAMES, plot_gains
 from evolq_lite.experiments.results import Cell, Result, by
 from evolq_lite.experiments.setup import Setting, measure_test, prepare, search_scales
@@ -114,12 +114,6 @@ def measure_gains(found: dict[tuple[str, str], pd.DataFrame]) -> dict[tuple[str,
         for (start, search), mine in found.items()
         if search != NONE
     }
-
-
-def measure_loss(before: pd.DataFrame, after: pd.DataFrame, loss: str) -> LossChange:
-    """The change of a loss, typeface by typeface, a pair for each seed."""
-    was, now = (torch.stack([unpack_values(t) for t in r[loss]]) for r in (before, after))
-    return LossChange.of(was, now)
 
 
 def figure(results: pd.DataFrame) -> Picture:

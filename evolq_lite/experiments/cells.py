@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from evolq_lite.data import test_faces
-from evolq_lite.evaluate import Accuracy, Gain, SeedComparison, unpacked
+from evolq_lite.evaluate import (
+    Accuracy,
+    Gain,
+    LossChange,
+    SeedComparison,
+    unpack_values,
+    unpacked,
+)
 from evolq_lite.experiments.results import VERSION, Cell, Result
 from evolq_lite.experiments.verdicts import Verdict
 from evolq_lite.figures import Picture
@@ -99,3 +106,9 @@ def measure_gain(before: pd.DataFrame, after: pd.DataFrame) -> Gain:
     """
     faces = test_faces()[:: int(before["every"].iloc[0])]
     return SeedComparison.of(unpack_correct(before), unpack_correct(after), faces)
+
+
+def measure_loss(before: pd.DataFrame, after: pd.DataFrame, loss: str) -> LossChange:
+    """The change of a loss, typeface by typeface, a pair for each seed."""
+    was, now = (torch.stack([unpack_values(t) for t in r[loss]]) for r in (before, after))
+    return LossChange.of(was, now)

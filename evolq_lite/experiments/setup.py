@@ -26,13 +26,19 @@ class Setting:
     chain: Chain
 
 
-def prepare(network: str, images: int, seed: int, config: QuantConfig) -> Setting:
-    """Quantize an embedded network, calibrated on `images` training images drawn by `seed`."""
+def prepare(
+    network: str, images: int, seed: int, config: QuantConfig, choose_integers: bool = True
+) -> Setting:
+    """Quantize an embedded network, calibrated on `images` training images drawn by `seed`.
+
+    `choose_integers` rounds it as the config says, too.
+    """
     demo = load_demo(network, images, seed)
     qmodel = quantize(demo.model, config)
     calibrate(qmodel, demo.calibration, config)
-    for _ in round_weights(qmodel, demo.calibration, config.rounding):
-        pass
+    if choose_integers:
+        for _ in round_weights(qmodel, demo.calibration, config.rounding):
+            pass
     chain = chain_of(qmodel)
     chain.fit_chunk(demo.calibration[:1])
     return Setting(demo, qmodel, chain)

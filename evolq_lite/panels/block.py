@@ -8,16 +8,16 @@ from functools import cache
 from math import log10
 from typing import Any
 
-import ipywidgets as W
 import torch
 from matplotlib import colormaps
 from torch import Tensor
 
-from evolq_lite.config import TENSOR_OBSERVERS, QuantConfig
+from evolq_lite.config import QuantConfig
 from evolq_lite.convert import calibrate, pass_floats, quantize, quantizers
 from evolq_lite.data import DEMO_MODELS, Demo, load_demo
 from evolq_lite.panels.base import IntSlider, Panel, control
 from evolq_lite.panels.drawing import Drawing, text
+from evolq_lite.panels.vit import make_quant_controls
 from evolq_lite.panels.worker import Tick
 
 IMAGES = 100  # to calibrate with; errors are of the first HEARD
@@ -119,29 +119,10 @@ class BlockPanel(Panel):
 
     def make_controls(self) -> dict[str, Any]:
         """A block, and four options of QuantConfig."""
-        usual = QuantConfig()
         last = DEMO_MODELS["vit"]["depth"] - 1
         return {
             "block": control(IntSlider, "Block", "Which block", value=2, min=0, max=last),
-            "weight_bits": control(
-                IntSlider, "Weight bits", "Bits of every weight", value=3, min=2, max=8
-            ),
-            "act_bits": control(
-                IntSlider, "Activation bits", "Bits of every activation", value=8, min=3, max=8
-            ),
-            "weight_observer": control(
-                W.Dropdown,
-                "Observer",
-                "How the first scales of the weights are chosen",
-                options=list(TENSOR_OBSERVERS),
-            ),
-            "sums": control(
-                W.Dropdown,
-                "Residual sums",
-                "One scale, one with a power-of-two factor per channel, or one per channel",
-                options=["tensor", "ptf", "channel"],
-                value=usual.sums,
-            ),
+            **make_quant_controls(),
         }
 
     def compute(self, tick: Tick, **values: Any) -> Any:

@@ -34,6 +34,31 @@ def network() -> tuple[Demo, list[Tensor], Tensor, Tensor, Tensor]:
     return demo, trace, images, labels, found
 
 
+def make_quant_controls() -> dict[str, Any]:
+    """Controls for four options of QuantConfig."""
+    return {
+        "weight_bits": control(
+            IntSlider, "Weight bits", "Bits of every weight", value=3, min=2, max=8
+        ),
+        "act_bits": control(
+            IntSlider, "Activation bits", "Bits of every activation", value=8, min=3, max=8
+        ),
+        "weight_observer": control(
+            W.Dropdown,
+            "Observer",
+            "How the first scales of the weights are chosen",
+            options=list(TENSOR_OBSERVERS),
+        ),
+        "sums": control(
+            W.Dropdown,
+            "Residual sums",
+            "One scale, one with a power-of-two factor per channel, or one per channel",
+            options=["tensor", "ptf", "channel"],
+            value=QuantConfig().sums,
+        ),
+    }
+
+
 class ViTPanel(Panel):
     """Weight bits, activation bits and observer; top-1, error by layer, labels that change."""
 
@@ -53,25 +78,7 @@ class ViTPanel(Panel):
         """Five options of QuantConfig."""
         usual = QuantConfig()
         return {
-            "weight_bits": control(
-                IntSlider, "Weight bits", "Bits of every weight", value=3, min=2, max=8
-            ),
-            "act_bits": control(
-                IntSlider, "Activation bits", "Bits of every activation", value=8, min=3, max=8
-            ),
-            "weight_observer": control(
-                W.Dropdown,
-                "Observer",
-                "How the first scales of the weights are chosen",
-                options=list(TENSOR_OBSERVERS),
-            ),
-            "sums": control(
-                W.Dropdown,
-                "Residual sums",
-                "One scale, one with a power-of-two factor per channel, or one per channel",
-                options=["tensor", "ptf", "channel"],
-                value=usual.sums,
-            ),
+            **make_quant_controls(),
             "log2_attention": control(
                 W.Checkbox,
                 "Log2 attention",
