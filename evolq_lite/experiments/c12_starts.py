@@ -52,7 +52,7 @@ def cells(quick: bool) -> list[Cell]:
             "start": start,
             "search": search,
             "seed": seed,
-            "images": 60 if quick else 500,
+            "images": 60 if quick else 300,
             "passes": 1 if quick else 10,
             "every": 21 if quick else 1,
         }
