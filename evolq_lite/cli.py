@@ -259,6 +259,8 @@ def report(source: Source, outcome: Outcome) -> None:
             f"{LOSSES[name]}, nats an image: "
             f"{change.was:.4f} before, {change.now:.4f} evolved; {change}: {change.verdict}."
         )
+    if outcome.batches_share < 1:
+        say(f"Racing computed {100 * outcome.batches_share:.0f} % of all batches.")
     if "GPTQ" in outcome.scores:
         race = outcome.compare("evolved", "GPTQ")
         say(f"GPTQ without a search, against evolved: {race}: {race.verdict}. See lesson 8.")

@@ -368,6 +368,11 @@ def check_search(search: SearchConfig) -> None:
             "workers do not search bits, whose tables of integers they do not hold; omit --workers "
             "and --scheduler, or --search bits"
         )
+    if search.racing:
+        raise ValueError(
+            "racing compares one batch after another, and workers compute all of them at the same "
+            "time; omit --workers and --scheduler, or --racing"
+        )
 
 
 def connect(address: str) -> Any:
