@@ -89,7 +89,7 @@ class Race:
         return [1.0] * (count - len(shares)) + shares
 
 
-def run_race(losses: Iterable[Tensor], best: Losses) -> Losses:
+def run_race(losses: Iterable[Tensor], best: Losses, level: float = LEVEL) -> Losses:
     """The losses of a candidate, batch by batch, to the one after which it is dropped.
 
     Against a best that is not finite nobody is dropped.
@@ -97,7 +97,7 @@ def run_race(losses: Iterable[Tensor], best: Losses) -> Losses:
     found = best[:0]
     for loss in losses:
         found = torch.cat([found, loss[None]])
-        if best.isfinite().all() and is_hopeless(found - best[: len(found)], len(best)):
+        if best.isfinite().all() and is_hopeless(found - best[: len(found)], len(best), level):
             break
     return found
 

@@ -10,6 +10,7 @@ from evolq_lite.experiments import (
     c7_budget,
     c8_beyond,
     c9_origin,
+    c10_racing,
     c11_bits,
     c12_starts,
     real,
@@ -26,6 +27,7 @@ MODULES = (
     c7_budget,
     c8_beyond,
     c9_origin,
+    c10_racing,
     c11_bits,
     c12_starts,
 )
