@@ -27,7 +27,7 @@ IMAGES, HELD_OUT = 200, 400  # to calibrate and round with, and to look at
 MINMAX, MSE = "nearest, MinMax scales", "nearest, MSE scales"
 BARE, GPTQ = "GPTQ alone", "GPTQ, scales and means"
 OPTIONS: dict[str, dict[str, Any]] = {  # of `round_weights`
-    BARE: {"refit_scales": False, "restore_means": False},
+    BARE: {"refit_scales": False, "restore_means": False, "weigh": False},
     GPTQ: {},
 }
 PARTS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")

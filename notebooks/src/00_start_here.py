@@ -10,7 +10,7 @@
 #
 # **Time:** 20 minutes to read, 1 minute to run.
 #
-# **Works offline:** yes. Once installed, nothing in this course uses the network.
+# **Works offline:** yes. Once installed, nothing in this course needs the internet.
 #
 # **Read alongside:** `evolq_lite/__init__.py`, which lists the other modules in reading order.
 
