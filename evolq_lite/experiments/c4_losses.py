@@ -93,7 +93,7 @@ def run(cell: Cell) -> Result:
 
 @torch.no_grad()
 def correlate(setting: Setting) -> Result:
-    """Pearson's correlation of infoNCE at T = 3, and 0.07, with cosine over 60 neighbours."""
+    """Pearson's correlation of infoNCE at T = 3, and 0.07, with cosine over 60 neighbors."""
     images, values = setting.demo.calibration, []
     for fitness in (info_nce, cosine, lambda q, k: info_nce(q, k, 0.07)):
         objective = BlockObjective(
@@ -194,7 +194,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
     pair = where(results, loss="correlation").iloc[0]
     rows += [
         Row(
-            f"Correlation of cosine with infoNCE at T = {name}, 60 neighbours",
+            f"Correlation of cosine with infoNCE at T = {name}, 60 neighbors",
             pair[key],
             unit="",
             form=".4f",

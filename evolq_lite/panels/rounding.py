@@ -216,6 +216,7 @@ def draw_integers(weight: np.ndarray, chosen: np.ndarray, moved: np.ndarray, hal
         width=420,
         rows=2,
         height=320,
+        yticks=[(q, f"{q}") for q in range(-half, half, max(1, half // 4))],
     )
     levels = np.arange(-half, half)
     corners = np.concatenate([[-edge], np.repeat(levels[:-1] + 0.5, 2), [edge]])
@@ -247,7 +248,7 @@ def draw_layers(errors: Mapping[str, float], usual: Mapping[str, float], layer: 
         xticks=ticks,
     )
     titles = [f"{name}: {value:.1%}" for name, value in zip(names, values)]
-    plot.bars(np.arange(n + 1) - 0.5, 100 * values, BLUE, titles)
+    plot.bars(np.arange(n + 1) - 0.5, 100 * values, BLUE, titles, label="this rounding")
     plot.points(range(n), 100 * others, COLORS[1], "cross", 4, label=MINMAX)
     at = names.index(layer)
     plot.points([at], [100 * values[at]], PINK, "down", 6, titles=[titles[at]], label=layer)

@@ -230,10 +230,10 @@ axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.12), fontsize="small")
 figure
 
 # %% [markdown]
-# Neither follows the slope. But at small radii the two diverge: at 0.001 % the ViT's loss still moves
-# about ten times as much as the CNN's, where hardly an integer of the layer flips. The flips are in
-# the activations. At a radius of 10 %, the CNN changed more. So how rough a landscape is depends on
-# the radius at which you look, and any comparison must state it.
+# Neither follows the slope. But at small radii the two diverge: at 0.001 % the ViT's loss still
+# moves about ten times as much as the CNN's, where hardly an integer of the layer flips. The flips
+# are in the activations. At a radius of 10 %, the CNN changed more. So how rough a landscape is
+# depends on the radius at which you look, and any comparison must state it.
 #
 # ## Why not follow the gradient?
 #

@@ -74,9 +74,9 @@ for name, rho in (("uncorrelated inputs", 0.0), ("inputs with correlation 0.9", 
 #
 # ## A real layer
 #
-# Are a layer's input channels correlated? We take `mlp.fc1` of block 2, with 48 input and 192 output
-# channels, in a network with 3-bit weights, and watch what enters it. The mean of each channel is
-# subtracted: an error that is the same for all input vectors can be put into the bias.
+# Are a layer's input channels correlated? We take `mlp.fc1` of block 2, with 48 input and 192
+# output channels, in a network with 3-bit weights, and watch what enters it. The mean of each
+# channel is subtracted: an error that is the same for all input vectors can be put into the bias.
 
 # %%
 config = eq.QuantConfig(weight_bits=3, act_bits=8, weight_observer="mse")
@@ -101,8 +101,8 @@ print(f"median {others.median():.2f}, largest {others.max():.2f}")
 figure = new_figure(
     4.4,
     3.6,
-    f"Correlations of the 48 input channels of blocks.2.mlp.fc1: median size {others.median():.2f}, "
-    f"largest {others.max():.2f}.",
+    f"Correlations of the 48 input channels of blocks.2.mlp.fc1: median size "
+    f"{others.median():.2f}, largest {others.max():.2f}.",
 )
 axes = figure.add_subplot()
 drawn = axes.imshow(correlation, cmap="cividis", vmin=-1, vmax=1)
@@ -111,16 +111,16 @@ figure.colorbar(drawn)
 figure
 
 # %% [markdown]
-# Most of these correlations are small, but each weight has 47 others that can make up for it, each a
-# little. With 3 bits and 48 input channels there are $8^{48}$ rows of integers to choose from, for
-# each output channel. GPTQ finds a good one in a single sweep.
+# Most of these correlations are small, but each weight has 47 others that can make up for it, each
+# a little. With 3 bits and 48 input channels there are $8^{48}$ rows of integers to choose from,
+# for each output channel. GPTQ finds a good one in a single sweep.
 #
 # ## GPTQ, step by step
 #
-# Take the input channels one after another. Round the first weight to the nearest integer. That leaves an
-# error. Now change all weights that are *still float* so that they make up for as much of it as
-# they can, and go on with the next channel. How much each of them must change follows from $H$: with
-# $H^{-1} = U^\top U$, $U$ upper triangular,
+# Take the input channels one after another. Round the first weight to the nearest integer. That
+# leaves an error. Now change all weights that are *still float* so that they make up for as much of
+# it as they can, and go on with the next channel. How much each of them must change follows from
+# $H$: with $H^{-1} = U^\top U$, $U$ upper triangular,
 #
 # $$e = \frac{w_i - q_i}{U_{ii}}, \qquad w_j \leftarrow w_j - e\, U_{ij} \quad (j > i)$$
 #
@@ -218,13 +218,13 @@ print("the same integers:", f"{(integers == found['GPTQ'][0]).double().mean():.2
 Code(inspect.getsource(sweep), language="python")
 
 # %% [markdown]
-# `round_weights` adds three things to the sweep, and each can be turned off. **Refitted scales:** each
-# row is rounded with 24 scales, from 1.2 down to 0.28 times the first, and keeps the one with the
-# smallest error. The best scale for rounding to nearest is not the best for GPTQ: where others make
-# up for what is clipped, a finer scale pays. **Corrected means:** rounding shifts the mean of each
-# output, the same for all input vectors, and the bias takes it back. **Weighed tokens:** an input
-# vector counts as much as the network's prediction depends on it. (And where a row by GPTQ has a
-# larger error than the nearest integers, the nearest ones stay.)
+# `round_weights` adds three things to the sweep, and each can be turned off. **Refitted scales:**
+# each row is rounded with 24 scales, from 1.2 down to 0.28 times the first, and keeps the one with
+# the smallest error. The best scale for rounding to nearest is not the best for GPTQ: where others
+# make up for what is clipped, a finer scale pays. **Corrected means:** rounding shifts the mean of
+# each output, the same for all input vectors, and the bias takes it back. **Weighed tokens:** an
+# input vector counts as much as the network's prediction depends on it. (And where a row by GPTQ
+# has a larger error than the nearest integers, the nearest ones stay.)
 #
 # What is each step worth, for the whole network? KL to the float network, on images that were not
 # used for rounding; ± is half a 95 % interval.
@@ -269,8 +269,8 @@ for name, (observer, options) in steps.items():
 #
 # GPTQ looks at one layer at a time. **Learned rounding** (AdaRound, BRECQ; `learned.py`,
 # `--rounding learned`) starts from GPTQ's integers and learns, for all weights of a block together,
-# which should go one up or down, so that the *block's* output stays. It costs some ten times as much,
-# and pays at 2 and 3 bits.
+# which should go one up or down, so that the *block's* output stays. It costs some ten times as
+# much, and pays at 2 and 3 bits.
 #
 # Now look at all layers of the network. Left: the weights of one channel and what they become.
 # Right: how far each layer's output is from the float network's, including the errors of all layers
@@ -290,19 +290,19 @@ RoundingPanel()
 #
 # <details><summary>What you should have seen</summary>
 #
-# 1. By KL, both take away more than half of what is left: the table above has the numbers. Agreement
-#    with the float network tells the same, less sharply.
-# 2. Rounding to nearest does not, with either scale: fewer than one prediction in four stays. By GPTQ
-#    more than four in five stay, with the same two bits.
+# 1. By KL, both take away more than half of what is left: the table above has the numbers.
+#    Agreement with the float network tells the same, less sharply.
+# 2. Rounding to nearest does not, with either scale: about one prediction in four stays at most. By
+#    GPTQ more than four in five stay, with the same two bits.
 #
 # </details>
 #
 # ## What it gains
 #
 # The demo of this course, on all 9,920 test images: the network with 3-bit weights before the
-# search of lesson 6, after it, and with integers by GPTQ, refitted scales and corrected means, and no
-# search. (Shipped results: `make demo` computes them. *The line for MSE is from claim C1 of lesson 7,
-# where activations have MSE scales, too.)
+# search of lesson 6, after it, and with integers by GPTQ, refitted scales and corrected means, and
+# no search. (Shipped results: `make demo` computes them. *The line for MSE is from claim C1 of
+# lesson 7, where activations have MSE scales, too.)
 
 # %%
 shipped = json.loads((DATA / "results" / "demo-summary.json").read_text())
@@ -323,17 +323,19 @@ said = ", ".join(f"{name} {value:.1f} %" for name, value in rows.items())
 figure = new_figure(6.8, 2.9, f"Top-1 on 9,920 test images, 3-bit weights: {said}.")
 axes = figure.add_subplot()
 for i, value in enumerate(rows.values()):
+    ends = eq.Accuracy(round(value / 100 * shipped["images"]), shipped["images"]).interval
+    axes.plot([100 * end for end in ends], [i, i], "-", color=PETROFF[i])
     axes.plot(value, i, MARKERS[i], color=PETROFF[i], ms=9)
 axes.set_yticks(range(len(rows)), list(rows))
 axes.invert_yaxis()
-axes.set(xlabel="top-1 on 9,920 test images, %", title="3-bit weights, 8-bit activations")
+axes.set(xlabel="top-1, %; lines: 95 % intervals", title="3-bit weights, 8-bit activations")
 axes.grid(axis="x", alpha=0.3)
 figure
 
 # %% [markdown]
-# The same weights, the same bits, the same images: GPTQ with refitted scales and corrected means wins
-# back nearly nine tenths of what 3 bits cost, without a search and in less time than one. The search
-# of scales gained half a point.
+# The same weights, the same bits, the same images: GPTQ with refitted scales and corrected means
+# wins back nearly nine tenths of what 3 bits cost, without a search. The search of scales gained
+# half a point.
 #
 # ## When does Evol-Q still help?
 #

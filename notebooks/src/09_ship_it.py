@@ -79,9 +79,10 @@ print(f"{'test':14} which of {facts['test']['images']:,} test images the run has
 # | QuantizeLinear (Q) | `clamp(round(x / scale) + zero_point, 0, 255)`, float to uint8 |
 # | DequantizeLinear (DQ) | `(q - zero_point) * scale`, back to float |
 #
-# A quantization point becomes a Q and a DQ. A weight is stored as integers (int8, one byte each, even
-# if it has 3 bits), followed by a DQ. Here is the attention half of a block, one operator after
-# another as the file lists them. The last four, *Mul Q DQ Mul*, are the first form of the table below.
+# A quantization point becomes a Q and a DQ. A weight is stored as integers (int8, one byte each,
+# even if it has 3 bits), followed by a DQ. Here is the attention half of a block, one operator
+# after another as the file lists them. The last four, *Mul Q DQ Mul*, are the first form of the
+# list below.
 
 # %%
 graph = onnx.load(file).graph
@@ -119,13 +120,18 @@ for name in ("MatMul", "MatMulIntegerToFloat", "QLinearMatMul", "Gemm", "Softmax
 # two new operators multiply integers. That they do, and that they compute the same, depends on how
 # the file is written:
 #
-# | what one would write | what goes wrong | what we write |
-# |---|---|---|
-# | a scale per channel at an activation's Q and DQ | slower than float in ONNX Runtime, wrong in OpenVINO | `x * (1/f)`, Q and DQ with one scale, `x * f`; for powers of two no digit changes |
-# | a weight as torch keeps it, then a transposition | the product is not recognized | the weight is stored transposed (a transposed *activation*, as in q kᵀ, is recognized) |
-# | Q and DQ right before softmax | ONNX Runtime makes a table of the three, and many of the next codes change | the scores are quantized first, and multiplied by 1/sqrt(d) after their DQ |
-# | Q and DQ for the pixels | pixels had 8 bits before, so they lie on ties; `x / s` and `x * (1/s)` differ in the last digit, which decides a tie | multiply by 1/s, Round, Clip, multiply by s |
-# | packed 4-bit weights, then a DQ | becomes a kernel that quantizes activations once more | a Cast to int8 in between, done once when the file is loaded |
+# - *A scale per channel at an activation's Q and DQ* is slower than float in ONNX Runtime and wrong
+#   in OpenVINO. We write `x * (1/f)`, Q and DQ with one scale, `x * f`; if the factors f are powers
+#   of two, no digit changes.
+# - *A weight as torch keeps it* is transposed before the product, which is then not recognized. We
+#   store it transposed. (A transposed *activation*, as in q times k, is recognized.)
+# - *Q and DQ right before softmax*: ONNX Runtime makes a table of the three, and many of the next
+#   codes change. We quantize the scores first, and multiply by 1/sqrt(d) after their DQ.
+# - *Q and DQ for the pixels*: pixels had 8 bits before, so they lie on ties, and `x / s` and `x *
+#   (1/s)` differ in the last digit, which decides a tie. We write multiply by 1/s, Round, Clip,
+#   multiply by s.
+# - *Packed 4-bit weights and a DQ* become a kernel that quantizes activations once more. We put a
+#   Cast to int8 in between, done once when the file is loaded.
 #
 # ## Is it the same network?
 #
@@ -136,9 +142,9 @@ for name in ("MatMul", "MatMulIntegerToFloat", "QLinearMatMul", "Gemm", "Softmax
 status = main(["verify", str(file)])
 
 # %% [markdown]
-# Not every image agrees, and neither is wrong. They add the same numbers in different orders, so the
-# last digits differ; a value that lies near a tie then becomes the next integer, and later layers
-# amplify that. (To find a mistake in an export, compare block by block: `docs/export.md`.)
+# Not every image agrees, and neither is wrong. They add the same numbers in different orders, so
+# the last digits differ; a value that lies near a tie then becomes the next integer, and later
+# layers amplify that. (To find a mistake in an export, compare block by block: `docs/export.md`.)
 #
 # ## Size and speed
 #
@@ -167,12 +173,12 @@ for name, how in forms.items():
     )
 
 # %% [markdown]
-# A quarter of the bits does not make a quarter of the file here, nor an eighth an eighth: in a network
-# this small, biases, scales, LayerNorms, position embeddings and the list of operators weigh as much
-# as its weights. The time has the same reason. With 48 channels, products are a small part of the
-# work, and Q and DQ are extra, so all three take about the same time (differences of a tenth are
-# noise). [Benchmarks](../benchmarks/README.md#exported-files) has DeiT-Tiny, where products are most
-# of the work, and the exported file is clearly faster than float.
+# A quarter of the bits does not make a quarter of the file here, nor an eighth an eighth: in a
+# network this small, biases, scales, LayerNorms, position embeddings and the list of operators
+# weigh as much as its weights. The time has the same reason. With 48 channels, products are a small
+# part of the work, and Q and DQ are extra, so all three take about the same time (differences of a
+# tenth are noise). [Benchmarks](../benchmarks/README.md#exported-files) has DeiT-Tiny, where
+# products are most of the work, and the exported file is clearly faster than float.
 #
 # ## The commonest mistake
 #
@@ -208,9 +214,9 @@ tiles(
 
 # %% [markdown]
 # The third row is the dangerous one: with ImageNet's numbers the network still reads, a few points
-# worse, and one blames the quantization. Nothing warns you: the file takes any numbers. So the mean,
-# the deviation and the size are in the file (`facts` above), and `Deployed.prepare` is made from them. If you write the receiving
-# program, read them from there instead of typing them.
+# worse, and one blames the quantization. Nothing warns you: the file takes any numbers. So the
+# mean, the deviation and the size are in the file (`facts` above), and `Deployed.prepare` is made
+# from them. If you write the receiving program, read them from there instead of typing them.
 #
 # ## Try it
 #
