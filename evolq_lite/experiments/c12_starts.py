@@ -203,4 +203,5 @@ CLAIM = Claim(
     figure,
     verdict,
     tables,
+    real="R12",
 )

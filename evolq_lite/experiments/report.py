@@ -199,14 +199,19 @@ def write_summary(told: Sequence[dict[str, Any]]) -> str:
 
 
 def claims_table(folder: Path = RESULTS) -> str:
-    """The claims about the embedded networks as a Markdown table, from `claims.json`."""
-    told = json.loads((folder / "claims.json").read_text())
+    """The claims as a Markdown table, a verdict for each kind of network, from `claims.json`."""
+    told = {row["claim"]: row for row in json.loads((folder / "claims.json").read_text())}
     rows = [
         {
-            "claim": f"{row['claim']} {row['question']}",
-            "on the embedded networks": f"**{row['verdict']}**",
+            "claim": f"{name} {told[name]['question']}",
+            "on the embedded networks": f"**{told[name]['verdict']}**",
+            "on real networks": (
+                f"**{told[claim.real]['verdict']}** ({claim.real})"
+                if claim.real in told
+                else "not measured"
+            ),
         }
-        for row in told
-        if row["claim"] in CLAIMS
+        for name, claim in CLAIMS.items()
+        if name in told
     ]
     return to_markdown(pd.DataFrame(rows))
