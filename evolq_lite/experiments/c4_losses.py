@@ -223,7 +223,9 @@ def compare_words(race: Gain) -> str:
     if race.significant:
         return f"significantly {'ahead of' if race.gain > 0 else 'behind'}"
     reach = max(abs(end) for end in race.interval)
-    return f"equivalent (within {100 * reach:.2f} points) to" if reach < EQUAL else "within chance of"
+    if reach >= EQUAL:
+        return "within chance of"
+    return f"equivalent (within {100 * reach:.2f} points) to"
 
 
 def least_p(rows: Sequence[Row]) -> float:
