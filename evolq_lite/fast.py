@@ -133,7 +133,9 @@ class FastQuantizer(Quantizer):
 
     def codes(self, x: Tensor) -> Tensor:
         """The integers as uint8, counted from the smallest: 0 ... 2^bits - 1."""
-        return self.to_integers(x).add_(self.code_of_zero).to(torch.uint8)
+        # By way of int8, 128 less: to uint8 floats are cast one by one, three times as slowly.
+        signed = self.to_integers(x).add_(self.code_of_zero - 128).to(torch.int8)
+        return signed.view(torch.uint8).bitwise_xor_(128)
 
     @property
     def code_of_zero(self) -> int:
