@@ -75,9 +75,11 @@ def products_of(model: nn.Module, forward: Callable[[], Any]) -> Callable[[], An
                 return multiply_batch(left, 0, right, 0)
             return left @ right
 
-        jobs.append(
-            lambda: product(product(operand(shape), operand(shape).transpose(-2, -1)), operand(shape))
-        )
+        def both() -> Tensor:
+            q, k, v = operand(shape), operand(shape), operand(shape)
+            return product(product(q, k.transpose(-2, -1)), v)
+
+        jobs.append(both)
 
     hooks = [m.register_forward_hook(linear) for m in model.modules() if isinstance(m, nn.Linear)]
     attentions = [m for m in model.modules() if isinstance(m, timm.layers.Attention)]
