@@ -49,8 +49,11 @@ KEPT_BATCHES = 64  # whose block inputs a worker keeps
 TRIES = 4  # of a task, before its failures are the run's
 PATIENCE = 600.0  # seconds for an answer, before a worker counts as hanging
 # glibc gives large buffers back and pages them in again at each batch, and Dask's own setting is to
-# do so as early as possible; with these a worker keeps its memory.
+# do so as early as possible; with these a worker keeps its memory. Dask runs tasks in a thread,
+# whose own arena would give back what is larger than it: one arena for all. They count only where
+# a process has them from its first moment.
 KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**28),
@@ -238,9 +241,11 @@ class Workers:
         """Processes on this machine, one thread each; ValueError for fewer than one."""
         if count < 1:
             raise ValueError(f"--workers must be at least 1, not {count}")
+        import dask
         from distributed import Client, LocalCluster
 
         with (
+            dask.config.set({"distributed.nanny.pre-spawn-environ": KEEP_MEMORY}),
             LocalCluster(
                 n_workers=count,
                 threads_per_worker=1,
@@ -249,7 +254,6 @@ class Workers:
                 dashboard_address="127.0.0.1:0",
                 memory_limit=None,
                 silence_logs="ERROR",
-                env=KEEP_MEMORY,
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
@@ -367,6 +371,11 @@ def check_search(search: SearchConfig) -> None:
         raise ValueError(
             "workers do not search bits, whose tables of integers they do not hold; omit --workers "
             "and --scheduler, or --search bits"
+        )
+    if search.racing:
+        raise ValueError(
+            "racing compares one batch after another, and workers compute all of them at the same "
+            "time; omit --workers and --scheduler, or --racing"
         )
 
 
