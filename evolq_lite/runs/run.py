@@ -21,6 +21,7 @@ from evolq_lite.bits import (
     bits_genome,
     bits_table,
     evolve_bits,
+    evolve_both,
     layer_bits,
     mean_bits,
     start_bits,
@@ -33,13 +34,14 @@ from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, LossChange, Scores
 from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluations_of, evolve
 from evolq_lite.fast import set_execution
 from evolq_lite.figures import bits_figure, history_figure, save_figure, top1_figure
+from evolq_lite.genome import Genome
 from evolq_lite.objective import batches
 from evolq_lite.rounding import Rounded, quant_layers, round_weights
 from evolq_lite.runs.environment import environment, peak_memory
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.scales import digest_of, extras_of, restore_integers, save_scales, scales_of
 from evolq_lite.runs.source import BATCH, Parts, Progress, Source, quiet
-from evolq_lite.runs.workers import Workers, WorkersObjective, check_search, rounding_of, state_of
+from evolq_lite.runs.workers import Workers, WorkersObjective, rounding_of, state_of
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Run:
             self.genome: BitsGenome | None = None
             self.table: BitsTable = {}
             execution = quant.execution
-            if search.search == "bits":
+            if search.searches_bits:
                 execution = self.prepare_bits(on_rounded)
             else:
                 self.choose_integers(folder, on_rounded)
@@ -199,8 +201,9 @@ class Run:
             if folder is not None:
                 folder.close()
             raise
-        bits = search.search == "bits"
-        self.total = search.evaluations + 1 if bits else evaluations_of(self.chain, search)
+        self.total = search.evaluations + 1 if search.searches_bits else 1
+        if search.search != "bits":
+            self.total += evaluations_of(self.chain, search) - 1  # the start counts once
 
     def prepare_bits(self, on_rounded: Callable[[Rounded], None]) -> str:
         """The table that a search of bits draws from, and its start; returns the execution."""
@@ -246,8 +249,6 @@ class Run:
         What the folder holds already is replayed and not yielded. With workers, they evaluate the
         candidates.
         """
-        if workers is not None:
-            check_search(self.search)
         if workers is None:
             self.folder.enter({**self.state, "workers": None})
         replayed, asked = len(self.past), workers is None
@@ -267,14 +268,29 @@ class Run:
 
     def search_on(self, workers: Workers | None) -> Iterator[Event]:
         """The search itself, from the start; what the folder holds is replayed."""
-        (_, images, targets), past = self.parts, list(self.past)
-        if self.genome is not None:
-            return evolve_bits(
-                self.chain, images, targets, self.search, self.genome, self.table, past
-            )
+        (_, images, targets), past, search = self.parts, list(self.past), self.search
         elsewhere = None if workers is None else partial(self.objective_of, workers)
-        step = self.search.width(self.quant.weight_bits)
-        return evolve(self.chain, images, targets, self.search, step, past, elsewhere)
+        if self.genome is None:
+            step = search.width(self.quant.weight_bits)
+            return evolve(self.chain, images, targets, search, step, past, elsewhere)
+        bits_elsewhere = None
+        if workers is not None:
+            bits_elsewhere = self.objective_on(workers, (), self.genome, self.table)
+        if search.search == "bits":
+            return evolve_bits(
+                self.chain, images, targets, search, self.genome, self.table, past, bits_elsewhere
+            )
+        return evolve_both(
+            self.chain,
+            images,
+            targets,
+            search,
+            self.genome,
+            self.table,
+            past,
+            bits_elsewhere,
+            elsewhere,
+        )
 
     def export(self, event: Committed) -> None:
         """Write the scales after a visit."""
@@ -282,16 +298,26 @@ class Run:
 
     def objective_of(self, workers: Workers, visit: Visit) -> WorkersObjective:
         """What evaluates the candidates of a visit on workers."""
-        count = len(batches(self.parts.targets, self.search.batch))
+        return self.objective_on(workers, visit.blocks, visit.genome)
+
+    def objective_on(
+        self,
+        workers: Workers,
+        blocks: tuple[str, ...],
+        genome: Genome | BitsGenome,
+        table: BitsTable | None = None,
+    ) -> WorkersObjective:
+        """What evaluates vectors of a genome on workers, in the network as it is now."""
         return WorkersObjective(
             workers,
             self.source,
             self.quant,
             self.search,
             state_of(self.qmodel),
-            visit,
-            count,
-            rounding_of(self.qmodel),
+            blocks,
+            genome,
+            len(batches(self.parts.targets, self.search.batch)),
+            rounding_of(self.qmodel, self.genome is not None, table),
         )
 
     def round_start(self) -> nn.Module:
