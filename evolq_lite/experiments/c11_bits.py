@@ -174,7 +174,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
 
 def tell_budgets(gains: dict[str, dict[str, Gain]]) -> str:
     """The share of each network's budgets in which the evolution is clearly ahead, by rival."""
-    told = []
+    told: list[str] = []
     for network in NAMES.values():
         mine = [found for setting, found in gains.items() if setting.startswith(network)]
         if not mine:

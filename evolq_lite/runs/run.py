@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from math import isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Self
 
 import torch
@@ -36,12 +37,13 @@ from evolq_lite.fast import set_execution
 from evolq_lite.figures import bits_figure, history_figure, save_figure, top1_figure
 from evolq_lite.genome import Genome
 from evolq_lite.objective import batches
+from evolq_lite.racing import check_batches
 from evolq_lite.rounding import Rounded, quant_layers, round_weights
 from evolq_lite.runs.environment import environment, peak_memory
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.scales import digest_of, extras_of, restore_integers, save_scales, scales_of
 from evolq_lite.runs.source import BATCH, Parts, Progress, Source, quiet
-from evolq_lite.runs.workers import Workers, WorkersObjective, rounding_of, state_of
+from evolq_lite.runs.workers import Workers, WorkersObjective, check_search, rounding_of, state_of
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Outcome:
         """Time of the search."""
         return sum(event.seconds for event in self.history)
 
+    @property
+    def batches_share(self) -> float:
+        """The part of all batches of all evaluations that was computed: 1 without racing."""
+        return fmean(event.share for event in self.history)
+
     def summary(self) -> dict[str, Any]:
         """What summary.json holds."""
         return {
@@ -107,6 +114,7 @@ class Outcome:
             "fitness_before": self.history[0].fitness,
             "fitness_after": min(event.fitness for event in self.history),
             "evaluations": len(self.history),
+            "batches_share": self.batches_share,
             "search_seconds": self.seconds,
             "peak_memory_mib": peak_memory(),
             "images": self.gain.images,
@@ -165,6 +173,8 @@ class Run:
         folder = RunFolder.resume(out, config, lock) if resume else None
         try:
             model, images, targets = parts or source.load()
+            if search.racing:
+                check_batches(len(images), search.batch)
             self.parts = Parts(model.to(device), images.to(device), targets.to(device))
             self.qmodel = quantize(self.parts.model, quant)
             calibrate(self.qmodel, self.parts.images, quant, search.batch)
@@ -249,6 +259,8 @@ class Run:
         What the folder holds already is replayed and not yielded. With workers, they evaluate the
         candidates.
         """
+        if workers is not None:
+            check_search(self.search)
         if workers is None:
             self.folder.enter({**self.state, "workers": None})
         replayed, asked = len(self.past), workers is None

@@ -59,8 +59,11 @@ TRIES = 4  # of a task, before its failures are the run's
 TABLE = "table."  # what names of a table's tensors begin with
 PATIENCE = 600.0  # seconds for an answer, before a worker counts as hanging
 # glibc gives large buffers back and pages them in again at each batch, and Dask's own setting is to
-# do so as early as possible; with these a worker keeps its memory.
+# do so as early as possible; with these a worker keeps its memory. Dask runs tasks in a thread,
+# whose own arena would give back what is larger than it: one arena for all. They count only where
+# a process has them from its first moment.
 KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**28),
@@ -291,9 +294,11 @@ class Workers:
         """Processes on this machine, one thread each; ValueError for fewer than one."""
         if count < 1:
             raise ValueError(f"--workers must be at least 1, not {count}")
+        import dask
         from distributed import Client, LocalCluster
 
         with (
+            dask.config.set({"distributed.nanny.pre-spawn-environ": KEEP_MEMORY}),
             LocalCluster(
                 n_workers=count,
                 threads_per_worker=1,
@@ -302,7 +307,6 @@ class Workers:
                 dashboard_address="127.0.0.1:0",
                 memory_limit=None,
                 silence_logs="ERROR",
-                env=KEEP_MEMORY,
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
@@ -412,6 +416,15 @@ class Workers:
                 f"{answer.worker} computes other numbers than {first} ({answer.stamp} against "
                 f"{stamp}); use workers of one kind of processor and the same versions"
             )
+
+
+def check_search(search: SearchConfig) -> None:
+    """ValueError for a search that workers do not know."""
+    if search.racing:
+        raise ValueError(
+            "racing compares one batch after another, and workers compute all of them at the same "
+            "time; omit --workers and --scheduler, or --racing"
+        )
 
 
 def connect(address: str) -> Any:
