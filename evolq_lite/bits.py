@@ -371,6 +371,21 @@ def start_bits(qmodel: nn.Module, genome: BitsGenome, table: BitsTable) -> str:
     return execution
 
 
+def prepare_bits(
+    qmodel: nn.Module,
+    images: Tensor,
+    config: SearchConfig,
+    on_rounded: Callable[[Rounded], None] = lambda event: None,
+) -> tuple[BitsGenome, BitsTable, str]:
+    """Genome and table of a config's search, and the execution of the network, which has the start.
+
+    The network must be calibrated on these images.
+    """
+    genome = bits_genome(qmodel, config.bit_widths, config.mean_bits, config.budget_bytes)
+    table = bits_table(qmodel, images, genome, config.batch, on_rounded)
+    return genome, table, start_bits(qmodel, genome, table)
+
+
 # The search
 
 

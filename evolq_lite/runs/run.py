@@ -19,14 +19,11 @@ from torch import Tensor, nn
 from evolq_lite.bits import (
     BitsGenome,
     BitsTable,
-    bits_genome,
-    bits_table,
     evolve_bits,
     evolve_both,
     layer_bits,
     mean_bits,
-    start_bits,
-    tensors_of,
+    prepare_bits,
 )
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig, SearchConfig, preset_of
@@ -41,7 +38,7 @@ from evolq_lite.racing import check_batches
 from evolq_lite.rounding import Rounded, quant_layers, round_weights
 from evolq_lite.runs.environment import environment, peak_memory
 from evolq_lite.runs.folder import RunFolder
-from evolq_lite.runs.scales import digest_of, extras_of, restore_integers, save_scales, scales_of
+from evolq_lite.runs.scales import digest_start, restore_integers, save_scales
 from evolq_lite.runs.source import BATCH, Parts, Progress, Source, quiet
 from evolq_lite.runs.workers import Workers, WorkersObjective, check_search, rounding_of, state_of
 
@@ -182,7 +179,9 @@ class Run:
             self.table: BitsTable = {}
             execution = quant.execution
             if search.searches_bits:
-                execution = self.prepare_bits(on_rounded)
+                self.genome, self.table, execution = prepare_bits(
+                    self.qmodel, self.parts.images, search, on_rounded
+                )
             else:
                 self.choose_integers(folder, on_rounded)
             self.folder = folder = folder or RunFolder.create(out, config, replace, lock)
@@ -194,14 +193,7 @@ class Run:
                 chunk=self.chain.chunk,
                 seed=search.seed,
                 sha256=hashes or source.check(),
-                calibrated=digest_of(
-                    {
-                        **scales_of(self.qmodel),
-                        **extras_of(self.qmodel),
-                        **tensors_of(self.table),
-                    },
-                    {},
-                ),
+                calibrated=digest_start(self.qmodel, self.table),
             )
             self.folder.enter(self.state)
             if quant.rounding != "nearest" and not self.folder.scales.exists():
@@ -214,16 +206,6 @@ class Run:
         self.total = search.evaluations + 1 if search.searches_bits else 1
         if search.search != "bits":
             self.total += evaluations_of(self.chain, search) - 1  # the start counts once
-
-    def prepare_bits(self, on_rounded: Callable[[Rounded], None]) -> str:
-        """The table that a search of bits draws from, and its start; returns the execution."""
-        search = self.search
-        widths, mean, size = search.bit_widths, search.mean_bits, search.budget_bytes
-        self.genome = bits_genome(self.qmodel, widths, mean, size)
-        self.table = bits_table(
-            self.qmodel, self.parts.images, self.genome, search.batch, on_rounded
-        )
-        return start_bits(self.qmodel, self.genome, self.table)
 
     @property
     def setting(self) -> str:
