@@ -462,7 +462,8 @@ def draw_history(history: list[Evaluated]) -> Plot:
     )
     plot.steps(np.arange(len(best)), best, color="currentColor", width=1.4, label="best so far")
     for block in sorted({event.block for event in history}):
-        number = int("".join(filter(str.isdigit, block)) or 0)  # keeps its look all the time
+        # A block keeps its look all the time; -1 is a look of its own, for bits.
+        number = int("".join(filter(str.isdigit, block)) or -1)
         color, shape = COLORS[number % len(COLORS)], OUTLINES[number % len(OUTLINES)]
         mine = np.array([event.block == block for event in history])
         for hollow, here in ((False, mine & accepted), (True, mine & ~accepted)):
