@@ -25,7 +25,7 @@ weights stay float, are no part of the genome, nor of the mean.
 first, then what can be turned. The bits stay, so the budget does.
 
 Rivals, at the same cost or less: the even start itself; `rank_layers`, which measures one layer at
-a time and then decides at one stroke; and random walks from the start, whatever has been learned.
+a time and then decides all at once; and random walks from the start, whatever has been learned.
 """
 
 from collections import deque
