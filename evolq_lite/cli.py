@@ -160,9 +160,10 @@ def search(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.replace:
         raise ValueError("--resume keeps the run and --replace removes it; give one of them")
     RunFolder.claim(arguments.out, arguments.resume, arguments.replace, arguments.lock)
-    if config.search == "bits" and hasattr(arguments, "weight_bits"):
+    if config.searches_bits and hasattr(arguments, "weight_bits"):
         raise ValueError(
-            "--weight-bits has no effect with --search bits, which takes --mean-bits; omit it"
+            f"--weight-bits has no effect with --search {config.search}, which takes --mean-bits; "
+            "omit it"
         )
     if arguments.workers is not None or arguments.scheduler is not None:
         check_search(config)
@@ -210,7 +211,7 @@ def search(arguments: argparse.Namespace) -> int:
             run.write(outcome)
     report(source, outcome)
     pictures = "fitness.png, top1.png"
-    if config.search == "bits":
+    if config.searches_bits:
         say(f"\n{tell_bits(layer_bits(run.before), layer_bits(run.qmodel))}\n")
         pictures += ", bits.png"
     say(f"Written to {arguments.out}: summary.json, {pictures}, and the run itself.")

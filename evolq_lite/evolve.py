@@ -149,6 +149,8 @@ def evolve(
     step: float | None = None,
     past: Iterable[Evaluated] = (),
     elsewhere: Callable[[Visit], Callable[[Population], Values]] | None = None,
+    visits_done: int = 0,
+    fitness: float | None = None,
 ) -> Iterator[Event]:
     """Search the scales of a calibrated chain, in place; yields each evaluation and each commit.
 
@@ -157,7 +159,8 @@ def evolve(
     network's weight bits. `past` holds the evaluations of a stopped run with the same arguments,
     from its start: they are replayed, and yielded again as they were; ValueError if they belong to
     another run. `elsewhere` makes what evaluates the candidates of a visit, if that is not to be
-    done here (see `runs.workers`).
+    done here (see `runs.workers`). After a search of something else, `visits_done` are its visits,
+    which are not counted again, and `fitness` is what the scales are known to be worth.
     """
     if step is None:
         step = config.width(cast(QuantConfig, chain.model.quant_config).weight_bits)
@@ -169,10 +172,9 @@ def evolve(
     inputs = Inputs(chain, images, config.batch, config.order == "last_first" and elsewhere is None)
     make = elsewhere or partial(objective_of, chain, images, targets, config, inputs)
     race = Race() if config.racing else None
-    fitness: float | None = None  # of the scales that the model holds
     for pass_ in range(config.passes):
         inputs.forget()
-        for number, visit in enumerate(visits, pass_ * len(visits)):
+        for number, visit in enumerate(visits, visits_done + pass_ * len(visits)):
             began = perf_counter()
             replayed = len(known) >= config.cycles + (fitness is None)
             objective = None if replayed else make(visit)

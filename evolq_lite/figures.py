@@ -18,6 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from evolq_lite.bits import sum_up_bits
 from evolq_lite.data import CHARACTERS
 from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, LossChange
 from evolq_lite.evolve import Evaluated
@@ -159,12 +160,7 @@ def bits_figure(before: Mapping[str, int], after: Mapping[str, int]) -> Picture:
     Color and hatch tell the kind of layer, which is the last part of its name.
     """
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in after))
-    most, least = max(after, key=after.__getitem__), min(after, key=after.__getitem__)
-    alt = (
-        f"Bits of {len(after)} layers after the search: {after[most]} in {most}, {after[least]} in "
-        f"{least}. {sum(after[n] > b for n, b in before.items())} went up, "
-        f"{sum(after[n] < b for n, b in before.items())} down."
-    )
+    alt = f"Bits of {len(after)} layers after the search: {sum_up_bits(before, after)}."
     figure = new_figure(max(6, 0.3 * len(after) + 2), 4, alt)
     axes = figure.add_subplot()
     for i, (name, bits) in enumerate(after.items()):

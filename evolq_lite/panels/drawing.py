@@ -138,6 +138,9 @@ class Plot:
         xs, ys = self.x(edges), self.y(heights)
         for left, right, top, words in zip(xs, xs[1:], ys, titles):
             self.rectangle(left, top, max(right - left - 0.5, 0.5), self.down - top, color, words)
+        if label:
+            swatch = f'<rect y="-5" width="20" height="10" fill="{color}" fill-opacity="0.9"/>'
+            self.legend.append((swatch, label))
 
     def rectangle(
         self, x: float, y: float, width: float, height: float, fill: str, words: str = ""
