@@ -10,7 +10,6 @@ wrong without a word (numbers without a known range, truncated files) are refuse
 """
 
 import hashlib
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,12 +29,11 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from evolq_lite.checkpoints import load_weights
-from evolq_lite.files import mistake, sha256
+from evolq_lite.files import DATA, mistake, sha256
 from evolq_lite.networks import unfused
 
 # Of the longer side to the shorter: a thin strip is huge once its width is what a network wants.
 MAX_RATIO = 500
-DATA = Path(os.environ.get("EVOLQ_DATA", Path(__file__).resolve().parents[1] / "data"))
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 DEMO_MODELS: dict[str, dict[str, Any]] = {
     "vit": {

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 
 from jaxtyping import install_import_hook
 
 CHECKED = ["numerics", "fitness", "observers", "genome", "objective", "search", "evaluate"]
 with install_import_hook([f"evolq_lite.{name}" for name in CHECKED], "beartype.beartype"):
-    import evolq_lite  # noqa: F401  isort: skip
+    for module in CHECKED:
+        import_module(f"evolq_lite.{module}")
 
 import os
 import re
