@@ -1,38 +1,42 @@
 """Let glibc keep freed memory in the process, instead of returning it to the system.
 
-By default every large buffer is given back as soon as it is free, and the next one of its size is
-page-faulted in again, four kilobytes at a time: every batch, every candidate, every step of a
-training pays for it. With the thresholds below the process keeps what it once had. `mallopt` sets
-them in a process that runs already, as the variables MALLOC_..._ do for one that is to be started.
+By default a large buffer is given back as soon as it is free, and the next one of its size is
+page-faulted in again, four kilobytes at a time: every batch and every step of a training pays for
+it. With the thresholds below the process keeps what it once had. glibc reads them from the
+environment when a process starts, and `mallopt` changes them later. benchmarks/README.md says what
+it is worth.
 
 Elsewhere (macOS, Windows, musl) there is no `mallopt`, and nothing happens. Whoever has set one of
-glibc's own variables is left alone.
+the variables, or GLIBC_TUNABLES, is left alone.
 """
 
 import ctypes
 import os
 import sys
 
-# glibc's numbers of the parameters (malloc.h), and bytes.
-THRESHOLDS = {
-    -3: 2**30,  # M_MMAP_THRESHOLD: smaller buffers come from the heap, and stay there
-    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: so much may be free at its end; an int's largest number
-    -2: 2**28,  # M_TOP_PAD: how far it grows at a time
+# As variables: bytes from which a buffer is the system's, bytes at the heap's end from which they
+# are returned, bytes by which the heap grows.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": 2**30,
+    "MALLOC_TRIM_THRESHOLD_": 2**32,
+    "MALLOC_TOP_PAD_": 2**28,
 }
-VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+# The same three in malloc.h.
+NUMBERS = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2}
+LARGEST_INT = 2**31 - 1  # mallopt takes no more
 
 
 def keep_memory() -> bool:
-    """Set the thresholds; returns whether the process keeps its memory by them."""
-    if any(name in os.environ for name in (*VARIABLES, "GLIBC_TUNABLES")):
-        return False
-    if not sys.platform.startswith("linux"):
+    """Set the thresholds; returns whether glibc has taken them."""
+    own = any(name in os.environ for name in (*KEEP_MEMORY, "GLIBC_TUNABLES"))
+    if own or not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    return all([mallopt(parameter, size) == 1 for parameter, size in THRESHOLDS.items()])
+    sizes = {NUMBERS[name]: min(size, LARGEST_INT) for name, size in KEEP_MEMORY.items()}
+    return all([mallopt(number, size) == 1 for number, size in sizes.items()])
 
 
 KEPT = keep_memory()

@@ -33,6 +33,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from evolq_lite._memory import KEEP_MEMORY
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize
@@ -48,14 +49,6 @@ from evolq_lite.runs.source import Source
 KEPT_BATCHES = 64  # whose block inputs a worker keeps
 TRIES = 4  # of a task, before its failures are the run's
 PATIENCE = 600.0  # seconds for an answer, before a worker counts as hanging
-# glibc gives large buffers back and pages them in again at each batch, and Dask's own setting is to
-# do so as early as possible; with these a worker keeps its memory.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
-
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -249,7 +242,8 @@ class Workers:
                 dashboard_address="127.0.0.1:0",
                 memory_limit=None,
                 silence_logs="ERROR",
-                env=KEEP_MEMORY,
+                # Dask's own setting is to return memory as early as possible.
+                env={name: str(size) for name, size in KEEP_MEMORY.items()},
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
