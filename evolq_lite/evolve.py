@@ -117,10 +117,11 @@ class Inputs:
         self.traces = []
 
     def sweep(self) -> None:
-        """One forward of all images."""
+        """One forward of all images, up to the last segment that is searched."""
         searched = [searchable for _, _, searchable in self.chain.segments]
+        last = self.chain.index(self.chain.searchable[-1])  # its output is nobody's input
         for x in batches(self.images, self.batch):
-            trace = self.chain.trace(x)
+            trace = self.chain.trace(x, last)
             self.traces.append([t if s else None for t, s in zip(trace, searched)])
             size = sum(t.numel() * t.element_size() for t in self.traces[0] if t is not None)
             if size * len(self.images) / len(x) > TRACE_LIMIT:

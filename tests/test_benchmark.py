@@ -39,7 +39,7 @@ def test_candidate_cost_on_the_embedded_vit():
         assert result["share_matmul"] == pytest.approx(share)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scaling_on_few_images(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "vit_b", lambda images: (10.0, 2**20))
     out = tmp_path / "out.json"
@@ -74,12 +74,12 @@ def test_a_soak_tells_a_leak():
     assert len(soak.soak(1e-6, 0)) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_candidate_is_timed_beside_a_busy_process():
     assert busy.measure_in_process(busy.SPIN, busy=True, images=20, repeats=2) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_an_exported_network_weighs_and_takes():
     images = toy_images("vit", 4)
     result = export.measure("toy", toy("vit"), images, QuantConfig(weight_bits=4), repeats=1)
