@@ -2,7 +2,8 @@
 
 A quantized model is a float model plus a vector of scales; Evol-Q searches that vector. Read the
 modules in this order: numerics, observers, quantizer, layers, convert, landscape, fitness, search,
-descent, chain, genome, objective, evolve, evaluate, export, runs.
+descent, chain, genome, objective, evolve, racing, evaluate, gptq, rounding, learned, bits, export,
+deployed, runs.
 
 The public names below are loaded when they are first asked for. Together with timm and SciPy they
 take longer to load than torch does, and `python -m evolq_lite --help` needs none of them.

@@ -14,15 +14,22 @@ import ctypes
 import os
 import sys
 
-# As variables: bytes from which a buffer is the system's, bytes at the heap's end from which they
-# are returned, bytes by which the heap grows.
+# As variables: one heap for all threads (a thread's own would return what is larger than 64 MiB);
+# bytes from which a buffer is the system's, bytes at the heap's end from which they are returned,
+# bytes by which the heap grows.
 KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": 2**30,
-    "MALLOC_TRIM_THRESHOLD_": 2**32,
-    "MALLOC_TOP_PAD_": 2**28,
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**28),
 }
-# The same three in malloc.h.
-NUMBERS = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_TOP_PAD_": -2}
+# The same in malloc.h.
+NUMBERS = {
+    "MALLOC_ARENA_MAX": -8,
+    "MALLOC_MMAP_THRESHOLD_": -3,
+    "MALLOC_TRIM_THRESHOLD_": -1,
+    "MALLOC_TOP_PAD_": -2,
+}
 LARGEST_INT = 2**31 - 1  # mallopt takes no more
 
 
@@ -35,7 +42,7 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    sizes = {NUMBERS[name]: min(size, LARGEST_INT) for name, size in KEEP_MEMORY.items()}
+    sizes = {NUMBERS[name]: min(int(size), LARGEST_INT) for name, size in KEEP_MEMORY.items()}
     return all([mallopt(number, size) == 1 for number, size in sizes.items()])
 
 

@@ -22,7 +22,7 @@ The start is as even as the budget allows. Layers with bits of their own (`edge_
 weights stay float, are no part of the genome, nor of the mean.
 
 Rivals, at the same cost or less: the even start itself; `rank_layers`, which measures one layer at
-a time and then decides at one stroke; and random walks from the start, whatever has been learnt.
+a time and then decides at one stroke; and random walks from the start, whatever has been learned.
 """
 
 from collections import deque
@@ -421,7 +421,7 @@ class EvolveBits(EvolQ):
 
 
 class WalkBits(RandomSearch):
-    """The baseline at equal cost: walks of random length from the start, whatever was learnt."""
+    """The baseline at equal cost: walks of random length from the start, whatever was learned."""
 
     def __init__(self, genome: BitsGenome, start: Vector, value: float, seed: int = 0) -> None:
         super().__init__(start, value, 0.0, seed)

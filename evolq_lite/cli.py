@@ -277,6 +277,8 @@ def report(source: Source, outcome: Outcome) -> None:
             f"{LOSSES[name]}, nats an image: "
             f"{change.was:.4f} before, {change.now:.4f} evolved; {change}: {change.verdict}."
         )
+    if outcome.batches_share < 1:
+        say(f"Racing computed {100 * outcome.batches_share:.0f} % of all batches.")
     if "GPTQ" in outcome.scores:
         race = outcome.compare("evolved", "GPTQ")
         say(f"GPTQ without a search, against evolved: {race}: {race.verdict}. See lesson 8.")
@@ -284,7 +286,8 @@ def report(source: Source, outcome: Outcome) -> None:
 
 def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
     """Compute the cells of claims whose results are not there, then write figures and tables."""
-    from evolq_lite.experiments import CLAIMS, KNOWN, real, report  # pandas takes half a second
+    # pandas takes half a second
+    from evolq_lite.experiments import CLAIMS, KNOWN, ON_FOLDERS, real, real_starts, report
 
     wanted = [name.upper() for name in arguments.claims]
     if unknown := [name for name in wanted if name not in (*KNOWN, "ALL")]:
@@ -292,8 +295,8 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
         raise ValueError(f"unknown experiment {unknown[0]!r}; known: {known}, all")
     if arguments.report and arguments.claims != ["all"]:
         raise ValueError("--report is about all results that are there; omit the experiments")
-    if arguments.quick and "REAL" in wanted:
-        raise ValueError("nothing of REAL is quick; omit --quick")
+    if arguments.quick and (slow := [name for name in wanted if name in ON_FOLDERS]):
+        raise ValueError(f"nothing of {slow[0]} is quick; omit --quick")
     if workers is not None and "REAL" in wanted:
         raise ValueError(
             "REAL consists of runs that share out their own work: omit --workers and --scheduler, "
@@ -305,8 +308,12 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
     def watch(event: Evaluated) -> None:
         bar.set_postfix_str(f"{event.block}, fitness {event.fitness:.5f}")
 
-    if "REAL" in names:
-        claims[-1] = real.use_folders(arguments.weights, arguments.photographs, watch)
+    folders = arguments.weights, arguments.photographs
+    make = {
+        "REAL": lambda: real.use_folders(*folders, watch),
+        "R12": lambda: real_starts.use_folders(*folders),
+    }
+    claims = [make[claim.name]() if claim.name in make else claim for claim in claims]
     folder = arguments.out or (Path("runs/quick") if arguments.quick else report.RESULTS)
     with report.lock(folder):
         tasks = report.missing(claims, folder, arguments.quick)
@@ -632,9 +639,9 @@ def parser() -> argparse.ArgumentParser:
         "claims",
         nargs="*",
         default=["all"],
-        metavar="C1 ... C12 | all | REAL | PAPER",
-        help="default: all; REAL: real networks, needs the two folders below; PAPER: the paper's "
-        "whole grid, needs --imagenet",
+        metavar="C1 ... C12 | all | REAL | R12 | PAPER",
+        help="default: all; REAL, R12: real networks, need the two folders below; PAPER: the "
+        "paper's whole grid, needs --imagenet",
     )
     again.add_argument("--quick", action="store_true", help="few small cells, to try it")
     again.add_argument(
@@ -648,13 +655,13 @@ def parser() -> argparse.ArgumentParser:
         "--weights",
         type=Path,
         default=SHARED / "weights",
-        help="REAL, PAPER: folder of checkpoints",
+        help="REAL, R12, PAPER: folder of checkpoints",
     )
     again.add_argument(
         "--photographs",
         type=Path,
         default=SHARED / "imagenet",
-        help="REAL: folder with calibration/, validation/ and wnids.txt",
+        help="REAL, R12: folder with calibration/, validation/ and wnids.txt",
     )
     paper = again.add_argument_group("PAPER")
     paper.add_argument(

@@ -248,6 +248,7 @@ SCALES_ONLY = (
     "integers",
     "granularity",
     "order",
+    "racing",
 )
 BITS_ONLY = ("mean_bits", "budget_bytes", "widths", "evaluations")
 
@@ -306,6 +307,10 @@ class SearchConfig(_Checked):
     temperature: float = option(3.0, "temperature of infoNCE")
     parallel: int = option(1, "candidates drawn at a time from one population; the paper has 1")
     batch: int = option(100, "calibration images per batch; infoNCE's negatives come from it")
+    racing: bool = option(
+        False,
+        "drop a candidate once its first batches say that it will not win; the paper evaluates all",
+    )
     seed: int = option(0, "random seed")
 
     def __post_init__(self) -> None:

@@ -34,6 +34,7 @@ from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.fitness import fitness_of
 from evolq_lite.genome import Genome, Vector, genome_of
 from evolq_lite.objective import BlockObjective, Population, Values, batches
+from evolq_lite.racing import Race, check_batches
 from evolq_lite.rounding import freeze_integers
 from evolq_lite.search import EvolQ, RandomSearch
 
@@ -46,7 +47,8 @@ class Evaluated:
     """An event: a vector of scales was evaluated; one line of history.jsonl.
 
     `cycle` 0 is the start of the run, before any mutation. `seconds` counts from the event before,
-    so that their sum is the time of the search.
+    so that their sum is the time of the search. `share` is the part of the calibration batches that
+    was computed: below 1 where racing dropped the candidate, whose `fitness` is then a forecast.
     """
 
     visit: int
@@ -56,10 +58,12 @@ class Evaluated:
     fitness: float
     accepted: bool
     seconds: float
+    share: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, `pass_` under its plain name."""
-        return {key.rstrip("_"): value for key, value in asdict(self).items()}
+        """The fields, `pass_` under its plain name; a share only where it is not the whole."""
+        named = {key.rstrip("_"): value for key, value in asdict(self).items()}
+        return named if self.share < 1 else {k: v for k, v in named.items() if k != "share"}
 
 
 @dataclass(frozen=True)
@@ -158,11 +162,14 @@ def evolve(
     """
     if step is None:
         step = config.width(cast(QuantConfig, chain.model.quant_config).weight_bits)
+    if config.racing:
+        check_batches(len(images), config.batch)
     if config.integers == "frozen":
         freeze_integers(chain.model)
     visits, known = visits_of(chain, config), deque(past)
     inputs = Inputs(chain, images, config.batch, config.order == "last_first" and elsewhere is None)
     make = elsewhere or partial(objective_of, chain, images, targets, config, inputs)
+    race = Race() if config.racing else None
     fitness: float | None = None  # of the scales that the model holds
     for pass_ in range(config.passes):
         inputs.forget()
@@ -178,16 +185,21 @@ def evolve(
                 yield recorded(known, event)
                 began = perf_counter()  # what the caller took, a pause maybe, is not the search's
             optimizer = optimizer_of(config, start, fitness, step, number)
+            if race is not None and isinstance(objective, BlockObjective):
+                objective = race.among(objective, optimizer)
             cycle = 0
             while cycle < config.cycles:
                 population = optimizer.ask(min(config.parallel, config.cycles - cycle))
                 values = evaluate(known, objective, population)
                 optimizer.tell(population, values)
-                for value in values.tolist():
+                shares = race.take_shares(len(values)) if race else [1.0] * len(values)
+                for value, share in zip(values.tolist(), shares):
                     cycle, accepted = cycle + 1, value < fitness
                     fitness = value if accepted else fitness
                     seconds = perf_counter() - began
-                    event = Evaluated(number, pass_, visit.label, cycle, value, accepted, seconds)
+                    event = Evaluated(
+                        number, pass_, visit.label, cycle, value, accepted, seconds, share
+                    )
                     yield recorded(known, event)
                     began = perf_counter()
             best, fitness = optimizer.best
@@ -214,7 +226,8 @@ def recorded(known: deque[Evaluated], event: Evaluated) -> Evaluated:
     if not known:
         return event
     old = known.popleft()
-    if replace(old, seconds=0.0) != replace(event, seconds=0.0) and event.fitness == event.fitness:
+    same = replace(old, seconds=0.0, share=1.0) == replace(event, seconds=0.0, share=1.0)
+    if not same and event.fitness == event.fitness:
         raise ValueError(
             f"the history belongs to another run: it has {old.block}, cycle {old.cycle} where this "
             f"run has {event.block}, cycle {event.cycle}"

@@ -6,24 +6,24 @@ arithmetic of what stands between them:
     QuantizeLinear     q  = clamp(round(x / scale) + zero_point, 0, 255)        float to uint8
     DequantizeLinear   x' = (q - zero_point) * scale                            back to float
 
-A point becomes such a pair (Q and DQ), a weight its integers behind a DQ. Read as it stands, the
+A point becomes such a pair (Q and DQ), a weight its integers and a DQ. Read as it stands, the
 file computes in float what the plain layers compute; a runtime that sees "DQ, DQ, MatMul"
 multiplies the integers instead. Which form one chooses decides whether it sees that:
 
-- *A weight lies transposed* (in, out) behind a DQ along axis 1, so that a plain MatMul follows.
+- *A weight is stored transposed* (in, out), its DQ has scales along axis 1, and a MatMul follows.
 - *Activations have one scale per tensor.* A DQ with a scale per channel is right on paper, slow in
   one runtime and wrong in another. Channels of their own get a factor before and after the pair:
-  `x * (1 / f)`, Q and DQ, `x * f`. Factors of two change no digit.
+  `x * (1 / f)`, Q and DQ, `x * f`. Powers of two change no digit.
 - *Fewer than 8 bits* are uint8 whose ends are cut off before Q: Clip, then Q.
-- *A convolution's bias is subtracted, negative, behind it.* ONNX Runtime rounds a bias that is the
+- *A convolution's bias is subtracted, negative, after it.* ONNX Runtime rounds a bias that is the
   convolution's own to the integers of its sums; at 3 bits that changes 1 of 100 labels.
 - *The images' own point is written out*: x times 1 / scale, Round, Clip, times scale. Pixels lie on
   ties there (see `OnnxPixels`), and every runtime has its own way of dividing.
 - *The scores keep a distance from softmax.* "DQ, Softmax, Q" would become one operator that looks
   its values up in a table and changes a quarter of the next codes. So the scores are quantized
   before they are multiplied by 1 / sqrt(d), with a scale that is larger by as much.
-- *Weights of 2 to 4 bits* can be packed, two in a byte, behind a Cast to int8. A runtime unpacks
-  them once, when it loads the file; behind a DQ of their own it would choose other arithmetic.
+- *Weights of 2 to 4 bits* can be packed, two in a byte, before a Cast to int8. A runtime unpacks
+  them once, when it loads the file; with a DQ right after them it would choose other arithmetic.
 
 `export_onnx` copies the network, puts these forms in the place of the plain layers, and lets
 `torch.onnx.export` write down what they do; any other module is written down as it computes. What

@@ -267,8 +267,6 @@ def operators_figure(operators: Sequence[tuple[str, str]], title: str, columns: 
         color = PETROFF[kinds.index(kind)]
         axes.add_patch(Rectangle((x - 0.46, y - 0.32), 0.92, 0.64, fc=color, ec="0.2", alpha=0.35))
         axes.text(x, y, name, ha="center", va="center", fontsize=8)
-        if i + 1 < len(operators) and x + 1 < columns:
-            axes.annotate("", (x + 0.54, y), (x + 0.46, y), arrowprops={"arrowstyle": "-"})
     handles = [
         Rectangle((0, 0), 1, 1, fc=PETROFF[i], ec="0.2", alpha=0.35) for i in range(len(kinds))
     ]

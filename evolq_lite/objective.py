@@ -7,7 +7,7 @@ blocks from there on. A candidate never writes to the model: `functional_call` e
 *as if* the vector were in it, and can be differentiated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -77,8 +77,13 @@ class BlockObjective:
 
     def loss(self, vector: Vector) -> Float[Tensor, ""]:
         """The fitness of one vector, differentiable by `torch.func.grad(objective.loss)`."""
+        return torch.stack(list(self.batch_losses(vector))).mean()
+
+    def batch_losses(self, vector: Vector) -> Iterator[Float[Tensor, ""]]:
+        """The fitness of one vector on each batch, computed as it is asked for."""
         named = self.named(vector)  # once: the same tensors in all batches, so weights are kept
-        return torch.stack([self._batch_loss(i, named) for i in range(len(self.inputs))]).mean()
+        for i in range(len(self.inputs)):
+            yield self._batch_loss(i, named)
 
     def gradient(self, vector: Vector) -> tuple[Vector, float]:
         """Gradient (d,) and value of `loss`, batch by batch, so that one batch's graph is kept."""
@@ -114,7 +119,7 @@ class BlockObjective:
 
 
 def batches(x: Tensor, batch: int) -> tuple[Tensor, ...]:
-    """Cut into batches of the given size; a last one of a single image joins its neighbour."""
+    """Cut into batches of the given size; a last one of a single image joins its neighbor."""
     if len(x) < 2:
         raise ValueError(
             f"{len(x)} calibration images; give at least 2: infoNCE compares images with each other"

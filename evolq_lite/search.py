@@ -48,7 +48,7 @@ def rank(value: float) -> float:
 
 
 class RandomSearch:
-    """The baseline at equal cost: every candidate mutates the start, whatever has been learnt.
+    """The baseline at equal cost: every candidate mutates the start, whatever has been learned.
 
     `start` (d,) with its `value`; `step` is the mutation width, in the units of the scale, or with
     `relative` in its logarithm (child = start * exp(U(-step, step))).

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from evolq_lite._memory import KEEP_MEMORY
 from evolq_lite._openmp import SPIN
 from evolq_lite.runs.workers import Workers
 
@@ -63,7 +65,10 @@ def test_what_a_user_has_set_stays(name):
 def test_workers_have_them():
     with Workers.local(1) as workers:
         ((_, found),) = workers.each(lambda _: switches(), [None])
+        ((_, started),) = workers.each(lambda _: psutil.Process().environ(), [None])
     assert found == {name: os.environ.get(name, value) for name, value in SPIN.items()}
+    # What a process was started with: set later, the memory variables do nothing.
+    assert {name: started.get(name) for name in KEEP_MEMORY} == KEEP_MEMORY
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "lab", "app", "grade", "notebooks"])

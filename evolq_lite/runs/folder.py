@@ -289,6 +289,8 @@ class RunFolder:
 def read_event(values: dict[str, Any]) -> Evaluated:
     """A line of a history as an event; ValueError if a field is missing, foreign or misshapen."""
     kinds: dict[str, Any] = {f.name.rstrip("_"): f.type for f in fields(Evaluated)}
+    if "share" not in values:
+        del kinds["share"]
     if values.keys() != kinds.keys() or any(type(values[k]) is not t for k, t in kinds.items()):
         raise ValueError("not an evaluation")
     return Evaluated(**{{"pass": "pass_"}.get(k, k): v for k, v in values.items()})

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from math import isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Self
 
 import torch
@@ -34,6 +35,7 @@ from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluations_of
 from evolq_lite.fast import set_execution
 from evolq_lite.figures import bits_figure, history_figure, save_figure, top1_figure
 from evolq_lite.objective import batches
+from evolq_lite.racing import check_batches
 from evolq_lite.rounding import Rounded, quant_layers, round_weights
 from evolq_lite.runs.environment import environment, peak_memory
 from evolq_lite.runs.folder import RunFolder
@@ -85,6 +87,11 @@ class Outcome:
         """Time of the search."""
         return sum(event.seconds for event in self.history)
 
+    @property
+    def batches_share(self) -> float:
+        """The part of all batches of all evaluations that was computed: 1 without racing."""
+        return fmean(event.share for event in self.history)
+
     def summary(self) -> dict[str, Any]:
         """What summary.json holds."""
         return {
@@ -105,6 +112,7 @@ class Outcome:
             "fitness_before": self.history[0].fitness,
             "fitness_after": min(event.fitness for event in self.history),
             "evaluations": len(self.history),
+            "batches_share": self.batches_share,
             "search_seconds": self.seconds,
             "peak_memory_mib": peak_memory(),
             "images": self.gain.images,
@@ -163,6 +171,8 @@ class Run:
         folder = RunFolder.resume(out, config, lock) if resume else None
         try:
             model, images, targets = parts or source.load()
+            if search.racing:
+                check_batches(len(images), search.batch)
             self.parts = Parts(model.to(device), images.to(device), targets.to(device))
             self.qmodel = quantize(self.parts.model, quant)
             calibrate(self.qmodel, self.parts.images, quant, search.batch)

@@ -49,6 +49,7 @@ from evolq_lite.runs.source import Source
 KEPT_BATCHES = 64  # whose block inputs a worker keeps
 TRIES = 4  # of a task, before its failures are the run's
 PATIENCE = 600.0  # seconds for an answer, before a worker counts as hanging
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -231,9 +232,13 @@ class Workers:
         """Processes on this machine, one thread each; ValueError for fewer than one."""
         if count < 1:
             raise ValueError(f"--workers must be at least 1, not {count}")
+        import dask
         from distributed import Client, LocalCluster
 
         with (
+            # Dask's own setting is to give memory back as early as possible, and its tasks run in a
+            # thread: these count only where a process has them from its first moment.
+            dask.config.set({"distributed.nanny.pre-spawn-environ": KEEP_MEMORY}),
             LocalCluster(
                 n_workers=count,
                 threads_per_worker=1,
@@ -242,8 +247,6 @@ class Workers:
                 dashboard_address="127.0.0.1:0",
                 memory_limit=None,
                 silence_logs="ERROR",
-                # Dask's own setting is to return memory as early as possible.
-                env={name: str(size) for name, size in KEEP_MEMORY.items()},
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
@@ -361,6 +364,11 @@ def check_search(search: SearchConfig) -> None:
         raise ValueError(
             "workers do not search bits, whose tables of integers they do not hold; omit --workers "
             "and --scheduler, or --search bits"
+        )
+    if search.racing:
+        raise ValueError(
+            "racing compares one batch after another, and workers compute all of them at the same "
+            "time; omit --workers and --scheduler, or --racing"
         )
 
 

@@ -149,6 +149,10 @@ print(f"{len(history)} evaluations, {accepted} better than all before")
 history_figure(history)
 
 # %% [markdown]
+# Most candidates are rejected. Must each of them see all images first? With `racing=True` a
+# candidate is dropped as soon as its first batches leave it no chance (`evolq_lite/racing.py`). The
+# paper does not do that; claim C10 measures what it saves and what it gains.
+#
 # ## Did it help? The test images, once
 #
 # So far no test image was used. Now all three networks see each of them once. The gain is *paired*:
