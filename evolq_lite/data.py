@@ -78,8 +78,7 @@ class Demo:
     @property
     def test(self) -> tuple[Tensor, Tensor]:
         """Test images (9920, 1, 28, 28), normalised, and labels (9920,): read once, at the end."""
-        part = read_typefaces("test")
-        return normalised(part.images.float() / 255), part.labels
+        return load_demo_test()
 
 
 def checked(name: str) -> Path:
@@ -171,6 +170,12 @@ def load_demo(name: str = "vit", calibration: int = 1000, seed: int = 0) -> Demo
     with torch.no_grad():
         targets = torch.cat([model(x) for x in images.split(100)])
     return Demo(name, model, images, targets)
+
+
+def load_demo_test() -> tuple[Tensor, Tensor]:
+    """The embedded test images (9920, 1, 28, 28), normalised, and labels (9920,)."""
+    part = read_typefaces("test")
+    return normalised(part.images.float() / 255), part.labels
 
 
 def transform_of(model: nn.Module, crop: float | None = None) -> Callable[[Image.Image], Tensor]:

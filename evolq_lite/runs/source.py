@@ -21,6 +21,7 @@ from evolq_lite.data import (
     demo_file,
     hash_images,
     load_demo,
+    load_demo_test,
     load_images,
     subset,
     test_faces,
@@ -94,8 +95,8 @@ class Source(Hashable, Protocol):
 
 @lru_cache(maxsize=1)
 def demo_test(network: str) -> tuple[Tensor, Tensor]:
-    """The embedded test images and labels, kept from one reading."""
-    return load_demo(network, 2).test
+    """The embedded test images and labels, kept from one reading; the same for each network."""
+    return load_demo_test()
 
 
 @dataclass(frozen=True)
