@@ -22,7 +22,7 @@ The start is as even as the budget allows. Layers with bits of their own (`edge_
 weights stay float, are no part of the genome, nor of the mean.
 
 Rivals, at the same cost or less: the even start itself; `rank_layers`, which measures one layer at
-a time and then decides at one stroke; and random walks from the start, whatever has been learned.
+a time and then decides all at once; and random walks from the start, whatever has been learned.
 """
 
 from collections import deque

@@ -275,7 +275,7 @@ class SearchConfig(_Checked):
     passes: int = option(10, "how often every block is visited")
     cycles: int = option(3, "candidates per visit")
     population: int = option(
-        15, "members kept per visit; all start as copies of the present scales"
+        15, "members kept per visit; all start as copies of the current scales"
     )
     tournament: int = option(10, "members drawn, with replacement; the best is the parent")
     step: float | None = option(

@@ -29,7 +29,7 @@ class Objective(Protocol):
 
     @property
     def start(self) -> Vector:
-        """The present scales."""
+        """The current scales."""
         ...
 
     def __call__(self, population: Population) -> Values:
