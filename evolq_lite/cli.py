@@ -5,6 +5,8 @@ quantize, calibrate, evolve on calibration images, then read the test images onc
 gained. Bad input gets one sentence and exit status 2.
 """
 
+from __future__ import annotations
+
 import argparse
 import errno
 import signal
@@ -14,38 +16,35 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
 
 import torch
 
+from evolq_lite import __version__
 from evolq_lite._openmp import UNBOUND
 from evolq_lite._torchvision import torchvision_advice
-from evolq_lite.bits import layer_bits, tell_bits
-from evolq_lite.checkpoints import convert_checkpoint
-from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
-from evolq_lite.convert import describe, tell_float_products
-from evolq_lite.data import DATA, DEMO_MODELS, checked, demo_file
-from evolq_lite.deployed import Deployed
-from evolq_lite.evaluate import LOSSES
-from evolq_lite.evolve import Evaluated
-from evolq_lite.export import WEIGHTS, export_onnx
-from evolq_lite.kernels import missing
-from evolq_lite.runs.environment import device_of, environment, fix_kernels
-from evolq_lite.runs.folder import RunFolder
-from evolq_lite.runs.run import Outcome, Run
-from evolq_lite.runs.shipping import Shipment, make_shipment, open_run, verify
-from evolq_lite.runs.source import (
+from evolq_lite.config import (
     DEMO_IMAGES,
     DEMO_QUANT,
+    EXPORTED_WEIGHTS,
     OFFICIAL_CROP,
-    Embedded,
-    Folders,
-    Source,
-    official_crop,
+    PRESETS,
+    QuantConfig,
+    SearchConfig,
 )
-from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers, check_search
-from evolq_lite.sensitivity import sensitivity, tell_sensitivity
+from evolq_lite.files import DATA
+from evolq_lite.kernels import missing
+from evolq_lite.runs.environment import device_of, environment, fix_kernels
 from evolq_lite.terminal import progress, say
+
+# A command imports what it needs when it runs: timm and SciPy take longer to load than torch, and
+# neither --help nor a mistyped option needs them.
+if TYPE_CHECKING:
+    from evolq_lite.evolve import Evaluated
+    from evolq_lite.runs.run import Outcome, Run
+    from evolq_lite.runs.shipping import Shipment
+    from evolq_lite.runs.source import Source
+    from evolq_lite.runs.workers import Workers
 
 # Seconds that a cell of an experiment may take on a worker before it counts as hanging.
 CELL_PATIENCE = 7200.0
@@ -130,6 +129,8 @@ def device_for(arguments: argparse.Namespace) -> torch.device:
 
 def source_of(arguments: argparse.Namespace) -> Source:
     """What the options say is to be searched."""
+    from evolq_lite.runs.source import Embedded, Folders
+
     seed = options_of(SearchConfig(), arguments).seed
     if arguments.command == "demo":
         return Embedded(arguments.model, arguments.calibration_images, seed)
@@ -149,6 +150,8 @@ def source_of(arguments: argparse.Namespace) -> Source:
 
 def crop_of(arguments: argparse.Namespace) -> float | None:
     """The share of an image that is kept; the official script keeps less of DeiT's and LeViT's."""
+    from evolq_lite.runs.source import official_crop
+
     if arguments.crop is None and arguments.preset == "official":
         return official_crop(arguments.model)
     return arguments.crop
@@ -159,6 +162,15 @@ def search(arguments: argparse.Namespace) -> int:
     quant, config = quant_of(arguments), options_of(SearchConfig(), arguments)
     if arguments.resume and arguments.replace:
         raise ValueError("--resume keeps the run and --replace removes it; give one of them")
+
+    from evolq_lite.bits import layer_bits, tell_bits
+    from evolq_lite.convert import describe
+    from evolq_lite.evolve import Evaluated
+    from evolq_lite.runs.folder import RunFolder
+    from evolq_lite.runs.run import Run
+    from evolq_lite.runs.workers import PATIENCE, check_search
+    from evolq_lite.sensitivity import sensitivity, tell_sensitivity
+
     RunFolder.claim(arguments.out, arguments.resume, arguments.replace, arguments.lock)
     if config.searches_bits and hasattr(arguments, "weight_bits"):
         raise ValueError(
@@ -222,6 +234,8 @@ def refuse_float_products(run: Run, strict: bool) -> None:
     """Say which matrix products stay float, if any; with `strict`, refuse them."""
     if not run.qmodel.float_products:
         return
+    from evolq_lite.convert import tell_float_products
+
     told = tell_float_products(run.qmodel)
     if strict:
         raise ValueError(
@@ -234,15 +248,19 @@ def workers_of(
     arguments: argparse.Namespace, lack: Callable[[], str], patience: float
 ) -> AbstractContextManager[Workers | None]:
     """The workers that the options ask for, None for this process alone."""
+    if arguments.scheduler is None and arguments.workers is None:
+        return nullcontext()
+    from evolq_lite.runs.workers import Workers
+
     if arguments.scheduler is not None:
         return Workers.cluster(arguments.scheduler, lack, patience)
-    return (
-        nullcontext() if arguments.workers is None else Workers.local(arguments.workers, patience)
-    )
+    return Workers.local(arguments.workers, patience)
 
 
 def report(source: Source, outcome: Outcome) -> None:
     """Print the table."""
+    from evolq_lite.evaluate import LOSSES
+
     say(f"\n{source.identity()['model']}, {outcome.setting}: {source.note}\n")
     say(
         f"{'':16}{'top-1 [95 % interval]':28}{'gain over before':46}"
@@ -372,6 +390,8 @@ def say_cost(arguments: argparse.Namespace) -> int:
 
 def convert_file(arguments: argparse.Namespace) -> int:
     """Write a checkpoint as safetensors, and say what was taken and what was left."""
+    from evolq_lite.checkpoints import convert_checkpoint
+
     say(
         convert_checkpoint(
             arguments.source,
@@ -391,6 +411,8 @@ def export_file(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{out} exists; give another --out, or add --replace")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out.parent} is not a folder; give an --out in one that exists")
+    from evolq_lite.export import export_onnx
+
     float_points = getattr(arguments, "float_points", "")
     shipment = ship(arguments)
     export_onnx(
@@ -407,6 +429,8 @@ def export_file(arguments: argparse.Namespace) -> int:
 
 def ship(arguments: argparse.Namespace) -> Shipment:
     """The network that `export` shall write: a run's, an embedded one, or a timm model."""
+    from evolq_lite.runs.shipping import make_shipment, open_run
+
     if Path(arguments.source).is_dir():
         given = [f.name for f in fields(QuantConfig) if hasattr(arguments, f.name)]
         given += [n for n in ("preset", "checkpoint", "calibration") if getattr(arguments, n)]
@@ -421,6 +445,9 @@ def ship(arguments: argparse.Namespace) -> Shipment:
 
 def shipped_source(arguments: argparse.Namespace) -> Source:
     """The float network and the calibration images of `export` without a run."""
+    from evolq_lite.data import DEMO_MODELS
+    from evolq_lite.runs.source import Embedded, Folders
+
     name, calibration = arguments.source, arguments.calibration
     if name in DEMO_MODELS:
         return Embedded(name, arguments.calibration_images or DEMO_IMAGES)
@@ -442,6 +469,9 @@ def shipped_source(arguments: argparse.Namespace) -> Source:
 
 def verify_file(arguments: argparse.Namespace) -> int:
     """Say what an exported file gets right, and whether that is what its run got right."""
+    from evolq_lite.deployed import Deployed
+    from evolq_lite.runs.shipping import verify
+
     network = Deployed(arguments.file)
     facts = network.facts
     quant = facts.get("quantization") or {}
@@ -457,6 +487,8 @@ def verify_file(arguments: argparse.Namespace) -> int:
 
 def check() -> int:
     """Say whether this machine is ready, and what to do if not."""
+    from evolq_lite.data import DEMO_MODELS, checked, demo_file
+
     ready = True
     state = environment()
     versions = ", ".join(f"{k} {v}" for k, v in state["versions"].items())
@@ -503,6 +535,7 @@ def check() -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(prog="python -m evolq_lite", description=__doc__)
+    top.add_argument("--version", action="version", version=f"evolq_lite {__version__}")
     commands = top.add_subparsers(
         dest="command", required=True, metavar="{demo,run,reproduce,export,verify,convert,check}"
     )
@@ -672,8 +705,8 @@ def parser() -> argparse.ArgumentParser:
     away.add_argument("--replace", action="store_true", help="write over FILE.onnx")
     away.add_argument(
         "--weights",
-        default=WEIGHTS[0],
-        metavar="{" + ",".join(WEIGHTS) + "}",
+        default=EXPORTED_WEIGHTS[0],
+        metavar="{" + ",".join(EXPORTED_WEIGHTS) + "}",
         help="a byte for each weight, or half a byte for those of 2 to 4 bits (default: int8)",
     )
     away.add_argument("--checkpoint", type=Path, help="of a timm network, as in run")
@@ -740,6 +773,8 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if given := [name for name in PAPER_ONLY if getattr(arguments, name)]:
         flag = "--" + given[0].replace("_", "-")
         raise ValueError(f"{flag} is for PAPER; omit it, or name PAPER in place of the others")
+    from evolq_lite.runs.source import Embedded
+
     with workers_of(arguments, Embedded().lack, CELL_PATIENCE) as workers:
         return reproduce(arguments, workers)
 
@@ -755,7 +790,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(f"\nevolq_lite: stopped{how_to_resume(arguments)}", error=True)
         return 130
-    except LostWorkers as error:
+    except RuntimeError as error:
+        from evolq_lite.runs.workers import LostWorkers
+
+        if not isinstance(error, LostWorkers):
+            raise
         say(f"evolq_lite: {error}{how_to_resume(arguments)}", error=True)
     except OSError as error:
         hint = "; check the path, or give another --out" if error.errno is not None else ""

@@ -215,6 +215,12 @@ PRESETS: dict[str, QuantConfig] = {
     ),
 }
 
+# What the command `demo` searches.
+DEMO_QUANT = QuantConfig(weight_bits=3, act_bits=8)
+DEMO_IMAGES = 500
+OFFICIAL_CROP = 0.875  # what the paper's script keeps of an image for DeiT and LeViT; timm 0.9
+EXPORTED_WEIGHTS = ("int8", "int4")  # how a file of `export` may hold them
+
 
 def preset_of(config: QuantConfig) -> str:
     """The preset that a config is nearest to, and what differs: "paper, with weight_bits 3"."""

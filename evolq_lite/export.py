@@ -47,7 +47,7 @@ import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from evolq_lite.config import KINDS, QuantConfig
+from evolq_lite.config import EXPORTED_WEIGHTS, KINDS, QuantConfig
 from evolq_lite.convert import Point, kind_of, twin
 from evolq_lite.fast import set_execution
 from evolq_lite.files import write_whole
@@ -59,7 +59,6 @@ from evolq_lite.quantizer import Quantizer
 OPSET = 21  # the first with int4, and with Gelu and LayerNormalization as operators
 FORMAT = 1  # of what the file says of itself
 KEY = "evolq_lite"  # under which it says so
-WEIGHTS = ("int8", "int4")
 PREPARATION = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 EXTRA = "pip install 'evolq_lite[export]'"
 
@@ -315,8 +314,8 @@ def export_onnx(
     adds to what the file says of itself ("classes", a list of names, is one) and wins over what the
     network says. Needs the extra `export`. ValueError says why a network cannot be exported.
     """
-    if weights not in WEIGHTS:
-        raise ValueError(f"unknown weights {weights!r}; known: {', '.join(WEIGHTS)}")
+    if weights not in EXPORTED_WEIGHTS:
+        raise ValueError(f"unknown weights {weights!r}; known: {', '.join(EXPORTED_WEIGHTS)}")
     kinds = [kind.strip() for kind in float_points.split(",") if kind.strip()]
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ValueError(f"unknown kind of point {unknown[0]!r}; known: {', '.join(KINDS)}")

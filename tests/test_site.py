@@ -23,6 +23,7 @@ SECOND = 1000  # Playwright counts in milliseconds; waits are long, for slow mac
 ACTIVATIONS = ",".join(kind for kind in KINDS if kind != "weights")
 
 in_browser = pytest.mark.browser
+pytestmark = pytest.mark.long  # Sphinx takes a minute
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,12 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from evolq_lite.data import DATA
 from evolq_lite.experiments import CLAIMS, KNOWN
 from evolq_lite.experiments.cells import Claim, Work, compute, compute_with_one_thread
 from evolq_lite.experiments.results import Cell, ResultFile
 from evolq_lite.experiments.verdicts import Verdict, tabulate, to_markdown
 from evolq_lite.figures import Picture, save_figure
-from evolq_lite.files import write_whole
+from evolq_lite.files import DATA, write_whole
 from evolq_lite.runs.folder import Busy
 from evolq_lite.runs.workers import Workers
 

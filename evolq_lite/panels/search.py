@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from evolq_lite.bits import layer_bits, sum_up_bits
-from evolq_lite.config import IDLE, QuantConfig, SearchConfig
+from evolq_lite.config import DEMO_IMAGES, DEMO_QUANT, IDLE, QuantConfig, SearchConfig
 from evolq_lite.data import CHARACTERS, normalised, read_typefaces
 from evolq_lite.evaluate import LOSSES, Accuracy
 from evolq_lite.evolve import Evaluated
@@ -30,7 +30,7 @@ from evolq_lite.panels.drawing import BLUE, COLORS, GRAY, ORANGE, Drawing, Plot,
 from evolq_lite.panels.worker import Cancelled, Job, Tick
 from evolq_lite.runs.folder import Busy, RunFolder
 from evolq_lite.runs.run import Outcome, Run
-from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Parts
+from evolq_lite.runs.source import Embedded, Parts
 
 FOLDER = Path("runs/panel")
 DRAW_EVERY = 0.5  # seconds

@@ -34,6 +34,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from evolq_lite._memory import KEEP_MEMORY
 from evolq_lite.bits import (
     BitsGenome,
     BitsTable,
@@ -58,16 +59,6 @@ KEPT_BATCHES = 64  # whose block inputs a worker keeps
 TRIES = 4  # of a task, before its failures are the run's
 TABLE = "table."  # what names of a table's tensors begin with
 PATIENCE = 600.0  # seconds for an answer, before a worker counts as hanging
-# glibc gives large buffers back and pages them in again at each batch, and Dask's own setting is to
-# do so as early as possible; with these a worker keeps its memory. Dask runs tasks in a thread,
-# whose own arena would give back what is larger than it: one arena for all. They count only where
-# a process has them from its first moment.
-KEEP_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -298,6 +289,8 @@ class Workers:
         from distributed import Client, LocalCluster
 
         with (
+            # Dask's own setting is to give memory back as early as possible, and its tasks run in a
+            # thread: these count only where a process has them from its first moment.
             dask.config.set({"distributed.nanny.pre-spawn-environ": KEEP_MEMORY}),
             LocalCluster(
                 n_workers=count,
