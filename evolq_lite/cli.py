@@ -28,7 +28,7 @@ from evolq_lite.data import DATA, DEMO_MODELS, checked, demo_file
 from evolq_lite.deployed import Deployed
 from evolq_lite.evaluate import LOSSES
 from evolq_lite.evolve import Evaluated
-from evolq_lite.export import WEIGHTS, export_onnx
+from evolq_lite.export import WEIGHTS, export_onnx, require_extra
 from evolq_lite.kernels import missing
 from evolq_lite.runs.environment import device_of, environment, fix_kernels
 from evolq_lite.runs.folder import RunFolder
@@ -385,6 +385,9 @@ def export_file(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{out} exists; give another --out, or add --replace")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out.parent} is not a folder; give an --out in one that exists")
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; give the path of a file")
+    require_extra()  # before minutes of calibration
     float_points = getattr(arguments, "float_points", "")
     shipment = ship(arguments)
     export_onnx(
@@ -701,6 +704,8 @@ def how_to_resume(arguments: argparse.Namespace) -> str:
     """How to continue what was stopped."""
     if arguments.command == "reproduce":
         return "; the same command continues with the next cell"
+    if arguments.command in ("export", "convert", "verify", "check"):
+        return "; give the same command again"  # no run, nothing to continue
     if begun(arguments):
         how = "--resume in place of --replace" if arguments.replace else "--resume"
         return f"; the same command with {how} continues after the last evaluation"
