@@ -66,7 +66,8 @@ class Deployed(nn.Module):
             or not isinstance(shapes[1][1], int)
         ):
             raise ValueError(
-                f"{path} says that it reads images {size}, and its network does not; export it again"
+                f"{path} says that it reads images {size}, but its network does not; "
+                "export it again"
             )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -113,6 +113,9 @@ for name in ("MatMul", "MatMulIntegerToFloat", "QLinearMatMul", "Softmax", "Conv
 #   codes change. So the scores are multiplied by 1 / sqrt(d) behind DQ and not before Q.
 # - *Pixels divided by a scale* lie on ties: they had 8 bits before. Every runtime rounds them in a
 #   way of its own, so this point is written out in the order of lesson 1.
+# - *The head's bias, added to a table*, makes the runtime compute a Gemm in float. Subtracted, it
+#   leaves the integer product alone.
+# - *Values as uint8* on the right of a product change more codes in OpenVINO. They are int8.
 # - *Weights of 4 bits behind a DQ* become a kernel that quantizes activations once more. A Cast to
 #   int8, done once when the file is loaded, keeps the arithmetic.
 #
@@ -128,6 +131,11 @@ status = main(["verify", str(file)])
 # Not every image agrees, and none of the two is wrong. Both compute sums in another order, whose
 # last digits differ; a value that lies near a tie then becomes the next integer, and later layers
 # multiply that. Block by block, at most a few codes in a thousand differ.
+#
+# OpenVINO shows how much the order matters. It adds the zero point before it rounds,
+# `round(x / s + z)`. On paper that is the same. In float32, a sum near 128 has fewer digits left
+# for what decides near a tie: about ten codes in a million change, and through six blocks up to
+# four labels in a thousand (`docs/export.md` has the numbers).
 #
 # ## Size and speed
 #
