@@ -14,8 +14,8 @@ multiplies the integers instead. Which form one chooses decides whether it sees 
 - *Activations have one scale per tensor.* A DQ with a scale per channel is right on paper, slow in
   one runtime and wrong in another. Channels of their own get a factor before and after the pair:
   `x * (1 / f)`, Q and DQ, `x * f`. Factors of two change no digit.
-- *Values are int8*, all other activations uint8: a product wants its right factor signed. OpenVINO
-  computes it in float otherwise, in an order in which more codes flip.
+- *Values are int8*, all other activations uint8. With uint8 on both sides of the second product,
+  OpenVINO computes it in a way in which more codes flip.
 - *Fewer than 8 bits* are uint8 whose ends are cut off before Q: Clip, then Q.
 - *A convolution's bias is subtracted, negative, behind it.* ONNX Runtime rounds a bias that is the
   convolution's own to the integers of its sums; at 3 bits that changes 1 of 100 labels.
