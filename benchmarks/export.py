@@ -9,12 +9,16 @@ a file of them), at W8A8 or as `--weight-bits` says, the benchmark writes
 and takes turns between them in ONNX Runtime and the same network here, in integers. Times are
 medians for one image, in batches of 1 and of 32, ratios are to the float file in ONNX Runtime, all
 in one run. Needs the extra `export`. Run it on an idle machine.
+
+`--profile` says instead which operators the time of each file goes to, batch 1, by ONNX Runtime's
+own profiler. It keeps each node's least time, which hardly depends on what else the machine does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -24,6 +28,7 @@ from typing import Any
 
 import evolq_lite as eq  # isort: skip  (before timm: see evolq_lite/_torchvision.py)
 
+import onnxruntime
 import timm
 import torch
 from torch import Tensor, nn
@@ -73,6 +78,59 @@ def time_in_turns(
             if i:
                 times[name].append((perf_counter() - began) / len(images))
     return {name: statistics.median(found) for name, found in times.items()}
+
+
+def profile(path: Path, images: Tensor, repeats: int) -> dict[str, tuple[int, float]]:
+    """How many nodes of each operator there are, and what they take together, in seconds."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4
+    options.enable_profiling, options.profile_file_prefix = True, str(path)
+    session = onnxruntime.InferenceSession(path, options)
+    for _ in range(repeats + 1):
+        session.run(None, {"images": images.numpy()})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    least: dict[tuple[str, str], float] = {}  # by operator and node
+    for event in events:
+        if event["name"].endswith("_kernel_time"):
+            node = event["args"]["op_name"], event["name"]
+            least[node] = min(least.get(node, math.inf), event["dur"] / 1e6)
+    operators = {operator for operator, _ in least}
+    return {
+        operator: (
+            sum(name == operator for name, _ in least),
+            sum(seconds for (name, _), seconds in least.items() if name == operator),
+        )
+        for operator in operators
+    }
+
+
+def tell_profile(name: str, profiles: dict[str, dict[str, tuple[int, float]]]) -> str:
+    """A table: operators by row, files by column, milliseconds and number of nodes."""
+    operators = sorted(
+        {operator for found in profiles.values() for operator in found},
+        key=lambda operator: -max(found.get(operator, (0, 0.0))[1] for found in profiles.values()),
+    )
+    lines = [f"{name}, batch 1: ms (nodes)", f"{'':24}" + "".join(f"{x:>20}" for x in profiles)]
+    for operator in operators:
+        cells = [found.get(operator, (0, 0.0)) for found in profiles.values()]
+        line = "".join(f"{f'{1e3 * t:.3f} ({n})' if n else '':>20}" for n, t in cells)
+        lines.append(f"{operator:24}{line}")
+    sums = [sum(t for _, t in found.values()) for found in profiles.values()]
+    return "\n".join([*lines, f"{'together':24}" + "".join(f"{1e3 * t:>20.2f}" for t in sums)])
+
+
+@torch.no_grad()
+def profile_forms(
+    name: str, model: nn.Module, images: Tensor, config: eq.QuantConfig, repeats: int
+) -> str:
+    """Where the time of each form of one network goes."""
+    qmodel = eq.quantize(model, config)
+    eq.calibrate(qmodel, images)
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_files(qmodel, images[:2], Path(folder))
+        found = {form: profile(path, images[:1], repeats) for form, path in files.items()}
+    return tell_profile(name, found)
 
 
 @torch.no_grad()
@@ -143,6 +201,7 @@ def main() -> None:
     parser.add_argument("--weight-bits", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--profile", action="store_true", help="by operator, instead of by batch")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -154,6 +213,9 @@ def main() -> None:
             model, images = demo.model, demo.calibration
         else:
             model, images = deit(arguments.checkpoint, 32)
+        if arguments.profile:
+            print(profile_forms(name, model, images, config, arguments.repeats), flush=True)
+            continue
         results.append(measure(name, model, images, config, arguments.repeats))
         print(tell(results[-1]), flush=True)
     if arguments.json:

@@ -411,8 +411,11 @@ def export_file(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{out} exists; give another --out, or add --replace")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out.parent} is not a folder; give an --out in one that exists")
-    from evolq_lite.export import export_onnx
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; give the path of a file")
+    from evolq_lite.export import export_onnx, require_extra
 
+    require_extra()  # before minutes of calibration
     float_points = getattr(arguments, "float_points", "")
     shipment = ship(arguments)
     export_onnx(
@@ -740,6 +743,8 @@ def how_to_resume(arguments: argparse.Namespace) -> str:
     """How to continue what was stopped."""
     if arguments.command == "reproduce":
         return "; the same command continues with the next cell"
+    if arguments.command in ("export", "convert", "verify", "check"):
+        return "; give the same command again"  # no run, nothing to continue
     if begun(arguments):
         how = "--resume in place of --replace" if arguments.replace else "--resume"
         return f"; the same command with {how} continues after the last evaluation"

@@ -13,6 +13,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor, nn
 
+from evolq_lite.data import DEMO_MODELS
 from evolq_lite.export import EXTRA, FORMAT, KEY, PREPARATION
 from evolq_lite.files import mistake, parse_json
 
@@ -52,12 +53,33 @@ class Deployed(nn.Module):
             )
             told = self.session.get_modelmeta().custom_metadata_map.get(KEY)
         except Exception as error:  # it raises classes of its own, of many kinds
-            why = mistake(content[:512]) or str(error).splitlines()[0][:200]
+            told = (str(error) or type(error).__name__).splitlines()[0][:200]
+            why = mistake(content[:512]) or told
             raise ValueError(f"{path} is not an ONNX file that can be run here ({why})") from None
         self.facts = read_facts(path, told)
+        reads, gives = self.session.get_inputs(), self.session.get_outputs()
+        size, shapes = self.facts["input_size"], [part.shape for part in (*reads, *gives)]
+        if (
+            [part.name for part in reads] != ["images"]
+            or [len(shape) for shape in shapes] != [4, 2]
+            or shapes[0][1:] != size
+            or not isinstance(shapes[1][1], int)
+        ):
+            raise ValueError(
+                f"{path} says that it reads images {size}, but its network does not; "
+                "export it again"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Prepared images (n, channels, height, width) to logits (n, classes)."""
+        """Prepared images (n, channels, height, width) to logits (n, classes).
+
+        ValueError for images of another size.
+        """
+        if images.ndim != 4 or list(images.shape[1:]) != self.facts["input_size"]:
+            raise ValueError(
+                f"the file reads images (n, {', '.join(map(str, self.facts['input_size']))}), not "
+                f"{tuple(images.shape)}; make them with prepare"
+            )
         found = self.session.run(None, {"images": images.detach().cpu().float().numpy()})
         return torch.from_numpy(found[0])
 
@@ -77,6 +99,16 @@ class Deployed(nn.Module):
         return transform if size[0] != 1 else lambda image: transform(image.convert("L"))
 
 
+def known_test(said: Any) -> bool:
+    """Whether this is what `runs.shipping.test_facts` writes."""
+    return said is None or (
+        isinstance(said, dict)
+        and isinstance(said["images"], int)
+        and len(bytes.fromhex(said["correct"])) == -(-said["images"] // 8)
+        and isinstance(said.get("subset"), int | None)
+    )
+
+
 def read_facts(path: Path, told: str | None) -> dict[str, Any]:
     """What a file says of itself; ValueError if that is nothing, or of another kind."""
     if told is None:
@@ -90,7 +122,14 @@ def read_facts(path: Path, told: str | None) -> dict[str, Any]:
         if known:
             channels, height, width = map(int, facts["input_size"])
             statistics = [*map(float, facts["mean"]), *map(float, facts["std"])]
-            known = min(channels, height, width) > 0 and len(statistics) == 2 * channels
+            known = (
+                min(channels, height, width) > 0
+                and len(statistics) == 2 * channels
+                and facts.get("embedded") in (None, *DEMO_MODELS)
+                and isinstance(facts.get("classes") or [], list)
+                and isinstance(facts.get("quantization") or {}, dict)
+                and known_test(facts.get("test"))
+            )
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:

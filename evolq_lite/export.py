@@ -14,11 +14,16 @@ multiplies the integers instead. Which form one chooses decides whether it sees 
 - *Activations have one scale per tensor.* A DQ with a scale per channel is right on paper, slow in
   one runtime and wrong in another. Channels of their own get a factor before and after the pair:
   `x * (1 / f)`, Q and DQ, `x * f`. Powers of two change no digit.
+- *Values are int8*, all other activations uint8. With uint8 on both sides of the second product,
+  OpenVINO computes it in a way in which more codes flip.
 - *Fewer than 8 bits* are uint8 whose ends are cut off before Q: Clip, then Q.
 - *A convolution's bias is subtracted, negative, after it.* ONNX Runtime rounds a bias that is the
   convolution's own to the integers of its sums; at 3 bits that changes 1 of 100 labels.
 - *The images' own point is written out*: x times 1 / scale, Round, Clip, times scale. Pixels lie on
   ties there (see `OnnxPixels`), and every runtime has its own way of dividing.
+- *The bias of a layer that reads one row an image*, as the head does, is subtracted too: "MatMul,
+  Add" on tables becomes a Gemm in float, which takes its weights out of their DQ for each image.
+- *Queries, keys and values are cut along the last axis*, which spares three copies a block.
 - *The scores keep a distance from softmax.* "DQ, Softmax, Q" would become one operator that looks
   its values up in a table and changes a quarter of the next codes. So the scores are quantized
   before they are multiplied by 1 / sqrt(d), with a scale that is larger by as much.
@@ -51,7 +56,7 @@ from evolq_lite.config import EXPORTED_WEIGHTS, KINDS, QuantConfig
 from evolq_lite.convert import Point, kind_of, twin
 from evolq_lite.fast import set_execution
 from evolq_lite.files import write_whole
-from evolq_lite.layers import QuantConv2d, QuantLinear, QuantProducts, QuantWeight
+from evolq_lite.layers import QuantAttention, QuantConv2d, QuantLinear, QuantProducts, QuantWeight
 from evolq_lite.networks import hash_weights
 from evolq_lite.numerics import along
 from evolq_lite.quantizer import Quantizer
@@ -79,8 +84,8 @@ class OnnxPoint(Quantizer):
     ends: tuple[float, float] | None  # of the clamp, for fewer than 8 bits
 
     @classmethod
-    def convert(cls, point: Any) -> None:
-        """Make a calibrated point one of these; codes are counted from 0, so uint8 holds them."""
+    def convert(cls, point: Any, signed: bool = False) -> None:
+        """Make a calibrated point one of these; codes count from 0 (uint8), or from -128 (int8)."""
         low, levels = point.integers.lo, 2**point.integers.bits
         step, zero, factors, shift = point.scale.detach(), point.zero_point - low, None, None
         if step.ndim:
@@ -101,11 +106,15 @@ class OnnxPoint(Quantizer):
         point.register_buffer("factors", factors)
         point.register_buffer("inverse", None if factors is None else factors.reciprocal())
         point.register_buffer("shift", shift)
-        point.scale, point.zero_point = step.clone(), zero.to(torch.uint8)
+        zero = (zero - 128).to(torch.int8) if signed else zero.to(torch.uint8)
+        point.scale, point.zero_point = step.clone(), zero
         point.__class__ = cls
 
-    def forward(self, x: Tensor, unit: Tensor | float = 1.0, spend: bool = False) -> Tensor:
-        """x / unit, quantized as if it were x: whoever gave the unit multiplies by it."""
+    def forward(self, x: Tensor, unit: Tensor | float = 1.0, gain: float = 1.0) -> Tensor:
+        """x / unit, quantized as if it were x: whoever gave the unit multiplies by it.
+
+        What comes out is `gain` times as large, at no cost.
+        """
         step, ends = self.scale, self.ends
         if unit != 1.0:
             step = step / unit
@@ -116,7 +125,8 @@ class OnnxPoint(Quantizer):
             x = x + self.shift
         if ends is not None:
             x = x.clamp(*ends)
-        codes = operator("QuantizeLinear", (x, step, self.zero_point), torch.uint8)
+        codes = operator("QuantizeLinear", (x, step, self.zero_point), self.zero_point.dtype)
+        step = step if gain == 1.0 else step * gain
         x = operator("DequantizeLinear", (codes, step, self.zero_point), torch.float32)
         if self.shift is not None:
             x = x - self.shift
@@ -140,7 +150,7 @@ class OnnxPixels(Quantizer):
         point.ends = point.integers.lo - zero, point.integers.hi - zero
         point.__class__ = cls
 
-    def forward(self, x: Tensor, unit: Tensor | float = 1.0, spend: bool = False) -> Tensor:
+    def forward(self, x: Tensor, unit: Tensor | float = 1.0) -> Tensor:
         return (x * self.scale.reciprocal()).round().clamp(*self.ends) * self.scale
 
 
@@ -180,13 +190,22 @@ class OnnxWeight(QuantWeight):
 
 class OnnxLinear(OnnxWeight, QuantLinear):  # type: ignore[misc]
     output_axis = 1
+    negative_bias: Tensor | None  # (out,)
+
+    @classmethod
+    def convert(cls, layer: Any) -> None:
+        super().convert(layer)
+        layer.register_buffer("negative_bias", None if layer.bias is None else -layer.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.input_quant(x)
         if self.codes is None:
             return F.linear(x, self.weight, self.bias)
         y = x @ self.take_weight()  # (..., in) times (in, out)
-        return y if self.bias is None else y + self.bias
+        if self.bias is None or self.negative_bias is None:
+            return y
+        # Of a table (n, in) times a matrix, plus a bias, ONNX Runtime makes a Gemm in float.
+        return y - self.negative_bias if y.ndim == 2 else y + self.bias
 
 
 class OnnxConv2d(OnnxWeight, QuantConv2d):  # type: ignore[misc]
@@ -220,12 +239,15 @@ class OnnxProducts(QuantProducts):
         mask: Tensor | None = None,
     ) -> Tensor:
         """As the plain one."""
-        scores = self.q(q) @ self.k(k).transpose(-2, -1)
-        if bias is not None:
-            scores = scores + bias / scale
-        if not self.scores.passing:
-            scores = self.scores(scores, unit=scale)
-        scores = scores * scale  # what keeps Q and DQ away from softmax
+        if self.scores.passing and isinstance(self.q, OnnxPoint) and not self.q.passing:
+            scores = self.q(q, gain=scale) @ self.k(k).transpose(-2, -1)
+            scores = scores if bias is None else scores + bias
+        else:
+            scores = self.q(q) @ self.k(k).transpose(-2, -1)
+            scores = scores if bias is None else scores + bias / scale
+            if not self.scores.passing:
+                scores = self.scores(scores, unit=scale)
+            scores = scores * scale  # what keeps Q and DQ away from softmax
         if mask is not None and mask.dtype == torch.bool:
             scores = scores.masked_fill(~mask, -torch.inf)
         elif mask is not None:
@@ -234,6 +256,22 @@ class OnnxProducts(QuantProducts):
         # Powers of two are written out in float: no pair of Q and DQ can hold them.
         shares = point(shares) if isinstance(point, Quantizer) else point.to_integers(shares)
         return (shares @ self.v(v)).transpose(1, 2).flatten(2)
+
+
+class OnnxAttention(QuantAttention):
+    """Queries, keys and values cut along the last axis, where no copy moves what is cut."""
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """(images, tokens, channels) to the same."""
+        parts = self.qkv(x).chunk(3, -1)  # each (images, tokens, heads * head dim)
+        q, k, v = (
+            part.view(*part.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
+            for part in parts
+        )
+        x = self.products(self.q_norm(q), self.k_norm(k), v, self.scale, mask=attn_mask)
+        return self.proj_drop(self.proj(self.norm(x)))
 
 
 FORMS: dict[type[nn.Module], type[OnnxWeight]] = {
@@ -274,13 +312,15 @@ def make_exportable(qmodel: nn.Module, float_kinds: Sequence[str]) -> nn.Module:
             form.convert(module)
         elif type(module) is QuantProducts:
             module.__class__ = OnnxProducts
+        elif type(module) is QuantAttention:
+            module.__class__ = OnnxAttention
     first = next((m for m in copy.modules() if isinstance(m, OnnxConv2d)), None)
     for name, point in points.items():
         if first is not None and point is first.input_quant and point.axis is None:
             OnnxPixels.convert(point)
         elif type(point) is Quantizer:
             try:
-                OnnxPoint.convert(point)
+                OnnxPoint.convert(point, signed=name.endswith("products.v"))
             except ValueError as error:
                 raise ValueError(f"{name} cannot be exported: {error}") from None
     return copy
@@ -314,6 +354,7 @@ def export_onnx(
     adds to what the file says of itself ("classes", a list of names, is one) and wins over what the
     network says. Needs the extra `export`. ValueError says why a network cannot be exported.
     """
+    require_extra()
     if weights not in EXPORTED_WEIGHTS:
         raise ValueError(f"unknown weights {weights!r}; known: {', '.join(EXPORTED_WEIGHTS)}")
     kinds = [kind.strip() for kind in float_points.split(",") if kind.strip()]
@@ -365,14 +406,18 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-@torch.no_grad()
-def trace(model: nn.Module, example: Tensor) -> Any:
-    """What a network does to images (any number), as a graph (an `onnx_ir.Model`)."""
+def require_extra() -> None:
+    """ValueError without the extra `export`."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed, which exporting needs; {EXTRA}") from None
+
+
+@torch.no_grad()
+def trace(model: nn.Module, example: Tensor) -> Any:
+    """What a network does to images (any number), as a graph (an `onnx_ir.Model`)."""
     images = (
         example if len(example) > 1 else example.repeat(2, 1, 1, 1)
     )  # 1 would be taken as fixed

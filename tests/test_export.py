@@ -1,6 +1,8 @@
 """Exported files: the same network elsewhere, what the file says, and what cannot be exported."""
 
+import errno
 import json
+import os
 import re
 import sys
 from itertools import pairwise
@@ -11,14 +13,14 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from commands import call
+from commands import call, tree
 from conftest import toy, toy_images, until
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
 from torch import nn
 
 import evolq_lite as eq
-from evolq_lite import export
+from evolq_lite import bits, export, rounding
 from evolq_lite.deployed import Deployed
 from evolq_lite.panels import GalleryPanel
 from evolq_lite.runs import shipping
@@ -110,9 +112,58 @@ def test_block_by_block_codes_are_the_same(demo, vit, tmp_path):
         assert ((found - wanted).abs() > 0.5 * step).float().mean() <= 0.003
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["mixed", "learned", "frozen"])
+def test_chosen_integers_and_bits_are_in_the_file(tmp_path, how):
+    """Bits by layer, learned rounding, and integers held while their scales have moved."""
+    images = toy_images("vit", 32)
+    qmodel = calibrated(toy("vit"), images, eq.QuantConfig(3, rounding="gptq"))
+    if how == "learned":
+        for _ in eq.round_weights(qmodel, images, "learned", budget=40):
+            pass
+    elif how == "mixed":
+        genome = bits.bits_genome(qmodel, (2, 3, 5), mean=3.0)
+        table = bits.bits_table(qmodel, images, genome)
+        bits.start_bits(qmodel, genome, table)
+        vector = torch.tensor([(2.0, 3.0, 5.0)[i % 3] for i in range(len(genome.names))])
+        bits.write_bits(qmodel, genome, table, vector)
+    else:
+        rounding.freeze_integers(qmodel)
+        evolve_all(qmodel, 0.3)
+    eq.export_onnx(qmodel, tmp_path / "toy.onnx", images[:2], weights="int4")
+    stored = {t.name: t for t in onnx.load(tmp_path / "toy.onnx").graph.initializer}
+    packed = 0
+    for name, layer in rounding.quant_layers(qmodel).items():
+        if not isinstance(layer, nn.Linear):
+            continue
+        kind = "packed" if layer.weight_quant.integers.bits <= 4 else "codes"
+        packed += kind == "packed"
+        found = onnx.numpy_helper.to_array(stored[f"{name}.{kind}"]).astype(int)
+        assert (found == layer.weight_quant.to_integers(layer.weight).T.numpy()).all()
+    assert packed and (how != "mixed" or packed < 9)
+    found, wanted = Deployed(tmp_path / "toy.onnx")(images), qmodel(images)
+    assert (found - wanted).abs().median() < 1e-4
+
+
+@torch.no_grad()
+def test_a_head_multiplies_integers_and_scores_cost_no_product(tmp_path, small):
+    """What the profile found: a Gemm in float at the head, and a Mul where no point needs it."""
+    qmodel, path = small
+    images = toy_images("vit", 32)
+    assert "Gemm" not in optimized(path, tmp_path)
+    eq.export_onnx(qmodel, tmp_path / "less.onnx", images, float_points="scores,sums")
+    found = optimized(tmp_path / "less.onnx", tmp_path)
+    assert found.count("Mul") == 2  # of the images' own point
+    qmodel = eq.twin(qmodel)
+    for block in qmodel.blocks:
+        for point in (block.sum1, block.sum2, block.attn.products.scores):
+            point.stay_float()
+    assert (Deployed(tmp_path / "less.onnx")(images) - qmodel(images)).abs().median() < 1e-4
+
+
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["swin", "levit", "resnet"])
+@pytest.mark.parametrize("family", ["swin", "levit", "resnet", "regnetx", "regnety"])
 def test_other_families_are_the_same_networks(family, tmp_path):
     images = toy_images(family, 64)
     config = eq.PRESETS["recommended"] if family == "swin" else SMALL
@@ -317,6 +368,50 @@ def test_files_of_other_programs_are_refused(tmp_path, content):
     (tmp_path / "x.onnx").write_bytes(content)
     with pytest.raises(ValueError, match="is not an ONNX file that can be run here"):
         Deployed(tmp_path / "x.onnx")
+
+
+def test_images_of_another_size_are_refused(small):
+    with pytest.raises(ValueError, match=r"reads images \(n, 3, 32, 32\), not \(1, 3, 28, 28\)"):
+        Deployed(small[1])(torch.zeros(1, 3, 28, 28))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("input_size", [3, 28, 28]),
+        ("embedded", "gpt"),
+        ("classes", 10),
+        ("test", {"images": 9, "correct": "ff"}),
+        ("test", {"images": 9, "correct": "no"}),
+        ("test", []),
+    ],
+)
+def test_a_file_that_lies_about_itself_is_refused(small, tmp_path, key, value):
+    facts = {**Deployed(small[1]).facts, key: value}
+    path = rewritten(small[1], tmp_path / "lie.onnx", json.dumps(facts))
+    with pytest.raises(ValueError, match="export it again"):
+        Deployed(path)
+
+
+def test_a_file_cut_short_is_refused(small, tmp_path, capsys):
+    (tmp_path / "cut.onnx").write_bytes(small[1].read_bytes()[:-1000])
+    assert call("verify", tmp_path / "cut.onnx") == 2
+    assert "is not an ONNX file that can be run here" in capsys.readouterr().err
+    assert call("verify", tmp_path) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_the_old_file(small, tmp_path, monkeypatch):
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        eq.export_onnx(small[0], path, toy_images("vit", 1))
+    assert tree(tmp_path) == {"net.onnx": b"old"}
 
 
 # The command line

@@ -116,9 +116,8 @@ for name in ("MatMul", "MatMulIntegerToFloat", "QLinearMatMul", "Gemm", "Softmax
           f"in the runtime {inside.count(name):3}")  # fmt: skip
 
 # %% [markdown]
-# Two float products are left: the patch embedding (Conv) and the head, which has become a Gemm. The
-# two new operators multiply integers. That they do, and that they compute the same, depends on how
-# the file is written:
+# One float product is left, the patch embedding (Conv). The two new operators multiply integers.
+# That they do, and that they compute the same, depends on how the file is written:
 #
 # - *A scale per channel at an activation's Q and DQ* is slower than float in ONNX Runtime and wrong
 #   in OpenVINO. We write `x * (1/f)`, Q and DQ with one scale, `x * f`; if the factors f are powers
@@ -130,6 +129,9 @@ for name in ("MatMul", "MatMulIntegerToFloat", "QLinearMatMul", "Gemm", "Softmax
 # - *Q and DQ for the pixels*: pixels had 8 bits before, so they lie on ties, and `x / s` and `x *
 #   (1/s)` differ in the last digit, which decides a tie. We write multiply by 1/s, Round, Clip,
 #   multiply by s.
+# - *The head's bias, added to a table* (images, classes): ONNX Runtime computes a Gemm in float. We
+#   subtract its negative instead, and the integer product stays.
+# - *Values as uint8* on the right of a product: more codes change in OpenVINO. They are int8.
 # - *Packed 4-bit weights and a DQ* become a kernel that quantizes activations once more. We put a
 #   Cast to int8 in between, done once when the file is loaded.
 #
@@ -145,6 +147,11 @@ status = main(["verify", str(file)])
 # Not every image agrees, and neither is wrong. They add the same numbers in different orders, so
 # the last digits differ; a value that lies near a tie then becomes the next integer, and later
 # layers amplify that. (To find a mistake in an export, compare block by block: `docs/export.md`.)
+#
+# OpenVINO shows how much the order matters. It adds the zero point before it rounds,
+# `round(x / s + z)`. On paper that is the same. In float32, a sum near 128 has fewer digits left
+# for what decides near a tie: about ten codes in a million change, and through six blocks up to
+# four labels in a thousand (`docs/export.md` has the numbers).
 #
 # ## Size and speed
 #
