@@ -366,6 +366,32 @@ describe_layers(load_results("C2")).set_index("layer")
 # or "smooth", look for its definition. And remember that these are two small networks, a single
 # block of each, and eight lines per layer, all through the first scales with their edge.
 #
+# ## Weights or activations?
+#
+# When a scale moves, two kinds of integers can flip: those of the weights and those of activations.
+# We can tell them apart. Hold the integers of the weights (a weight is then integer times scale and
+# moves evenly), or leave all activations in float, or both. This is our own question, and the
+# shipped result of `python -m evolq_lite reproduce C9` (80 minutes on one core):
+
+# %%
+figure, verdict = load_claim("C9")
+display(verdict)
+figure
+
+# %% [markdown]
+# *Roughness* is the mean absolute second difference along a line: 0 for a straight line, large
+# where neighbors know nothing of each other. With 50 images, activations make most of it. But the
+# loss is a mean over images. An activation flips on one image and not on another, so these jumps
+# average out as independent errors do: with one over the square root of the number of images, the
+# power -0.5. The integer of a weight flips *for all images at once*, and its jumps hardly average
+# out. At 1,000 images they are the larger part. Where neither can flip, next to nothing is left.
+#
+# What does that mean for the paper's explanation? The landscape over scales is jagged, as it says.
+# But its jumps are of two kinds. More calibration images remove the one, and the other goes away if
+# the integers are held (lesson 8); then a gradient gains far more than evolution at the same cost.
+# (These are 3-bit weights, lines within 1 %, one block of each network; the other numbers are in
+# the [results](../data/results/README.md).)
+#
 # ## Calibration against test
 #
 # A search sees calibration images. What we want is a low loss on *other* images. Are the low places
