@@ -203,7 +203,7 @@ class OnnxLinear(OnnxWeight, QuantLinear):  # type: ignore[misc]
         if self.codes is None:
             return F.linear(x, self.weight, self.bias)
         y = x @ self.take_weight()  # (..., in) times (in, out)
-        if self.bias is None:
+        if self.bias is None or self.negative_bias is None:
             return y
         # Of a table (n, in) times a matrix, plus a bias, ONNX Runtime makes a Gemm in float.
         return y - self.negative_bias if y.ndim == 2 else y + self.bias
