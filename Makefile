@@ -5,11 +5,6 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 PYTHON ?= python3.11 python3
 
-# By default glibc returns large buffers to the system as soon as they are freed, and the next one is
-# page-faulted in again: every batch and every candidate pays for it. With these thresholds the
-# process keeps its memory, which roughly halves training time. They do nothing on macOS.
-KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=268435456
-
 # An OpenMP thread that waits at a barrier spins instead of sleeping. If another process has its core,
 # the thread it waits for gets no time: with one other busy process on two cores, a candidate of the
 # search takes 5.0 s instead of 0.05. With a bounded spin it takes 0.15 s (and 0.053 s when idle).
@@ -29,29 +24,29 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## evolve the scales of the embedded network and show the gain
-	$(KEEP_MEMORY) $(PY) -m evolq_lite demo --replace
+	$(PY) -m evolq_lite demo --replace
 
 test: $(STAMP) ## run ruff, mypy and pytest
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(KEEP_MEMORY) $(PY) -m pytest
+	$(PY) -m pytest
 
 lab: $(STAMP) ## open the lessons in JupyterLab
-	$(KEEP_MEMORY) $(PY) -m jupyter lab notebooks/00_start_here.ipynb
+	$(PY) -m jupyter lab notebooks/00_start_here.ipynb
 
 app: $(STAMP) ## serve the panel of lesson 6 alone, as a live page (Voila)
-	$(KEEP_MEMORY) JUPYTER_PATH=notebooks/app $(PY) -m voila --template=offline --progressive_rendering=True \
+	JUPYTER_PATH=notebooks/app $(PY) -m voila --template=offline --progressive_rendering=True \
 	  notebooks/app/search.ipynb
 
 bench: $(STAMP) ## measure the cost of one candidate
-	$(KEEP_MEMORY) $(PY) benchmarks/candidate_cost.py
+	$(PY) benchmarks/candidate_cost.py
 
 results: $(STAMP) ## redraw the figures and tables in data/results from the stored results
 	$(PY) -m evolq_lite reproduce --report
 
 site: $(STAMP) ## build the course as a web site in build/site/html
-	$(KEEP_MEMORY) $(PY) docs/site/build.py
+	$(PY) docs/site/build.py
 
 docs: $(STAMP) ## rewrite the generated tables in README.md and docs/
 	$(PY) docs/build.py
@@ -60,18 +55,18 @@ check: $(STAMP) ## check that this machine is ready, and say what to do if not
 	$(PY) -m evolq_lite check
 
 notebooks: $(STAMP) ## build notebooks/*.ipynb from notebooks/src/*.py
-	$(KEEP_MEMORY) $(PY) notebooks/build.py
+	$(PY) notebooks/build.py
 
 screenshots: $(STAMP) ## save a picture of every panel to notebooks/images (needs Chromium)
-	$(KEEP_MEMORY) $(PY) notebooks/screenshots.py
+	$(PY) notebooks/screenshots.py
 
 assignments: $(STAMP) ## build the student releases in notebooks/assignments/release
-	$(KEEP_MEMORY) $(PY) notebooks/assignments/build.py
+	$(PY) notebooks/assignments/build.py
 
 grade: $(STAMP) ## grade SUBMISSIONS=DIR_OR_ZIP into OUT=DIR (also ROSTER=, OVERLAY=, REPAIRED=)
 	@test -n '$(SUBMISSIONS)' && test -n '$(OUT)' || { \
 	  echo 'make grade SUBMISSIONS=DIR_OR_ZIP OUT=DIR [ROSTER=FILE] [OVERLAY=DIR] [REPAIRED=DIR]' >&2; exit 2; }
-	$(KEEP_MEMORY) $(PY) notebooks/assignments/grade.py '$(SUBMISSIONS)' '$(OUT)' \
+	$(PY) notebooks/assignments/grade.py '$(SUBMISSIONS)' '$(OUT)' \
 	  $(if $(ROSTER),--roster '$(ROSTER)') $(if $(OVERLAY),--overlay '$(OVERLAY)') \
 	  $(if $(REPAIRED),--repaired '$(REPAIRED)')
 

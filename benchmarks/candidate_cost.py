@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evolq_lite.kernels import multiply, pack
+from evolq_lite.kernels import batch_pays, multiply, multiply_batch, pack
 from evolq_lite.networks import unfused
 from evolq_lite.runs.environment import environment
 
@@ -68,7 +68,18 @@ def products_of(model: nn.Module, forward: Callable[[], Any]) -> Callable[[], An
     def attention(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         images, tokens, _ = inputs[0].shape
         shape = (images, layer.num_heads, tokens, layer.head_dim)
-        jobs.append(lambda: (operand(shape) @ operand(shape).transpose(-2, -1)) @ operand(shape))
+        integer = getattr(getattr(layer, "products", None), "integer", False)
+
+        def product(left: Tensor, right: Tensor) -> Tensor:
+            if integer and batch_pays(left, right):
+                return multiply_batch(left, 0, right, 0)
+            return left @ right
+
+        def both() -> Tensor:
+            q, k, v = operand(shape), operand(shape), operand(shape)
+            return product(product(q, k.transpose(-2, -1)), v)
+
+        jobs.append(both)
 
     hooks = [m.register_forward_hook(linear) for m in model.modules() if isinstance(m, nn.Linear)]
     attentions = [m for m in model.modules() if isinstance(m, timm.layers.Attention)]

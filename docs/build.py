@@ -75,18 +75,7 @@ def claims() -> str:
     """Each claim with its verdict."""
     from evolq_lite.experiments import report
 
-    if hasattr(report, "claims_table"):
-        return str(report.claims_table()).strip()
-    # Until that function is there: the verdicts as the results page has them.
-    rows = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))
-    return table(
-        ("claim", "on the embedded networks"),
-        [
-            (f"{row['claim']} {row['question']}", f"**{row['verdict']}**")
-            for row in rows
-            if row["claim"].startswith("C")
-        ],
-    )
+    return report.claims_table()
 
 
 def source_files(name: str) -> list[Path]:

@@ -21,8 +21,11 @@ budget is never exceeded, and no layer could have one step more within it.
 The start is as even as the budget allows. Layers with bits of their own (`edge_bits`), or whose
 weights stay float, are no part of the genome, nor of the mean.
 
+`evolve_both` goes on from the best bits with the block-wise search of scales: what can be counted
+first, then what can be turned. The bits stay, so the budget does.
+
 Rivals, at the same cost or less: the even start itself; `rank_layers`, which measures one layer at
-a time and then decides at one stroke; and random walks from the start, whatever has been learnt.
+a time and then decides all at once; and random walks from the start, whatever has been learned.
 """
 
 from collections import deque
@@ -37,7 +40,7 @@ from torch import Tensor, nn
 from evolq_lite.chain import Chain, chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import correct_biases, edge_layers, twin
-from evolq_lite.evolve import Committed, Evaluated, Event, evaluate, recorded
+from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluate, evolve, recorded
 from evolq_lite.fast import set_execution
 from evolq_lite.fitness import Fitness, fitness_of, info_nce
 from evolq_lite.genome import Vector
@@ -231,7 +234,8 @@ class Width:
         """Make a layer hold it, but for the integers, which `set_integers` puts."""
         layer.forget_rounding()
         point = layer.weight_quant
-        point.integers, point.scale, point.zero_point = self.range, self.scale, self.zero_point
+        point.integers, point.zero_point = self.range, self.zero_point
+        point.scale = self.scale.clone()  # a search of scales writes into it
         layer.bias = self.bias
 
 
@@ -305,15 +309,37 @@ def set_range(layer: Layer, bits: int) -> None:
     point.freeze()
 
 
+PARTS = ("integers", "scale", "zero_point", "bias")  # of a `Width`, tensors or None
+
+
 def tensors_of(table: BitsTable) -> dict[str, Tensor]:
-    """All tensors of a table by name, to tell it from another."""
+    """All tensors of a table by name, to tell it from another, or to send it."""
     return {
         f"{bits}.{name}.{part}": value
         for bits, layers in table.items()
         for name, width in layers.items()
-        for part in ("integers", "scale", "zero_point", "bias")
+        for part in PARTS
         if (value := getattr(width, part)) is not None
     }
+
+
+def table_of(tensors: Mapping[str, Tensor], qmodel: nn.Module, genome: BitsGenome) -> BitsTable:
+    """The rows of a genome's layers out of what `tensors_of` says, for the same network."""
+    layers = quant_layers(qmodel)
+    table: dict[int, dict[str, Width]] = {}
+    for bits in genome.widths:
+        table[bits] = {}
+        for name in genome.names:
+            parts = {part: tensors.get(f"{bits}.{name}.{part}") for part in PARTS}
+            bias = parts["bias"]
+            table[bits][name] = Width(
+                IntRange(bits, signed=layers[name].weight_quant.integers.signed),
+                cast(Tensor, parts["scale"]),
+                cast(Tensor, parts["zero_point"]),
+                None if bias is None else nn.Parameter(bias, requires_grad=False),
+                parts["integers"],
+            )
+    return table
 
 
 def write_bits(
@@ -345,14 +371,45 @@ def start_bits(qmodel: nn.Module, genome: BitsGenome, table: BitsTable) -> str:
     return execution
 
 
+def prepare_bits(
+    qmodel: nn.Module,
+    images: Tensor,
+    config: SearchConfig,
+    on_rounded: Callable[[Rounded], None] = lambda event: None,
+) -> tuple[BitsGenome, BitsTable, str]:
+    """Genome and table of a config's search, and the execution of the network, which has the start.
+
+    The network must be calibrated on these images.
+    """
+    genome = bits_genome(qmodel, config.bit_widths, config.mean_bits, config.budget_bytes)
+    table = bits_table(qmodel, images, genome, config.batch, on_rounded)
+    return genome, table, start_bits(qmodel, genome, table)
+
+
 # The search
+
+
+class TrialNetwork:
+    """A copy of a network in which candidates are tried; it shares the float weights."""
+
+    def __init__(self, chain: Chain, genome: BitsGenome, table: BitsTable) -> None:
+        self.genome, self.table = genome, table
+        self.chain = chain_of(twin(chain.model))
+        self.chain.chunk = chain.chunk
+        self.held: Vector | None = None  # what the copy holds
+
+    def hold(self, vector: Vector) -> Chain:
+        """The network with these bits."""
+        write_bits(self.chain.model, self.genome, self.table, vector, self.held)
+        self.held = vector
+        return self.chain
 
 
 class BitsObjective:
     """Mean fitness over calibration batches, as a function of each layer's bits.
 
-    Candidates are written into a copy of the network that shares its float weights, so the network
-    stays as it is. A genome that was seen before costs nothing. `evaluations` counts forwards.
+    Candidates are tried in a copy of the network, so the network stays as it is. A genome that was
+    seen before costs nothing. `evaluations` counts forwards.
     """
 
     def __init__(
@@ -367,12 +424,9 @@ class BitsObjective:
     ) -> None:
         if len(images) != len(targets):
             raise ValueError(f"{len(images)} images but {len(targets)} targets")
-        self.genome, self.table, self.fitness = genome, table, fitness
-        self.start = genome.read(chain.model)
-        self.bench = chain_of(twin(chain.model))
-        self.bench.chunk = chain.chunk
+        self.genome, self.fitness = genome, fitness
+        self.start, self.trial = genome.read(chain.model), TrialNetwork(chain, genome, table)
         self.images, self.targets = batches(images, batch), batches(targets, batch)
-        self.held: Vector | None = None  # what the bench holds
         self.values: dict[tuple[float, ...], Tensor] = {}
 
     @property
@@ -389,10 +443,8 @@ class BitsObjective:
         """The fitness of one genome, remembered."""
         key = tuple(vector.tolist())
         if key not in self.values:
-            write_bits(self.bench.model, self.genome, self.table, vector, self.held)
-            self.held = vector
-            parts = zip(self.images, self.targets, strict=True)
-            losses = [self.fitness(self.bench(x), t) for x, t in parts]
+            chain, parts = self.trial.hold(vector), zip(self.images, self.targets, strict=True)
+            losses = [self.fitness(chain(x), t) for x, t in parts]
             self.values[key] = torch.stack(losses).mean().cpu()
         return self.values[key]
 
@@ -421,7 +473,7 @@ class EvolveBits(EvolQ):
 
 
 class WalkBits(RandomSearch):
-    """The baseline at equal cost: walks of random length from the start, whatever was learnt."""
+    """The baseline at equal cost: walks of random length from the start, whatever was learned."""
 
     def __init__(self, genome: BitsGenome, start: Vector, value: float, seed: int = 0) -> None:
         super().__init__(start, value, 0.0, seed)
@@ -466,15 +518,17 @@ def evolve_bits(
     genome: BitsGenome,
     table: BitsTable,
     past: Iterable[Evaluated] = (),
+    elsewhere: Callable[[Population], Values] | None = None,
 ) -> Iterator[Event]:
     """Search the bits of a chain that `start_bits` has prepared; like `evolve` in all else.
 
     Bits belong to the whole network, so there is one visit, of `config.evaluations` candidates; its
-    end is the only commit. `past` is replayed without a forward pass.
+    end is the only commit. `past` is replayed without a forward pass. `elsewhere` evaluates
+    candidates, if that is not to be done here (see `runs.workers`).
     """
     known, start, began = deque(past), genome.read(chain.model), perf_counter()
-    replayed, objective = len(known) > config.evaluations, None
-    if not replayed:
+    replayed, objective = len(known) > config.evaluations, elsewhere
+    if objective is None and not replayed:
         fitness_on = fitness_of(config.fitness, config.temperature)
         objective = BitsObjective(chain, genome, table, images, targets, fitness_on, config.batch)
     fitness = float(evaluate(known, objective, start[None])[0])
@@ -495,6 +549,33 @@ def evolve_bits(
     best, fitness = optimizer.best
     write_bits(chain.model, genome, table, best)
     yield Committed(1, fitness)
+
+
+def evolve_both(
+    chain: Chain,
+    images: Tensor,
+    targets: Tensor,
+    config: SearchConfig,
+    genome: BitsGenome,
+    table: BitsTable,
+    past: Iterable[Evaluated] = (),
+    elsewhere: Callable[[Population], Values] | None = None,
+    scales_elsewhere: Callable[[Visit], Callable[[Population], Values]] | None = None,
+) -> Iterator[Event]:
+    """Bits first, then the scales of the network that was found: one history of both.
+
+    The second part is `evolve` from there, visits 1 and on. Its start was evaluated as a candidate
+    of bits, so it is not evaluated again. `elsewhere` and `scales_elsewhere` are those of the two.
+    """
+    known, fitness = list(past), 0.0
+    first, rest = known[: config.evaluations + 1], known[config.evaluations + 1 :]
+    for event in evolve_bits(chain, images, targets, config, genome, table, first, elsewhere):
+        fitness = event.fitness
+        yield event
+    step = config.width(mean_bits(genome, genome.read(chain.model)))
+    yield from evolve(
+        chain, images, targets, config, step, rest, scales_elsewhere, visits_done=1, fitness=fitness
+    )
 
 
 # The rival that measures one layer at a time
@@ -601,3 +682,13 @@ def tell_bits(before: Mapping[str, int], after: Mapping[str, int]) -> str:
     width = max(map(len, before))
     rows = [f"{name:{width}}  {b:>6}  {after[name]:>7}" for name, b in before.items()]
     return "\n".join([f"{'layer':{width}}  {'before':>6}  {'evolved':>7}", *rows])
+
+
+def sum_up_bits(before: Mapping[str, int], after: Mapping[str, int]) -> str:
+    """What a search has made of each layer's bits, in a few words for an alt text."""
+    most, least = max(after, key=after.__getitem__), min(after, key=after.__getitem__)
+    return (
+        f"{after[most]} in {most}, {after[least]} in {least}; "
+        f"{sum(after[n] > b for n, b in before.items())} went up, "
+        f"{sum(after[n] < b for n, b in before.items())} down"
+    )

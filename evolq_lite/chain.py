@@ -68,9 +68,16 @@ class Chain(nn.Module):
         return _joined([self._run(part, start, stop)[1] for part in self._parts(x)])
 
     @torch.no_grad()
-    def trace(self, x: Tensor) -> list[Tensor]:
-        """The input of each segment, from one forward pass; float32, so that suffixes are exact."""
-        inputs = [self._run(part, keep=True)[0] for part in self._parts(x)]
+    def trace(self, x: Tensor, last: int | None = None, start: int = 0) -> list[Tensor]:
+        """The input of each segment, from one forward pass; float32, so that suffixes are exact.
+
+        With `last`, of the segments up to that one, and nothing behind its input is computed. With
+        `start`, from that segment on, which x enters.
+        """
+        inputs = []
+        for part in self._parts(x):
+            before, end = self._run(part, start, last, keep=True)
+            inputs.append(before if last is None else [*before, end])
         return [_joined(list(parts)) for parts in zip(*inputs, strict=True)]
 
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:

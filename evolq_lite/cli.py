@@ -5,6 +5,8 @@ quantize, calibrate, evolve on calibration images, then read the test images onc
 gained. Bad input gets one sentence and exit status 2.
 """
 
+from __future__ import annotations
+
 import argparse
 import errno
 import signal
@@ -14,38 +16,35 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
 
 import torch
 
+from evolq_lite import __version__
 from evolq_lite._openmp import UNBOUND
 from evolq_lite._torchvision import torchvision_advice
-from evolq_lite.bits import layer_bits, tell_bits
-from evolq_lite.checkpoints import convert_checkpoint
-from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
-from evolq_lite.convert import describe, tell_float_products
-from evolq_lite.data import DATA, DEMO_MODELS, checked, demo_file
-from evolq_lite.deployed import Deployed
-from evolq_lite.evaluate import LOSSES
-from evolq_lite.evolve import Evaluated
-from evolq_lite.export import WEIGHTS, export_onnx, require_extra
-from evolq_lite.kernels import missing
-from evolq_lite.runs.environment import device_of, environment, fix_kernels
-from evolq_lite.runs.folder import RunFolder
-from evolq_lite.runs.run import Outcome, Run
-from evolq_lite.runs.shipping import Shipment, make_shipment, open_run, verify
-from evolq_lite.runs.source import (
+from evolq_lite.config import (
     DEMO_IMAGES,
     DEMO_QUANT,
+    EXPORTED_WEIGHTS,
     OFFICIAL_CROP,
-    Embedded,
-    Folders,
-    Source,
-    official_crop,
+    PRESETS,
+    QuantConfig,
+    SearchConfig,
 )
-from evolq_lite.runs.workers import PATIENCE, LostWorkers, Workers, check_search
-from evolq_lite.sensitivity import sensitivity, tell_sensitivity
+from evolq_lite.files import DATA
+from evolq_lite.kernels import missing
+from evolq_lite.runs.environment import device_of, environment, fix_kernels
 from evolq_lite.terminal import progress, say
+
+# A command imports what it needs when it runs: timm and SciPy take longer to load than torch, and
+# neither --help nor a mistyped option needs them.
+if TYPE_CHECKING:
+    from evolq_lite.evolve import Evaluated
+    from evolq_lite.runs.run import Outcome, Run
+    from evolq_lite.runs.shipping import Shipment
+    from evolq_lite.runs.source import Source
+    from evolq_lite.runs.workers import Workers
 
 # Seconds that a cell of an experiment may take on a worker before it counts as hanging.
 CELL_PATIENCE = 7200.0
@@ -130,6 +129,8 @@ def device_for(arguments: argparse.Namespace) -> torch.device:
 
 def source_of(arguments: argparse.Namespace) -> Source:
     """What the options say is to be searched."""
+    from evolq_lite.runs.source import Embedded, Folders
+
     seed = options_of(SearchConfig(), arguments).seed
     if arguments.command == "demo":
         return Embedded(arguments.model, arguments.calibration_images, seed)
@@ -149,6 +150,8 @@ def source_of(arguments: argparse.Namespace) -> Source:
 
 def crop_of(arguments: argparse.Namespace) -> float | None:
     """The share of an image that is kept; the official script keeps less of DeiT's and LeViT's."""
+    from evolq_lite.runs.source import official_crop
+
     if arguments.crop is None and arguments.preset == "official":
         return official_crop(arguments.model)
     return arguments.crop
@@ -159,10 +162,20 @@ def search(arguments: argparse.Namespace) -> int:
     quant, config = quant_of(arguments), options_of(SearchConfig(), arguments)
     if arguments.resume and arguments.replace:
         raise ValueError("--resume keeps the run and --replace removes it; give one of them")
+
+    from evolq_lite.bits import layer_bits, tell_bits
+    from evolq_lite.convert import describe
+    from evolq_lite.evolve import Evaluated
+    from evolq_lite.runs.folder import RunFolder
+    from evolq_lite.runs.run import Run
+    from evolq_lite.runs.workers import PATIENCE, check_search
+    from evolq_lite.sensitivity import sensitivity, tell_sensitivity
+
     RunFolder.claim(arguments.out, arguments.resume, arguments.replace, arguments.lock)
-    if config.search == "bits" and hasattr(arguments, "weight_bits"):
+    if config.searches_bits and hasattr(arguments, "weight_bits"):
         raise ValueError(
-            "--weight-bits has no effect with --search bits, which takes --mean-bits; omit it"
+            f"--weight-bits has no effect with --search {config.search}, which takes --mean-bits; "
+            "omit it"
         )
     if arguments.workers is not None or arguments.scheduler is not None:
         check_search(config)
@@ -210,7 +223,7 @@ def search(arguments: argparse.Namespace) -> int:
             run.write(outcome)
     report(source, outcome)
     pictures = "fitness.png, top1.png"
-    if config.search == "bits":
+    if config.searches_bits:
         say(f"\n{tell_bits(layer_bits(run.before), layer_bits(run.qmodel))}\n")
         pictures += ", bits.png"
     say(f"Written to {arguments.out}: summary.json, {pictures}, and the run itself.")
@@ -221,6 +234,8 @@ def refuse_float_products(run: Run, strict: bool) -> None:
     """Say which matrix products stay float, if any; with `strict`, refuse them."""
     if not run.qmodel.float_products:
         return
+    from evolq_lite.convert import tell_float_products
+
     told = tell_float_products(run.qmodel)
     if strict:
         raise ValueError(
@@ -233,15 +248,19 @@ def workers_of(
     arguments: argparse.Namespace, lack: Callable[[], str], patience: float
 ) -> AbstractContextManager[Workers | None]:
     """The workers that the options ask for, None for this process alone."""
+    if arguments.scheduler is None and arguments.workers is None:
+        return nullcontext()
+    from evolq_lite.runs.workers import Workers
+
     if arguments.scheduler is not None:
         return Workers.cluster(arguments.scheduler, lack, patience)
-    return (
-        nullcontext() if arguments.workers is None else Workers.local(arguments.workers, patience)
-    )
+    return Workers.local(arguments.workers, patience)
 
 
 def report(source: Source, outcome: Outcome) -> None:
     """Print the table."""
+    from evolq_lite.evaluate import LOSSES
+
     say(f"\n{source.identity()['model']}, {outcome.setting}: {source.note}\n")
     say(
         f"{'':16}{'top-1 [95 % interval]':28}{'gain over before':46}"
@@ -268,7 +287,8 @@ def report(source: Source, outcome: Outcome) -> None:
 
 def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
     """Compute the cells of claims whose results are not there, then write figures and tables."""
-    from evolq_lite.experiments import CLAIMS, KNOWN, real, report  # pandas takes half a second
+    # pandas takes half a second
+    from evolq_lite.experiments import CLAIMS, KNOWN, ON_FOLDERS, real, real_starts, report
 
     wanted = [name.upper() for name in arguments.claims]
     if unknown := [name for name in wanted if name not in (*KNOWN, "ALL")]:
@@ -276,8 +296,8 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
         raise ValueError(f"unknown experiment {unknown[0]!r}; known: {known}, all")
     if arguments.report and arguments.claims != ["all"]:
         raise ValueError("--report is about all results that are there; omit the experiments")
-    if arguments.quick and "REAL" in wanted:
-        raise ValueError("nothing of REAL is quick; omit --quick")
+    if arguments.quick and (slow := [name for name in wanted if name in ON_FOLDERS]):
+        raise ValueError(f"nothing of {slow[0]} is quick; omit --quick")
     if workers is not None and "REAL" in wanted:
         raise ValueError(
             "REAL consists of runs that share out their own work: omit --workers and --scheduler, "
@@ -289,8 +309,12 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
     def watch(event: Evaluated) -> None:
         bar.set_postfix_str(f"{event.block}, fitness {event.fitness:.5f}")
 
-    if "REAL" in names:
-        claims[-1] = real.use_folders(arguments.weights, arguments.photographs, watch)
+    folders = arguments.weights, arguments.photographs
+    make = {
+        "REAL": lambda: real.use_folders(*folders, watch),
+        "R12": lambda: real_starts.use_folders(*folders),
+    }
+    claims = [make[claim.name]() if claim.name in make else claim for claim in claims]
     folder = arguments.out or (Path("runs/quick") if arguments.quick else report.RESULTS)
     with report.lock(folder):
         tasks = report.missing(claims, folder, arguments.quick)
@@ -366,6 +390,8 @@ def say_cost(arguments: argparse.Namespace) -> int:
 
 def convert_file(arguments: argparse.Namespace) -> int:
     """Write a checkpoint as safetensors, and say what was taken and what was left."""
+    from evolq_lite.checkpoints import convert_checkpoint
+
     say(
         convert_checkpoint(
             arguments.source,
@@ -387,6 +413,8 @@ def export_file(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{out.parent} is not a folder; give an --out in one that exists")
     if out.is_dir():
         raise ValueError(f"{out} is a folder; give the path of a file")
+    from evolq_lite.export import export_onnx, require_extra
+
     require_extra()  # before minutes of calibration
     float_points = getattr(arguments, "float_points", "")
     shipment = ship(arguments)
@@ -404,6 +432,8 @@ def export_file(arguments: argparse.Namespace) -> int:
 
 def ship(arguments: argparse.Namespace) -> Shipment:
     """The network that `export` shall write: a run's, an embedded one, or a timm model."""
+    from evolq_lite.runs.shipping import make_shipment, open_run
+
     if Path(arguments.source).is_dir():
         given = [f.name for f in fields(QuantConfig) if hasattr(arguments, f.name)]
         given += [n for n in ("preset", "checkpoint", "calibration") if getattr(arguments, n)]
@@ -418,6 +448,9 @@ def ship(arguments: argparse.Namespace) -> Shipment:
 
 def shipped_source(arguments: argparse.Namespace) -> Source:
     """The float network and the calibration images of `export` without a run."""
+    from evolq_lite.data import DEMO_MODELS
+    from evolq_lite.runs.source import Embedded, Folders
+
     name, calibration = arguments.source, arguments.calibration
     if name in DEMO_MODELS:
         return Embedded(name, arguments.calibration_images or DEMO_IMAGES)
@@ -439,6 +472,9 @@ def shipped_source(arguments: argparse.Namespace) -> Source:
 
 def verify_file(arguments: argparse.Namespace) -> int:
     """Say what an exported file gets right, and whether that is what its run got right."""
+    from evolq_lite.deployed import Deployed
+    from evolq_lite.runs.shipping import verify
+
     network = Deployed(arguments.file)
     facts = network.facts
     quant = facts.get("quantization") or {}
@@ -454,6 +490,8 @@ def verify_file(arguments: argparse.Namespace) -> int:
 
 def check() -> int:
     """Say whether this machine is ready, and what to do if not."""
+    from evolq_lite.data import DEMO_MODELS, checked, demo_file
+
     ready = True
     state = environment()
     versions = ", ".join(f"{k} {v}" for k, v in state["versions"].items())
@@ -500,6 +538,7 @@ def check() -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(prog="python -m evolq_lite", description=__doc__)
+    top.add_argument("--version", action="version", version=f"evolq_lite {__version__}")
     commands = top.add_subparsers(
         dest="command", required=True, metavar="{demo,run,reproduce,export,verify,convert,check}"
     )
@@ -604,9 +643,9 @@ def parser() -> argparse.ArgumentParser:
         "claims",
         nargs="*",
         default=["all"],
-        metavar="C1 ... C12 | all | REAL | PAPER",
-        help="default: all; REAL: real networks, needs the two folders below; PAPER: the paper's "
-        "whole grid, needs --imagenet",
+        metavar="C1 ... C12 | all | REAL | R12 | PAPER",
+        help="default: all; REAL, R12: real networks, need the two folders below; PAPER: the "
+        "paper's whole grid, needs --imagenet",
     )
     again.add_argument("--quick", action="store_true", help="few small cells, to try it")
     again.add_argument(
@@ -620,13 +659,13 @@ def parser() -> argparse.ArgumentParser:
         "--weights",
         type=Path,
         default=SHARED / "weights",
-        help="REAL, PAPER: folder of checkpoints",
+        help="REAL, R12, PAPER: folder of checkpoints",
     )
     again.add_argument(
         "--photographs",
         type=Path,
         default=SHARED / "imagenet",
-        help="REAL: folder with calibration/, validation/ and wnids.txt",
+        help="REAL, R12: folder with calibration/, validation/ and wnids.txt",
     )
     paper = again.add_argument_group("PAPER")
     paper.add_argument(
@@ -669,8 +708,8 @@ def parser() -> argparse.ArgumentParser:
     away.add_argument("--replace", action="store_true", help="write over FILE.onnx")
     away.add_argument(
         "--weights",
-        default=WEIGHTS[0],
-        metavar="{" + ",".join(WEIGHTS) + "}",
+        default=EXPORTED_WEIGHTS[0],
+        metavar="{" + ",".join(EXPORTED_WEIGHTS) + "}",
         help="a byte for each weight, or half a byte for those of 2 to 4 bits (default: int8)",
     )
     away.add_argument("--checkpoint", type=Path, help="of a timm network, as in run")
@@ -739,6 +778,8 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if given := [name for name in PAPER_ONLY if getattr(arguments, name)]:
         flag = "--" + given[0].replace("_", "-")
         raise ValueError(f"{flag} is for PAPER; omit it, or name PAPER in place of the others")
+    from evolq_lite.runs.source import Embedded
+
     with workers_of(arguments, Embedded().lack, CELL_PATIENCE) as workers:
         return reproduce(arguments, workers)
 
@@ -754,7 +795,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(f"\nevolq_lite: stopped{how_to_resume(arguments)}", error=True)
         return 130
-    except LostWorkers as error:
+    except RuntimeError as error:
+        from evolq_lite.runs.workers import LostWorkers
+
+        if not isinstance(error, LostWorkers):
+            raise
         say(f"evolq_lite: {error}{how_to_resume(arguments)}", error=True)
     except OSError as error:
         hint = "; check the path, or give another --out" if error.errno is not None else ""

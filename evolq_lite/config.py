@@ -215,6 +215,12 @@ PRESETS: dict[str, QuantConfig] = {
     ),
 }
 
+# What the command `demo` searches.
+DEMO_QUANT = QuantConfig(weight_bits=3, act_bits=8)
+DEMO_IMAGES = 500
+OFFICIAL_CROP = 0.875  # what the paper's script keeps of an image for DeiT and LeViT; timm 0.9
+EXPORTED_WEIGHTS = ("int8", "int4")  # how a file of `export` may hold them
+
 
 def preset_of(config: QuantConfig) -> str:
     """The preset that a config is nearest to, and what differs: "paper, with weight_bits 3"."""
@@ -245,31 +251,40 @@ SCALES_ONLY = (
     "racing",
 )
 BITS_ONLY = ("mean_bits", "budget_bytes", "widths", "evaluations")
+IDLE: dict[str, tuple[str, ...]] = {"scales": BITS_ONLY, "bits": SCALES_ONLY, "both": ()}
 
 
 @dataclass(frozen=True)
 class SearchConfig(_Checked):
     """How to search scales; the paper's defaults: 10 passes, population 15, 3 cycles, infoNCE."""
 
-    search: str = option("scales", "what is searched: scales, or bits by layer", ("scales", "bits"))
+    search: str = option(
+        "scales",
+        "what is searched: scales, bits by layer, or both: bits first, then the scales of the "
+        "network that was found",
+        ("scales", "bits", "both"),
+    )
     mean_bits: float | None = option(
-        None, "search bits: what a weight may have on average, without layers of fixed edge_bits"
+        None,
+        "search bits or both: what a weight may have on average, without layers of fixed edge_bits",
     )
     budget_bytes: int | None = option(
-        None, "search bits: what the weights of these layers may take, instead of mean_bits"
+        None, "search bits or both: what the weights of these layers may take, not mean_bits"
     )
     widths: str = option(
         "2,3,4,5,6,7,8",
-        "search bits: what a layer may have, separated by commas; each costs a rounding of the "
-        "network before the search",
+        "search bits or both: what a layer may have, separated by commas; each costs a rounding of "
+        "the network before the search",
     )
     evaluations: int = option(
-        360, "search bits: candidates; 360 are as many as ten passes over twelve blocks have"
+        360,
+        "search bits or both: candidates of bits; 360 are as many as ten passes over twelve blocks "
+        "have",
     )
     passes: int = option(10, "how often every block is visited")
     cycles: int = option(3, "candidates per visit")
     population: int = option(
-        15, "members kept per visit; all start as copies of the present scales"
+        15, "members kept per visit; all start as copies of the current scales"
     )
     tournament: int = option(10, "members drawn, with replacement; the best is the parent")
     step: float | None = option(
@@ -329,17 +344,15 @@ class SearchConfig(_Checked):
 
     def check_bits(self) -> None:
         """ValueError for a budget that is missing or impossible, and for options without effect."""
-        bits = self.search == "bits"
-        for name in SCALES_ONLY if bits else BITS_ONLY:
+        for name in IDLE[self.search]:
             if (own := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
-                other = "with search bits" if bits else "without search bits"
-                raise ValueError(f"{name} {own} has no effect {other}; omit it")
-        if not bits:
+                raise ValueError(f"{name} {own} has no effect with search {self.search}; omit it")
+        if not self.searches_bits:
             return
         least, most = self.bit_widths[0], self.bit_widths[-1]
         if (self.mean_bits is None) == (self.budget_bytes is None):
             raise ValueError(
-                "search bits needs a budget: give mean_bits or budget_bytes, one of them"
+                f"search {self.search} needs a budget: give mean_bits or budget_bytes, one of them"
             )
         if self.budget_bytes is not None:
             self.require("budget_bytes", 1)
@@ -348,6 +361,11 @@ class SearchConfig(_Checked):
                 f"mean_bits must be between {least} and {most}, the narrowest and the widest of "
                 f"widths, not {self.mean_bits}; at either end there is nothing to choose"
             )
+
+    @property
+    def searches_bits(self) -> bool:
+        """Whether bits are searched, alone or before scales."""
+        return self.search != "scales"
 
     @property
     def bit_widths(self) -> list[int]:
@@ -363,7 +381,7 @@ class SearchConfig(_Checked):
             )
         return widths
 
-    def width(self, weight_bits: int) -> float:
+    def width(self, weight_bits: float) -> float:
         """The first mutation width: `step`, or the paper's for these weight bits."""
         if self.step is not None:
             return self.step

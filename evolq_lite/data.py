@@ -10,7 +10,6 @@ wrong without a word (numbers without a known range, truncated files) are refuse
 """
 
 import hashlib
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,12 +29,11 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from evolq_lite.checkpoints import load_weights
-from evolq_lite.files import mistake, sha256
+from evolq_lite.files import DATA, mistake, sha256
 from evolq_lite.networks import unfused
 
 # Of the longer side to the shorter: a thin strip is huge once its width is what a network wants.
 MAX_RATIO = 500
-DATA = Path(os.environ.get("EVOLQ_DATA", Path(__file__).resolve().parents[1] / "data"))
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 DEMO_MODELS: dict[str, dict[str, Any]] = {
     "vit": {
@@ -80,8 +78,7 @@ class Demo:
     @property
     def test(self) -> tuple[Tensor, Tensor]:
         """Test images (9920, 1, 28, 28), normalised, and labels (9920,): read once, at the end."""
-        part = read_typefaces("test")
-        return normalised(part.images.float() / 255), part.labels
+        return load_demo_test()
 
 
 def checked(name: str) -> Path:
@@ -173,6 +170,12 @@ def load_demo(name: str = "vit", calibration: int = 1000, seed: int = 0) -> Demo
     with torch.no_grad():
         targets = torch.cat([model(x) for x in images.split(100)])
     return Demo(name, model, images, targets)
+
+
+def load_demo_test() -> tuple[Tensor, Tensor]:
+    """The embedded test images (9920, 1, 28, 28), normalised, and labels (9920,)."""
+    part = read_typefaces("test")
+    return normalised(part.images.float() / 255), part.labels
 
 
 def transform_of(model: nn.Module, crop: float | None = None) -> Callable[[Image.Image], Tensor]:

@@ -110,33 +110,46 @@ def evaluations_of(chain: Chain, config: SearchConfig) -> int:
 
 
 class Inputs:
-    """The batches that enter a segment, kept for a pass where that is exact and memory allows."""
+    """The batches that enter a segment, kept from pass to pass where memory allows.
+
+    They are exact: a commit to a segment changes what enters the later ones, and only that is
+    computed again, when it is asked for.
+    """
 
     def __init__(self, chain: Chain, images: Tensor, batch: int, keep: bool) -> None:
         self.chain, self.images, self.batch, self.keep = chain, images, batch, keep
-        self.traces: list[list[Tensor | None]] = []
+        self.last = chain.index(chain.searchable[-1])  # what follows it is nobody's input
+        self.traces: list[list[Tensor | None]] = []  # per batch, the input of each segment
+        self.valid = 0  # inputs of the segments up to this one are those of the present model
 
-    def forget(self) -> None:
-        """A new pass begins: everything has changed."""
-        self.traces = []
+    def change(self, segment: int) -> None:
+        """Other scales were written into a segment."""
+        self.valid = min(self.valid, segment)
 
     def sweep(self) -> None:
-        """One forward of all images."""
+        """One forward of all images, from the first changed segment to the last that is searched.
+
+        What enters segments that are not searched is not kept.
+        """
         searched = [searchable for _, _, searchable in self.chain.segments]
-        for x in batches(self.images, self.batch):
-            trace = self.chain.trace(x)
-            self.traces.append([t if s else None for t, s in zip(trace, searched)])
+        for i, x in enumerate(batches(self.images, self.batch)):
+            before = self.traces[i] if self.traces[i:] else [x]
+            # the first segment's input is the images, whether it is kept or not
+            entry = before[self.valid] if self.valid else x
+            assert entry is not None
+            after = self.chain.trace(entry, self.last, self.valid)
+            kept = [t if s else None for t, s in zip(after, searched[self.valid :])]
+            self.traces[i : i + 1] = [[*before[: self.valid], *kept]]
             size = sum(t.numel() * t.element_size() for t in self.traces[0] if t is not None)
             if size * len(self.images) / len(x) > TRACE_LIMIT:
                 self.keep, self.traces = False, []
                 return
+        self.valid = self.last
 
     def of(self, segment: int) -> list[Tensor] | None:
-        """Inputs of a segment, None if they must be computed; those of later ones are let go."""
-        if self.keep and not self.traces:
+        """Inputs of a segment, None if they must be computed."""
+        if self.keep and (not self.traces or segment > self.valid):
             self.sweep()
-        for trace in self.traces:
-            trace[segment + 1 :] = [None] * (len(trace) - segment - 1)
         found = [trace[segment] for trace in self.traces]
         return [x for x in found if x is not None] or None
 
@@ -149,6 +162,8 @@ def evolve(
     step: float | None = None,
     past: Iterable[Evaluated] = (),
     elsewhere: Callable[[Visit], Callable[[Population], Values]] | None = None,
+    visits_done: int = 0,
+    fitness: float | None = None,
 ) -> Iterator[Event]:
     """Search the scales of a calibrated chain, in place; yields each evaluation and each commit.
 
@@ -157,7 +172,8 @@ def evolve(
     network's weight bits. `past` holds the evaluations of a stopped run with the same arguments,
     from its start: they are replayed, and yielded again as they were; ValueError if they belong to
     another run. `elsewhere` makes what evaluates the candidates of a visit, if that is not to be
-    done here (see `runs.workers`).
+    done here (see `runs.workers`). After a search of something else, `visits_done` are its visits,
+    which are not counted again, and `fitness` is what the scales are known to be worth.
     """
     if step is None:
         step = config.width(cast(QuantConfig, chain.model.quant_config).weight_bits)
@@ -169,10 +185,8 @@ def evolve(
     inputs = Inputs(chain, images, config.batch, config.order == "last_first" and elsewhere is None)
     make = elsewhere or partial(objective_of, chain, images, targets, config, inputs)
     race = Race() if config.racing else None
-    fitness: float | None = None  # of the scales that the model holds
     for pass_ in range(config.passes):
-        inputs.forget()
-        for number, visit in enumerate(visits, pass_ * len(visits)):
+        for number, visit in enumerate(visits, visits_done + pass_ * len(visits)):
             began = perf_counter()
             replayed = len(known) >= config.cycles + (fitness is None)
             objective = None if replayed else make(visit)
@@ -204,6 +218,8 @@ def evolve(
             best, fitness = optimizer.best
             step = optimizer.step  # an adaptive width continues where the last visit left it
             visit.genome.write(chain.model, best)
+            if not torch.equal(best, start):
+                inputs.change(first_of(chain, visit))
             yield Committed(number + 1, fitness)
 
 
@@ -234,6 +250,11 @@ def recorded(known: deque[Evaluated], event: Evaluated) -> Evaluated:
     return old
 
 
+def first_of(chain: Chain, visit: Visit) -> int:
+    """The first segment that a visit may change."""
+    return min(chain.index(block) for block in visit.blocks)
+
+
 def objective_of(
     chain: Chain,
     images: Tensor,
@@ -251,7 +272,7 @@ def objective_of(
         fitness_of(config.fitness, config.temperature),
         config.batch,
         genome=visit.genome,
-        inputs=inputs.of(min(chain.index(block) for block in visit.blocks)),
+        inputs=inputs.of(first_of(chain, visit)),
     )
 
 

@@ -6,18 +6,18 @@ arithmetic of what stands between them:
     QuantizeLinear     q  = clamp(round(x / scale) + zero_point, 0, 255)        float to uint8
     DequantizeLinear   x' = (q - zero_point) * scale                            back to float
 
-A point becomes such a pair (Q and DQ), a weight its integers behind a DQ. Read as it stands, the
+A point becomes such a pair (Q and DQ), a weight its integers and a DQ. Read as it stands, the
 file computes in float what the plain layers compute; a runtime that sees "DQ, DQ, MatMul"
 multiplies the integers instead. Which form one chooses decides whether it sees that:
 
-- *A weight lies transposed* (in, out) behind a DQ along axis 1, so that a plain MatMul follows.
+- *A weight is stored transposed* (in, out), its DQ has scales along axis 1, and a MatMul follows.
 - *Activations have one scale per tensor.* A DQ with a scale per channel is right on paper, slow in
   one runtime and wrong in another. Channels of their own get a factor before and after the pair:
-  `x * (1 / f)`, Q and DQ, `x * f`. Factors of two change no digit.
+  `x * (1 / f)`, Q and DQ, `x * f`. Powers of two change no digit.
 - *Values are int8*, all other activations uint8. With uint8 on both sides of the second product,
   OpenVINO computes it in a way in which more codes flip.
 - *Fewer than 8 bits* are uint8 whose ends are cut off before Q: Clip, then Q.
-- *A convolution's bias is subtracted, negative, behind it.* ONNX Runtime rounds a bias that is the
+- *A convolution's bias is subtracted, negative, after it.* ONNX Runtime rounds a bias that is the
   convolution's own to the integers of its sums; at 3 bits that changes 1 of 100 labels.
 - *The images' own point is written out*: x times 1 / scale, Round, Clip, times scale. Pixels lie on
   ties there (see `OnnxPixels`), and every runtime has its own way of dividing.
@@ -27,8 +27,8 @@ multiplies the integers instead. Which form one chooses decides whether it sees 
 - *The scores keep a distance from softmax.* "DQ, Softmax, Q" would become one operator that looks
   its values up in a table and changes a quarter of the next codes. So the scores are quantized
   before they are multiplied by 1 / sqrt(d), with a scale that is larger by as much.
-- *Weights of 2 to 4 bits* can be packed, two in a byte, behind a Cast to int8. A runtime unpacks
-  them once, when it loads the file; behind a DQ of their own it would choose other arithmetic.
+- *Weights of 2 to 4 bits* can be packed, two in a byte, before a Cast to int8. A runtime unpacks
+  them once, when it loads the file; with a DQ right after them it would choose other arithmetic.
 
 `export_onnx` copies the network, puts these forms in the place of the plain layers, and lets
 `torch.onnx.export` write down what they do; any other module is written down as it computes. What
@@ -52,7 +52,7 @@ import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from evolq_lite.config import KINDS, QuantConfig
+from evolq_lite.config import EXPORTED_WEIGHTS, KINDS, QuantConfig
 from evolq_lite.convert import Point, kind_of, twin
 from evolq_lite.fast import set_execution
 from evolq_lite.files import write_whole
@@ -64,7 +64,6 @@ from evolq_lite.quantizer import Quantizer
 OPSET = 21  # the first with int4, and with Gelu and LayerNormalization as operators
 FORMAT = 1  # of what the file says of itself
 KEY = "evolq_lite"  # under which it says so
-WEIGHTS = ("int8", "int4")
 PREPARATION = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 EXTRA = "pip install 'evolq_lite[export]'"
 
@@ -356,8 +355,8 @@ def export_onnx(
     network says. Needs the extra `export`. ValueError says why a network cannot be exported.
     """
     require_extra()
-    if weights not in WEIGHTS:
-        raise ValueError(f"unknown weights {weights!r}; known: {', '.join(WEIGHTS)}")
+    if weights not in EXPORTED_WEIGHTS:
+        raise ValueError(f"unknown weights {weights!r}; known: {', '.join(EXPORTED_WEIGHTS)}")
     kinds = [kind.strip() for kind in float_points.split(",") if kind.strip()]
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ValueError(f"unknown kind of point {unknown[0]!r}; known: {', '.join(KINDS)}")

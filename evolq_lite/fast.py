@@ -9,7 +9,8 @@ each into fresh memory. Four things help:
 - *Weights are kept*: quantized once, and again only when their scale or weight is another one.
 - *Plain numbers instead of tensors of one number*: clamping to a number is several times as fast.
 - *Integers*: with execution "integer", linear layers multiply uint8 codes by int8 weights
-  (`kernels`), and what travels from fc1 to fc2 are the codes themselves.
+  (`kernels`), and what travels from fc1 to fc2 are the codes themselves. With one thread, large
+  products of attention are made of integers too.
 
 While gradients are recorded, or where a point lets floats pass, a layer does as the plain one does.
 """
@@ -22,7 +23,16 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from evolq_lite.kernels import EXECUTIONS, Packed, kernel_name, missing, multiply, pack
+from evolq_lite.kernels import (
+    EXECUTIONS,
+    Packed,
+    batch_pays,
+    kernel_name,
+    missing,
+    multiply,
+    multiply_batch,
+    pack,
+)
 from evolq_lite.layers import QuantBlock, QuantConv2d, QuantLinear, QuantProducts, QuantWeight
 from evolq_lite.numerics import IntRange, along, match_moments
 from evolq_lite.quantizer import Quantizer
@@ -123,12 +133,19 @@ class FastQuantizer(Quantizer):
 
     def codes(self, x: Tensor) -> Tensor:
         """The integers as uint8, counted from the smallest: 0 ... 2^bits - 1."""
-        return self.to_integers(x).add_(self.code_of_zero).to(torch.uint8)
+        # By way of int8, 128 less: to uint8 floats are cast one by one, three times as slowly.
+        signed = self.to_integers(x).add_(self.code_of_zero - 128).to(torch.int8)
+        return signed.view(torch.uint8).bitwise_xor_(128)
 
     @property
     def code_of_zero(self) -> int:
         """The code that stands for 0."""
         return self.zero - self.integers.lo
+
+    @property
+    def middle(self) -> int:
+        """What to subtract from `to_integers` so that the integers are signed ones of its bits."""
+        return (self.integers.lo + self.integers.hi + 1) // 2 - self.zero
 
 
 class FastWeight(QuantWeight):
@@ -235,7 +252,20 @@ class FastMlp(Mlp):
 
 
 class FastProducts(QuantProducts):
-    """Attention's two products, in place; units are folded into the next scale."""
+    """Attention's two products, in place; units are folded into the next scale.
+
+    With `integer`, products large enough to be worth it are made of integers.
+    """
+
+    integer = False
+
+    def product(
+        self, left: Tensor, left_point: FastQuantizer, right: Tensor, right_point: FastQuantizer
+    ) -> Tensor:
+        """`left @ right` for the integers of two points, used up; both ways give the same."""
+        if self.integer and batch_pays(left, right):
+            return multiply_batch(left, left_point.middle, right, right_point.middle)
+        return left @ right
 
     def forward(
         self,
@@ -253,7 +283,8 @@ class FastProducts(QuantProducts):
         fast_q, fast_k, fast_v, fast_scores = points
         assert isinstance(fast_q, FastQuantizer) and isinstance(fast_k, FastQuantizer)
         assert isinstance(fast_v, FastQuantizer) and isinstance(fast_scores, FastQuantizer)
-        scores = fast_q.to_integers(q) @ fast_k.to_integers(k).transpose(-2, -1)
+        keys = fast_k.to_integers(k).transpose(-2, -1)
+        scores = self.product(fast_q.to_integers(q), fast_q, keys, fast_k)
         unit = fast_q.number * fast_k.number * scale
         if bias is not None:
             scores, unit = scores * unit + bias, 1.0
@@ -262,13 +293,13 @@ class FastProducts(QuantProducts):
             scores = scores.masked_fill(~mask, -torch.inf)
         elif mask is not None:
             scores = scores + mask
-        shares, step = scores.softmax(-1), fast_v.number
+        shares, values, step = scores.softmax(-1), fast_v.to_integers(v), fast_v.number
         if isinstance(self.probabilities, FastQuantizer):
             shares = self.probabilities.to_integers(shares, spend=True)
             step = self.probabilities.number * step
-        else:
-            shares = self.probabilities.to_integers(shares)
-        attended = shares @ fast_v.to_integers(v)
+            attended = self.product(shares, self.probabilities, values, fast_v)
+        else:  # powers of two
+            attended = self.probabilities.to_integers(shares) @ values
         return scale_into(attended.transpose(1, 2), step).flatten(2)
 
 
@@ -319,7 +350,7 @@ def set_execution(qmodel: nn.Module, execution: str = "auto") -> str:
             module.__class__ = kind if execution == "plain" else FAST[kind]
             if not hasattr(module, "kept"):  # what is there knows by itself whether it is stale
                 module.kept = Kept()  # type: ignore[assignment]
-        if isinstance(module, FastLinear):
+        if isinstance(module, FastLinear | FastProducts):
             module.integer = execution == "integer"
     return execution
 

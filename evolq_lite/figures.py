@@ -18,6 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from evolq_lite.bits import sum_up_bits
 from evolq_lite.data import CHARACTERS
 from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, LossChange
 from evolq_lite.evolve import Evaluated
@@ -159,12 +160,7 @@ def bits_figure(before: Mapping[str, int], after: Mapping[str, int]) -> Picture:
     Color and hatch tell the kind of layer, which is the last part of its name.
     """
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in after))
-    most, least = max(after, key=after.__getitem__), min(after, key=after.__getitem__)
-    alt = (
-        f"Bits of {len(after)} layers after the search: {after[most]} in {most}, {after[least]} in "
-        f"{least}. {sum(after[n] > b for n, b in before.items())} went up, "
-        f"{sum(after[n] < b for n, b in before.items())} down."
-    )
+    alt = f"Bits of {len(after)} layers after the search: {sum_up_bits(before, after)}."
     figure = new_figure(max(6, 0.3 * len(after) + 2), 4, alt)
     axes = figure.add_subplot()
     for i, (name, bits) in enumerate(after.items()):
@@ -267,8 +263,6 @@ def operators_figure(operators: Sequence[tuple[str, str]], title: str, columns: 
         color = PETROFF[kinds.index(kind)]
         axes.add_patch(Rectangle((x - 0.46, y - 0.32), 0.92, 0.64, fc=color, ec="0.2", alpha=0.35))
         axes.text(x, y, name, ha="center", va="center", fontsize=8)
-        if i + 1 < len(operators) and x + 1 < columns:
-            axes.annotate("", (x + 0.54, y), (x + 0.46, y), arrowprops={"arrowstyle": "-"})
     handles = [
         Rectangle((0, 0), 1, 1, fc=PETROFF[i], ec="0.2", alpha=0.35) for i in range(len(kinds))
     ]

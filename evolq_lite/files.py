@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+# Where the embedded images, networks and results lie.
+DATA = Path(os.environ.get("EVOLQ_DATA", Path(__file__).resolve().parents[1] / "data"))
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write under a temporary name, make sure that it is on the disk, and rename it."""

@@ -4,14 +4,14 @@ Every function takes `outputs` (logits of the quantized network) and `targets` (
 network on the same images), both of shape (images, classes), and returns one number; lower is
 better. No labels are used.
 
-Evol-Q's choice is infoNCE: normalise both, compare every output with every target of the batch,
+Evol-Q's choice is infoNCE: normalize both, compare every output with every target of the batch,
 
     similarity[i, j] = <outputs[i], targets[j]> / T
     loss = 2 T * mean_i( -log softmax_j(similarity[i])[i] )
 
 so an output must be closer to the prediction for *its own* image than to those for the other images
 of the batch, the negatives. With a large temperature T the softmax is nearly uniform and the loss
-is, to first order, a centred cosine distance; small T makes the hardest negatives count.
+is, to first order, a centered cosine distance; small T makes the hardest negatives count.
 """
 
 from collections.abc import Callable

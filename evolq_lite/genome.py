@@ -33,7 +33,7 @@ class Genome:
         return sum(self.sizes)
 
     def read(self, model: nn.Module) -> Vector:
-        """The model's present scales, as a new vector on the CPU, where searches live."""
+        """The model's current scales, as a new vector on the CPU, where searches live."""
         return torch.cat([model.get_buffer(name).reshape(-1).cpu() for name in self.names])
 
     def write(self, model: nn.Module, vector: Vector) -> None:

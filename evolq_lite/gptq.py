@@ -1,4 +1,4 @@
-"""GPTQ: which integer does a weight become? Seldom the nearest one. Read with lesson 8.
+"""GPTQ: which integer does a weight become? Not always the nearest one. Read with lesson 8.
 
 A layer computes W x. Quantized, it computes Q x, where each row q of Q is integers times a scale.
 What counts is not how far Q is from W, but how far Q x is from W x on the inputs that the layer

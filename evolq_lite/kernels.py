@@ -14,6 +14,10 @@ next layer's quantizer before it writes, so that what travels from fc1 to fc2 is
 could be written so too, but the kernel adds their zero point, about 128, before it rounds, which
 costs seven bits of the fraction: twice as many values near a tie fell on the other side.)
 
+Attention's products have no weights, and torch has no batched integer product for CPUs.
+`multiply_batch` therefore calls one for each image and head, which `batch_pays` allows only where a
+product is worth the call. Both ways give the same whole numbers.
+
 Whether it can is a matter of the processor too. Without the VNNI instructions, kernels add two
 products of 8 bits in 16 bits, which overflows for 8-bit weights (255 * 127 * 2 > 32767) and
 silently clips. `missing` therefore tries the worst case on the spot and says what is wrong.
@@ -26,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 EXECUTIONS = ("auto", "integer", "simulate", "plain")
+WORTH_A_CALL = 2**20  # multiplications; a float product of so many takes 30 us, the integer one 10
 
 
 @cache
@@ -92,6 +97,48 @@ def multiply(
     return torch.ops.onednn.qlinear_pointwise(
         codes, scale, zero_point, *weights, bias, *form, act, [], act_form
     )
+
+
+@cache
+def batch_missing() -> bool:
+    """Whether this machine lacks an exact product of signed 8-bit integers."""
+    if missing(8) or not hasattr(torch, "_int_mm"):
+        return True
+    # The largest products, as in `missing`.
+    left, right = torch.full((1, 32, 96), -128.0), torch.full((1, 96, 32), -128.0)
+    right[..., ::2] = 127.0
+    try:
+        return not torch.equal(multiply_batch(left.clone(), 0, right.clone(), 0), left @ right)
+    except (RuntimeError, NotImplementedError):
+        return True
+
+
+def batch_pays(left: Tensor, right: Tensor) -> bool:
+    """Whether `multiply_batch` is faster than `@` for (..., rows, depth) and (..., depth, columns).
+
+    With several threads it is not: they would meet at a barrier in every single product.
+    """
+    work = left.shape[-2] * left.shape[-1] * right.shape[-1]
+    return work >= WORTH_A_CALL and torch.get_num_threads() == 1 and not batch_missing()
+
+
+def multiply_batch(left: Tensor, left_middle: int, right: Tensor, right_middle: int) -> Tensor:
+    """`left @ right` for whole numbers in floats, by integer products; uses up both buffers.
+
+    (..., rows, depth) times (..., depth, columns); what is left of the numbers when their middle is
+    subtracted fits into int8. With middles a and b,
+
+        sum (x + a) (y + b) = sum x y + b sum (x + a) + a sum y
+    """
+    rows = left.sum(-1, keepdim=True).int()
+    x, y = left.sub_(left_middle).to(torch.int8), right.sub_(right_middle).to(torch.int8)
+    columns = right.sum(-2, keepdim=True).int()
+    product = torch.empty((*left.shape[:-1], right.shape[-1]), dtype=torch.int32)
+    parts = x.flatten(0, -3), y.flatten(0, -3), product.flatten(0, -3)
+    for one, other, out in zip(*parts, strict=True):
+        torch._int_mm(one, other, out=out)
+    product.add_(rows, alpha=right_middle).add_(columns, alpha=left_middle)
+    return product.view(torch.float32).copy_(product)  # in place: both take four bytes a number
 
 
 def kernel_name(act: nn.Module) -> tuple[str, str] | None:

@@ -1,7 +1,7 @@
 """Learned rounding: follow the gradient to a block's integers. Read with lesson 8.
 
 GPTQ looks at one layer at a time, and rounds one input after another. AdaRound (Nagel et al., arXiv
-2004.10568) decides about all weights at once. It makes the choice between two neighbours on the
+2004.10568) decides about all weights at once. It makes the choice between two neighbors on the
 grid continuous, and lets Adam learn v:
 
     weight = (low + h) * scale,    h = clamp(1.2 sigmoid(v) - 0.1, 0, 1)
@@ -15,8 +15,9 @@ it finds nothing better.
 With `drop`, numbers that a block reads stay float at random: otherwise it learns the quirks of
 rounded activations on a few images (QDrop, Wei et al., arXiv 2203.05740).
 
-What makes this a rival for searches: in v, only the activations are rounded, so the gradient is
-almost a true one. The price is a block's loss instead of the network's.
+What makes this a rival for searches: in v, weights are not rounded, so their part of the gradient
+is a true one; activations still need the straight-through estimator. The price is a block's loss
+instead of the network's.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

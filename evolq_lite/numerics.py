@@ -1,4 +1,4 @@
-"""Uniform quantization in four pure functions: the lecture of lesson 1.
+"""Uniform quantization in a few pure functions: the lecture of lesson 1.
 
 A real number x is stored as an integer q in a small range [lo, hi] of `bits` bits:
 
@@ -10,9 +10,9 @@ errors arise. Inside the range x' is off by at most scale / 2 (*rounding*); outs
 nearest end of the range (*clipping*). A larger scale clips less and rounds more: choosing it is
 what observers (lesson 2) and Evol-Q (lesson 6) are about.
 
-`round` has derivative zero wherever it has one, so the loss as a function of the scales is made of
-tiny steps. `round_ste` pretends that the derivative is one (Bengio et al., arXiv 1308.3432): the
-gradient that lesson 5 races.
+`round` has derivative zero wherever it has one. Between two flips x' moves evenly with the scale;
+where an integer flips it jumps, and the true gradient does not see the jumps. `round_ste` pretends
+that the derivative is one (Bengio et al., arXiv 1308.3432): the gradient that lesson 5 races.
 """
 
 from dataclasses import dataclass

@@ -29,7 +29,7 @@ class Objective(Protocol):
 
     @property
     def start(self) -> Vector:
-        """The present scales."""
+        """The current scales."""
         ...
 
     def __call__(self, population: Population) -> Values:
@@ -119,7 +119,7 @@ class BlockObjective:
 
 
 def batches(x: Tensor, batch: int) -> tuple[Tensor, ...]:
-    """Cut into batches of the given size; a last one of a single image joins its neighbour."""
+    """Cut into batches of the given size; a last one of a single image joins its neighbor."""
     if len(x) < 2:
         raise ValueError(
             f"{len(x)} calibration images; give at least 2: infoNCE compares images with each other"

@@ -1,7 +1,7 @@
-"""Racing: a candidate that falls behind is dropped before all calibration images have been seen.
+"""Racing: candidates that fall behind are dropped before all images are seen. Read with lesson 6.
 
-The paper evaluates every candidate on all calibration images, and rejects about three of four. A
-race compares a candidate's loss with the best one's, batch by batch, on the same images:
+The paper evaluates every candidate on all calibration images, and rejects most of them. A race
+compares a candidate's loss with the best one's, batch by batch, on the same images:
 
     difference[i] = loss of the candidate on batch i - loss of the best on batch i
 

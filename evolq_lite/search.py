@@ -3,13 +3,13 @@
 `EvolQ` is the paper's search of one block (method: population 15, tournament 10, cycles of one
 mutation):
 
-    population = K copies of the present scales
+    population = K copies of the current scales
     repeat: draw S members with replacement, the best of them is the parent
             child = | parent + U(-step, step) |    in every coordinate at once; scales are positive
             evaluate the child, insert it, drop the worst
 
 With few cycles this is hardly a population: K - 1 of K members are copies of the start. `ask(1)` is
-the paper's; `ask(n)` with n > 1 draws n children from one population, a parallel generalisation
+the paper's; `ask(n)` with n > 1 draws n children from one population, a parallel generalization
 that is ours.
 """
 
@@ -48,7 +48,7 @@ def rank(value: float) -> float:
 
 
 class RandomSearch:
-    """The baseline at equal cost: every candidate mutates the start, whatever has been learnt.
+    """The baseline at equal cost: every candidate mutates the start, whatever has been learned.
 
     `start` (d,) with its `value`; `step` is the mutation width, in the units of the scale, or with
     `relative` in its logarithm (child = start * exp(U(-step, step))).

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 
 from jaxtyping import install_import_hook
 
 CHECKED = ["numerics", "fitness", "observers", "genome", "objective", "search", "evaluate"]
 with install_import_hook([f"evolq_lite.{name}" for name in CHECKED], "beartype.beartype"):
-    import evolq_lite  # noqa: F401  isort: skip
+    for module in CHECKED:
+        import_module(f"evolq_lite.{module}")
 
 import os
 import re
@@ -157,23 +159,36 @@ def panels_are_closed() -> Iterator[None]:
         panel.worker.pool.shutdown(wait=True)
 
 
-LEFT_OUT = pytest.StashKey[int]()
+BROWSER, LONG = pytest.StashKey[int](), pytest.StashKey[int]()
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out browser tests where there is no browser, except where one is expected."""
+    """Leave out browser tests where there is no browser, except where one is expected.
+
+    So are long tests, except where all are wanted.
+    """
     if find_chromium() is None and not os.environ.get("CI_BROWSER"):
-        out = [item for item in items if item.get_closest_marker("browser")]
-        items[:] = [item for item in items if not item.get_closest_marker("browser")]
-        config.stash[LEFT_OUT] = len(out)
-        config.hook.pytest_deselected(items=out)
+        config.stash[BROWSER] = leave_out("browser", config, items)
+    if not os.environ.get("ALL_TESTS") and "long" not in config.getoption("markexpr"):
+        config.stash[LONG] = leave_out("long", config, items)
+
+
+def leave_out(marker: str, config: pytest.Config, items: list[pytest.Item]) -> int:
+    """Take the tests with a marker away; returns how many they were."""
+    out = [item for item in items if item.get_closest_marker(marker)]
+    items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    config.hook.pytest_deselected(items=out)
+    return len(out)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was left out, and how long the lessons ran."""
-    if left_out := terminalreporter.config.stash.get(LEFT_OUT, 0):
+    stash = terminalreporter.config.stash
+    if left_out := stash.get(BROWSER, 0):
         terminalreporter.write_line(f"{left_out} browser tests were left out: {NO_CHROMIUM}")
+    if left_out := stash.get(LONG, 0):
+        terminalreporter.write_line(f"{left_out} long tests were left out; ALL_TESTS=1 runs them.")
     reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
     told = [words for r in reports for name, words in r.user_properties if name == "lesson"]
     if told:

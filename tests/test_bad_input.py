@@ -96,7 +96,6 @@ def use_data(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(run_module, "save_figure", lambda _, path: path.touch())
     forget_data()
     monkeypatch.setattr(data_module, "DATA", folder)
-    monkeypatch.setattr(cli, "DATA", folder)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import toy, toy_images
 
-from evolq_lite import QuantConfig, load_demo
+from evolq_lite import QuantConfig, SearchConfig, load_demo
 from evolq_lite.kernels import missing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -18,6 +18,7 @@ import claims
 import export
 import scaling
 import soak
+import whole_run
 
 
 def test_candidate_cost_on_the_embedded_vit():
@@ -39,7 +40,28 @@ def test_candidate_cost_on_the_embedded_vit():
         assert result["share_matmul"] == pytest.approx(share)
 
 
-@pytest.mark.slow
+def test_the_account_of_a_run_adds_up(tmp_path):
+    search = SearchConfig(passes=2, cycles=1, batch=3)
+    source = whole_run.Random("test_vit", images=6)
+    account, run, blocks = whole_run.account_for(source, QuantConfig(), search, tmp_path / "run")
+    parts, count = account.parts, 2 * len(run.chain.searchable) + 1
+    assert len(blocks) == len(account.candidates) == parts["candidates"].calls == count
+    assert parts["history"].calls == count and parts["scales after a visit"].calls == count - 1
+    assert 1 <= parts["inputs of a pass"].calls <= 2
+    named = [parts[name] for name in ("candidates", *whole_run.IN_SEARCH)]
+    for key in ("wall", "cpu", "faults"):
+        whole = sum(getattr(cost, key) for cost in (*named, account.rest))
+        assert whole == pytest.approx(getattr(parts["search"], key))
+    share = sum(cost.wall for cost in account.candidates) / parts["search"].wall
+    assert account.overhead("wall") == pytest.approx(1 / share - 1) and 0 < share < 1
+    candidates = whole_run.compare(account, run, blocks, repeats=1)
+    told = whole_run.tell(account, candidates)
+    assert all(block in told for block in run.chain.searchable) and "more than its cand" in told
+    # The methods that were watched are themselves again.
+    assert whole_run.RunFolder.append.__name__ == "append"
+
+
+@pytest.mark.long
 def test_scaling_on_few_images(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "vit_b", lambda images: (10.0, 2**20))
     out = tmp_path / "out.json"
@@ -74,12 +96,12 @@ def test_a_soak_tells_a_leak():
     assert len(soak.soak(1e-6, 0)) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_candidate_is_timed_beside_a_busy_process():
     assert busy.measure_in_process(busy.SPIN, busy=True, images=20, repeats=2) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_an_exported_network_weighs_and_takes():
     images = toy_images("vit", 4)
     result = export.measure("toy", toy("vit"), images, QuantConfig(weight_bits=4), repeats=1)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pandas as pd
@@ -34,6 +34,7 @@ from evolq_lite.bits import (
     bits_genome,
     bits_table,
     evolve_bits,
+    evolve_both,
     layer_bits,
     mean_bits,
     mutate_bits,
@@ -42,16 +43,22 @@ from evolq_lite.bits import (
     spread_bits,
     start_bits,
     tell_bits,
+    tensors_of,
     write_bits,
 )
 from evolq_lite.data import test_faces as typefaces
-from evolq_lite.evaluate import pack_values, packed
+from evolq_lite.evaluate import SeedComparison, pack_values, packed
 from evolq_lite.evolve import Committed, Evaluated
 from evolq_lite.experiments import c11_bits
 from evolq_lite.experiments.verdicts import WORDS
 from evolq_lite.figures import bits_figure
 from evolq_lite.rounding import quant_layers, round_weights
 from evolq_lite.runs.folder import RunFolder
+from evolq_lite.runs.run import Run
+from evolq_lite.runs.scales import extras_of, scales_of
+from evolq_lite.runs.shipping import open_run
+from evolq_lite.runs.source import Folders
+from evolq_lite.runs.workers import Answer, Task, evaluate
 from evolq_lite.search import minimize
 
 CONFIG = QuantConfig(weight_bits=4, rounding="gptq", edge_bits=8, execution="simulate")
@@ -285,6 +292,77 @@ def test_the_ranking_narrows_where_a_saved_bit_costs_least() -> None:
     assert narrow(replace(genome, budget=140), lost).tolist() == [4, 2, 2]
 
 
+# Bits, then scales
+
+
+def search_both(
+    problem: Problem, past: Iterable[Evaluated] = (), **options: object
+) -> tuple[list[Evaluated], list[Committed]]:
+    """A search's evaluations and commits."""
+    qmodel, images, targets, genome, table = problem
+    config = SearchConfig(
+        search="both", mean_bits=2.5, batch=6, evaluations=5, passes=2, cycles=2, **options
+    )
+    events = list(evolve_both(chain_of(qmodel), images, targets, config, genome, table, past))
+    commits = [event for event in events if isinstance(event, Committed)]
+    return [event for event in events if isinstance(event, Evaluated)], commits
+
+
+def tensors(qmodel: nn.Module) -> dict[str, Tensor]:
+    """Scales, zero points and integers."""
+    return {**scales_of(qmodel), **extras_of(qmodel)}
+
+
+@pytest.mark.parametrize("integers", ["free", "frozen"])
+def test_both_searches_bits_and_then_the_scales_of_what_was_found(
+    problem: Problem, integers: str
+) -> None:
+    qmodel, images, targets, genome, table = problem
+    first, found = search(problem, evaluations=5)
+    chosen = {name: layer.chosen[0] for name, layer in quant_layers(qmodel).items()}
+    held = tensors(qmodel)
+    start_bits(qmodel, genome, table)
+    whole, commits = search_both(problem, integers=integers, scales="all")
+    assert [replace(e, seconds=0) for e in whole[:6]] == [replace(e, seconds=0) for e in first]
+    blocks = chain_of(qmodel).searchable
+    assert [e.block for e in whole[6:]] == 2 * [b for block in blocks[::-1] for b in [block] * 2]
+    assert [e.visit for e in whole[6::2]] == list(range(1, 1 + 2 * len(blocks)))
+    assert [commit.visits for commit in commits] == list(range(1, 2 + 2 * len(blocks)))
+    assert genome.read(qmodel).tolist() == found.tolist() and full(genome, found)
+    assert any(e.accepted for e in whole[6:]), "no scale was better: this tested nothing"
+    assert any(not torch.equal(now, held[name]) for name, now in tensors(qmodel).items())
+    if integers == "frozen":
+        for name, layer in quant_layers(qmodel).items():
+            assert torch.equal(layer.weight_quant.fixed, chosen[name])
+    with torch.no_grad():
+        parts = [info_nce(qmodel(x), t) for x, t in zip(images.split(6), targets.split(6))]
+    assert float(torch.stack(parts).mean()) == min(e.fitness for e in whole) == commits[-1].fitness
+
+
+def test_a_search_of_scales_leaves_the_table_as_it_was(problem: Problem) -> None:
+    """To nearest there are no integers: a layer's scale is all that it takes from the table."""
+    _, images, targets, genome, _ = problem
+    qmodel = calibrated(replace(CONFIG, rounding="nearest"))
+    table = bits_table(qmodel, images, genome)
+    start_bits(qmodel, genome, table)
+    before = {name: tensor.clone() for name, tensor in tensors_of(table).items()}
+    whole, _ = search_both((qmodel, images, targets, genome, table), scales="all")
+    assert any(e.accepted for e in whole[6:]), "no scale was moved: this tested nothing"
+    assert all(torch.equal(before[name], now) for name, now in tensors_of(table).items())
+
+
+@pytest.mark.parametrize("known", [3, 6, 7, 99])
+def test_a_search_of_both_is_replayed_from_its_history(problem: Problem, known: int) -> None:
+    qmodel, _, _, genome, table = problem
+    whole, commits = search_both(problem, seed=1)
+    held = tensors(qmodel)
+    start_bits(qmodel, genome, table)
+    again, same = search_both(problem, whole[:known], seed=1)
+    assert [replace(e, seconds=0) for e in again] == [replace(e, seconds=0) for e in whole]
+    assert same == commits
+    assert all(torch.equal(held[name], now) for name, now in tensors(qmodel).items())
+
+
 # Saving and showing
 
 
@@ -356,6 +434,67 @@ def test_a_run_of_bits_resumes_and_leaves_its_bits(
     assert files[0] == files[1]
 
 
+class Here:
+    """Workers without processes of their own."""
+
+    stamp = None
+
+    def answer(self, tasks: list[Task], rounding: bytes) -> list[Answer]:
+        return [evaluate(task, rounding) for task in tasks]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("bits", {}), ("both", {"passes": 1}), ("both", {"passes": 1, "integers": "frozen"})],
+)
+def test_a_worker_computes_what_the_run_computes(
+    folders: dict[str, object], tmp_path, rounding: str, kind: str, more: dict[str, object]
+) -> None:
+    """Weights with zero points, whose integers fit their own bits only, and shifted biases."""
+    torch.set_num_threads(1)  # as a worker has
+    photos = folders["--calibration"]
+    source = Folders.at("resnet10t", folders["--checkpoint"], photos, photos, None, None, None, 0)
+    quant = QuantConfig(rounding=rounding, weight_symmetric=False, bias_correction=True)
+    search = SearchConfig(
+        search=kind, mean_bits=2.7, widths="2,3,5", evaluations=4, batch=3, **more
+    )
+    histories = []
+    for workers in (None, Here()):
+        out = tmp_path / f"run {workers is None}"
+        with Run(source, quant, search, out) as run:
+            assert sum(isinstance(event, Evaluated) for event in run.evolve(workers)) == run.total
+            histories.append([replace(event, seconds=0.0) for event in run.folder.history()])
+        histories.append((out / "scales.safetensors").read_bytes())
+    assert histories[:2] == histories[2:]
+    assert len({event.fitness for event in histories[0]}) > 2
+
+
+def test_a_run_of_both_resumes_between_the_two(
+    folders: dict[str, object], tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--search", "both", "--passes", 1, "--cycles", 1)
+    assert run_bits(folders, "whole", *options) == 0
+    append = RunFolder.append
+
+    def stop(self: RunFolder, event: Evaluated) -> None:
+        append(self, event)
+        if event.visit == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", stop)
+        assert run_bits(folders, "part", *options) == 130
+    assert run_bits(folders, "part", *options, "--resume") == 0
+    exported = layer_bits(open_run(tmp_path / "part").qmodel)
+    assert exported == json.loads((tmp_path / "whole" / "summary.json").read_text())["bits"]
+    histories = [RunFolder(tmp_path / name).history() for name in ("whole", "part")]
+    assert len({tuple(replace(e, seconds=0) for e in history) for history in histories}) == 1
+    files = [(tmp_path / name / "scales.safetensors").read_bytes() for name in ("whole", "part")]
+    assert files[0] == files[1]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -374,9 +513,11 @@ def test_a_run_of_bits_resumes_and_leaves_its_bits(
         (("--mean-bits", 3, "--weight-bits", 3), ("--weight-bits has no effect", "--mean-bits")),
         (("--mean-bits", 3, "--passes", 5), ("passes 5 has no effect with search bits",)),
         (("--mean-bits", 3, "--step", 0.1), ("step 0.1 has no effect with search bits",)),
-        (("--mean-bits", 3, "--workers", 2), ("workers do not search bits",)),
-        (("--search", "scales", "--mean-bits", 3), ("mean_bits 3.0 has no effect without",)),
-        (("--search", "scales", "--evaluations", 9), ("evaluations 9 has no effect without",)),
+        (("--search", "scales", "--mean-bits", 3), ("mean_bits 3.0 has no effect with",)),
+        (("--search", "scales", "--evaluations", 9), ("evaluations 9 has no effect with",)),
+        (("--search", "both", "--passes", 1), ("--search both needs a budget",)),
+        (("--search", "both", "--mean-bits", 3, "--weight-bits", 3), ("with --search both",)),
+        (("--search", "both", "--mean-bits", 3, "--passes", 0), ("passes must be at least 1",)),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_loaded(
@@ -401,18 +542,22 @@ def test_a_budget_that_no_genome_meets_is_refused_before_anything_is_written(
 # The claim
 
 
+MEANS = (2.25, 2.5, 3.0, 4.0)
+
+
 @pytest.mark.parametrize(
-    ("gaining", "word"),
-    [((2.25, 2.5, 3.0, 4.0), WORDS[0]), ((2.25,), WORDS[1]), ((), WORDS[2])],
+    ("vit", "cnn", "word"),
+    [(MEANS, MEANS, WORDS[0]), ((2.25,), (2.5, 3.0), WORDS[1]), ((), (), WORDS[2])],
 )
 def test_the_claim_holds_in_as_many_budgets_as_the_evolution_gains_in(
-    gaining: tuple[float, ...], word: str
+    vit: tuple[float, ...], cnn: tuple[float, ...], word: str
 ) -> None:
-    faces = typefaces()
+    faces, gaining = typefaces(), {"vit": vit, "cnn": cnn}
     order = torch.rand(len(faces), generator=torch.Generator().manual_seed(0))
     rows = []
     for cell in c11_bits.cells(False):
-        ahead = cell["method"] == c11_bits.EVOLUTION and cell["mean_bits"] in gaining
+        evolved = cell["method"] == c11_bits.EVOLUTION
+        ahead = evolved and cell["mean_bits"] in gaining[cell["network"]]
         loss = torch.rand(len(faces.unique())) + (0 if ahead else 0.1)
         right = order < 0.8 + 0.05 * ahead
         more = {"top1": 0.8, "fitness": 1.0, "held_out_kl": 0.1, "evaluations": 361}
@@ -420,10 +565,36 @@ def test_the_claim_holds_in_as_many_budgets_as_the_evolution_gains_in(
         rows.append({**cell, **measured, **more})
     results = pd.DataFrame(rows)
     found = c11_bits.CLAIM.verdict(results)
-    assert found.word == word and len(found.decisive) == 12 and len(found.others) == 12
-    assert sum(bool(row.holds) for row in found.decisive) == 3 * len(gaining)
-    assert f"even ones in {len(gaining)} of 4 budgets" in found.sentence
+    assert found.word == word and len(found.decisive) == 24 and len(found.others) == 24
+    assert sum(bool(row.holds) for row in found.decisive) == 3 * (len(vit) + len(cnn))
+    assert (
+        f"in {len(vit)}/4, {len(vit)}/4, {len(vit)}/4 of the budgets on the ViT" in found.sentence
+    )
+    assert f", {len(cnn)}/4, {len(cnn)}/4, {len(cnn)}/4 on the CNN" in found.sentence
     assert len(found.sentence.split()) <= 30
     (table,) = c11_bits.CLAIM.tables(results).values()
-    assert len(table) == 16
-    assert "Evolved bits" in str(c11_bits.CLAIM.figure(results).get_label())
+    assert len(table) == 32
+    alt = str(c11_bits.CLAIM.figure(results).get_label())
+    assert "Evolved bits" in alt and "in 8 panels" in alt
+
+
+def test_results_of_one_network_are_told_without_the_other() -> None:
+    gain = SeedComparison.of(torch.ones(2, 600, dtype=torch.bool), torch.ones(2, 600) > 0)
+    gains = {f"CNN, mean {mean} bits": {"rival": gain} for mean in (2.5, 3)}
+    assert c11_bits.tell_budgets(gains) == "0/2 of the budgets on the CNN"
+
+
+def test_the_vit_s_cells_are_what_they_were_before_the_cnn_came() -> None:
+    """Results are found by the cell's parameters: a new one would compute them all again."""
+    first = c11_bits.cells(False)[0]
+    assert first == {
+        "network": "vit",
+        "mean_bits": 2.25,
+        "method": "even bits",
+        "seed": 0,
+        "images": 500,
+        "widths": "2,3,4,5,6,7,8",
+        "evaluations": 360,
+        "every": 1,
+    }
+    assert [cell["network"] for cell in c11_bits.cells(False)] == ["vit"] * 80 + ["cnn"] * 80

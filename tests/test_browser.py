@@ -20,7 +20,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 sys.path.insert(0, str(NOTEBOOKS))
 from build import read_source  # noqa: E402
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 LESSONS = ["01_uniform_quantization", "03_non_smooth_landscapes", "06_blockwise_evolq"]
 SECOND = 1000  # Playwright counts in milliseconds; waits are long, for slow machines
 END = "MARK-END"

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evolq_lite import cli
 from evolq_lite.cli import main
 from evolq_lite.runs import source
+from evolq_lite.runs.folder import RunFolder
 
 SHORT = ["--calibration-images", "60", "--batch", "30", "--passes", "2"]
 
@@ -66,7 +66,7 @@ def test_a_stopped_run_resumes_to_the_same_end(tmp_path, monkeypatch, capsys):
     """Ctrl-C in the middle of a visit, then --resume: same scales, same history, same result."""
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert demo(whole) == 0
-    append, count = cli.RunFolder.append, 0
+    append, count = RunFolder.append, 0
 
     def interrupted(self, evaluation):
         nonlocal count
@@ -76,7 +76,7 @@ def test_a_stopped_run_resumes_to_the_same_end(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli.RunFolder, "append", interrupted)
+        patch.setattr(RunFolder, "append", interrupted)
         assert demo(part) == 130
     assert "--resume" in capsys.readouterr().err
     assert not (part / "summary.json").exists()
@@ -124,7 +124,7 @@ def test_a_run_on_weights_rounded_by_gptq_resumes_to_the_same_end(tmp_path, caps
     more = ("--rounding", "gptq", "--describe")
     assert demo(whole, *more) == 0
     assert "integers were chosen: " in capsys.readouterr().out
-    append, count = cli.RunFolder.append, iter(range(100))
+    append, count = RunFolder.append, iter(range(100))
 
     def interrupted(self, event):
         append(self, event)
@@ -132,7 +132,7 @@ def test_a_run_on_weights_rounded_by_gptq_resumes_to_the_same_end(tmp_path, caps
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli.RunFolder, "append", interrupted)
+        patch.setattr(RunFolder, "append", interrupted)
         assert demo(part, *more) == 130
     assert demo(part, *more, "--resume") == 0
     assert len({(out / "scales.safetensors").read_bytes() for out in (whole, part)}) == 1

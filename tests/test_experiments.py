@@ -21,10 +21,10 @@ from evolq_lite.cli import main
 from evolq_lite.data import DATA
 from evolq_lite.data import test_faces as typefaces
 from evolq_lite.evaluate import SeedComparison, packed, unpacked
-from evolq_lite.experiments import CLAIMS, KNOWN, real, report
+from evolq_lite.experiments import CLAIMS, KNOWN, real, real_starts, report
 from evolq_lite.experiments.c6_selection import Selection
 from evolq_lite.experiments.cells import measure_gain
-from evolq_lite.experiments.results import VERSION, ResultFile, by, where
+from evolq_lite.experiments.results import VERSION, ResultFile, by, row_of, where
 from evolq_lite.experiments.verdicts import UNDECIDED, WORDS, Row, decide, tabulate, to_markdown
 from evolq_lite.files import seal, unseal
 
@@ -459,3 +459,24 @@ def test_a_run_of_real_networks_is_resumed(photographs, monkeypatch):
     assert {k: v for k, v in resumed.items() if k not in timed} == {
         k: v for k, v in whole.items() if k not in timed
     }
+
+
+def test_searches_from_good_and_poor_starts_of_real_networks(photographs):
+    """Two small cells from end to end: rounding, four searches, one reading of the test images."""
+    claim = real_starts.use_folders(photographs, photographs)
+    cells = {(c["network"], c["start"], c["seed"]): c for c in claim.cells(False)}
+    assert len(claim.cells(False)) == 2 * 2 * (5 + 5 + 1 + 1) and not claim.cells(True)
+    rows = []
+    for start in ("paper", "recommended"):
+        cell = {**cells["deit_tiny_patch16_224", start, 0], "images": 4}
+        result = claim.run(cell)
+        assert result["images"] == 6 and set(result["EvolQ"]) >= {"fitness", "kl", "correct"}
+        for name in real_starts.ALL:
+            assert result[name]["fitness"] <= result[name]["fitness_before"]
+        rows.append(row_of({"cell": cell, "result": result, "seconds": 1.0}))
+    results = pd.DataFrame(rows)
+    verdict = claim.verdict(results)
+    assert "1,000-image check" in verdict.sentence and len(verdict.decisive) == 1
+    (table,) = claim.tables(results).values()
+    assert len(table) == 2 * 5
+    assert claim.figure(results).get_label()

@@ -14,8 +14,8 @@ from torch import nn
 import evolq_lite as eq
 from evolq_lite import kernels
 from evolq_lite.fast import FAST, Kept, set_execution
-from evolq_lite.kernels import kernel_name, missing, multiply, pack
-from evolq_lite.layers import QuantLinear
+from evolq_lite.kernels import batch_pays, kernel_name, missing, multiply, multiply_batch, pack
+from evolq_lite.layers import QuantLinear, QuantProducts
 
 EXACT = [bits for bits in range(2, 9) if not missing(bits)]
 here = pytest.mark.skipif(not EXACT, reason="no oneDNN quantized linear on this machine")
@@ -63,6 +63,74 @@ def test_accumulators_are_exact(data):
     packed = pack(weight.to(torch.int8), torch.ones(outputs))
     found = multiply(codes.to(torch.uint8), 1.0, zero, packed, None)
     assert torch.equal(found, wanted.float()) and wanted.abs().max() <= 2**24
+
+
+heads = pytest.mark.skipif(
+    kernels.batch_missing(), reason="no exact product of two 8-bit tensors on this machine"
+)
+
+
+@pytest.fixture
+def one_thread(two_threads):
+    torch.set_num_threads(1)
+
+
+@heads
+@settings(max_examples=100)
+@given(st.data())
+def test_products_of_a_batch_are_exact(data):
+    """Against an int64 product, for any zero points, at the ends of both ranges too."""
+    images, count = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    rows, depth, columns = (data.draw(st.integers(1, 40)) for _ in range(3))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**30)))
+    lo_left, lo_right = -data.draw(st.integers(0, 255)), -data.draw(st.integers(0, 255))
+    left = torch.randint(256, (images, count, rows, depth), generator=generator)
+    right = torch.randint(256, (images, count, columns, depth), generator=generator)
+    if data.draw(st.booleans()):
+        left, right = 255 * (left > 127), 255 * (right > 127)
+    left, right = left + lo_left, (right + lo_right).transpose(-2, -1)
+    found = multiply_batch(left.float(), lo_left + 128, right.float(), lo_right + 128)
+    assert torch.equal(found, (left @ right).float())
+
+
+@heads
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"act_bits": 4}, {"act_symmetric": True}, {"attention_bits": 4}, {"log2_attention": True}],
+    ids=str,
+)
+def test_attention_by_integers_is_the_same_bit_for_bit(options, family, one_thread, monkeypatch):
+    qmodel = eq.quantize(toy(family), eq.QuantConfig(weight_bits=4, **options))
+    x = toy_images(family)
+    eq.calibrate(qmodel, x)
+    eq.set_execution(qmodel, "integer")
+    calls = []
+
+    def counted(*operands):
+        calls.append(1)
+        return multiply_batch(*operands)
+
+    monkeypatch.setattr("evolq_lite.fast.multiply_batch", counted)
+    with torch.no_grad():
+        by_floats = qmodel(x)
+        assert not calls  # toys are too small to be worth it
+        monkeypatch.setattr(kernels, "WORTH_A_CALL", 0)
+        assert torch.equal(qmodel(x), by_floats)
+        products = sum(isinstance(module, QuantProducts) for module in qmodel.modules())
+        assert len(calls) == products * (1 if "log2_attention" in options else 2)
+        calls.clear()
+        eq.set_execution(qmodel, "simulate")
+        qmodel(x)
+        assert not calls
+
+
+@heads
+def test_integer_attention_waits_for_one_thread_and_large_products(one_thread):
+    large, small = torch.empty(2, 256, 64), torch.empty(2, 16, 64)
+    assert batch_pays(large, large.transpose(1, 2))
+    assert not batch_pays(small, small.transpose(1, 2))
+    torch.set_num_threads(2)
+    assert not batch_pays(large, large.transpose(1, 2))
 
 
 @here

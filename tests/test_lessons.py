@@ -227,7 +227,7 @@ def test_a_missing_part_of_a_lesson_is_reported(old, new, problem):
     assert any(problem in line for line in form_problems(notebook, 1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @each_lesson
 def test_a_lesson_runs_in_the_time_that_it_states(
     source, record_property: Callable[[str, object], None]

@@ -46,6 +46,11 @@ def test_suffix_from_any_point_equals_the_whole(family):
         for i in range(len(chain.segments)):
             assert torch.equal(chain(inputs[i], start=i), whole), chain.names[i]
             assert torch.equal(chain(x, stop=i), inputs[i])
+            assert all(map(torch.equal, chain.trace(x, i), inputs[: i + 1])), chain.names[i]
+            assert len(chain.trace(x, i)) == i + 1
+            rest = chain.trace(inputs[i], start=i)
+            assert len(rest) == len(inputs) - i
+            assert all(map(torch.equal, rest, inputs[i:])), chain.names[i]
 
 
 def test_observing_network_equals_the_float_one(family):

@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from evolq_lite._memory import KEEP_MEMORY
 from evolq_lite._openmp import SPIN
-from evolq_lite.runs.workers import KEEP_MEMORY, Workers
+from evolq_lite.runs.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -555,3 +555,38 @@ def test_a_hot_loss_weighs_all_negatives_alike_and_a_cold_one_only_the_hardest()
     assert infonce.shares(outputs, targets, 1e6)[1] == pytest.approx(1 / 63, rel=1e-4)
     assert infonce.shares(outputs, targets, 1e-4)[1] > 0.99
     assert infonce.shares(targets, targets, 3.0)[0] == pytest.approx(1)  # nothing left to pull
+
+
+def test_a_surface_turns_without_computing(monkeypatch):
+    panel = LandscapePanel(what=PLANE, count=6)
+
+    def compute(*_, **__):
+        raise AssertionError("turning computes nothing")
+
+    monkeypatch.setattr(panel, "compute", compute)
+    pictures = [panel.view.value]
+    for turn in (90, 200, 45):
+        panel.turn.value = turn
+        pictures.append(panel.view.value)
+    assert len(set(pictures[:3])) == 3 and pictures[3] == pictures[0]
+    maps = {picture.split("As a surface")[0].rpartition("<svg")[0] for picture in pictures}
+    assert len(maps) == 1, "the map stays"
+
+
+def test_a_line_has_nothing_to_turn():
+    panel = LandscapePanel(what=LINE, count=6)
+    picture = panel.view.value
+    panel.turn.value = 90
+    assert panel.view.value == picture
+
+
+def test_high_values_stand_above_low_ones_from_every_side():
+    heights = torch.zeros(3, 3).numpy()
+    heights[1, 1] = 1.0
+    for turn in (0, 45, 200):
+        marks = landscape.draw_surface(heights, turn).marks
+        polygons = [mark for mark in marks if mark.startswith("<polygon")]
+        points = [pair.split(",") for m in polygons for pair in m.split('"')[1].split()]
+        peak = min(points, key=lambda point: float(point[1]))  # pixels count downwards
+        others = [float(y) for x, y in points if (x, y) != tuple(peak)]
+        assert float(peak[1]) < min(others)

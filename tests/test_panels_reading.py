@@ -6,11 +6,10 @@ from html import unescape
 import pytest
 import torch
 
-from evolq_lite.config import QuantConfig
+from evolq_lite.config import DEMO_IMAGES, QuantConfig
 from evolq_lite.convert import calibrate, quantize
 from evolq_lite.data import load_demo
 from evolq_lite.panels import ReadingPanel, reading
-from evolq_lite.runs.source import DEMO_IMAGES
 
 pytestmark = pytest.mark.usefixtures("no_silent_callbacks", "panels_are_closed")
 

@@ -5,15 +5,19 @@ import json
 import re
 import threading
 import time
+from dataclasses import asdict
 from html import unescape
 
 import pytest
 import torch
 from conftest import until
 
+from evolq_lite import QuantConfig, SearchConfig
 from evolq_lite.cli import main
 from evolq_lite.panels import Panel, SearchPanel, ViTPanel
 from evolq_lite.panels import search as module
+from evolq_lite.panels.drawing import BLUE, GRAY, ORANGE
+from evolq_lite.panels.search import draw_bits
 
 pytestmark = pytest.mark.usefixtures("no_silent_callbacks", "panels_are_closed")
 SECONDS = 120  # a wait that ends earlier where all is well
@@ -104,7 +108,7 @@ def test_bits_out_of_range_are_clamped_with_a_word(few_images, name, asked, take
 @pytest.mark.parametrize(
     ("name", "value"),
     [("weight_bits", 4), ("act_bits", 6), ("population", 7), ("passes", 3), ("cycles", 2),
-     ("step", 1e-4), ("fitness", "mse"), ("seed", 5)],
+     ("step", 1e-4), ("fitness", "mse"), ("seed", 5), ("search", "both")],
 )  # fmt: skip
 def test_every_control_of_the_search_reaches_its_option(tmp_path, name, value):
     panel = SearchPanel(out=tmp_path / "run")
@@ -123,6 +127,65 @@ def test_every_control_of_the_search_reaches_its_option(tmp_path, name, value):
 def test_options_out_of_range_are_clamped_with_a_word(tmp_path, name, asked, taken):
     panel = SearchPanel(out=tmp_path / "run", **{name: asked})
     assert panel.values[name] == pytest.approx(taken) and f"{taken:g}" in panel.words
+
+
+@pytest.mark.parametrize(
+    ("search", "idle"),
+    [
+        ("scales", {"mean_bits", "evaluations"}),
+        ("bits", {"weight_bits", "passes", "cycles", "step"}),
+        ("both", {"weight_bits"}),
+    ],
+)
+def test_options_without_effect_on_the_chosen_search_are_disabled_and_left_out(
+    tmp_path, search, idle
+):
+    moved = {"weight_bits": 5, "passes": 3, "cycles": 2, "step": 1e-2, "mean_bits": 3.3}
+    panel = SearchPanel(out=tmp_path / "run", evaluations=9, **moved)
+    panel.controls["search"].value = search
+    assert {key for key, widget in panel.controls.items() if widget.disabled} == idle
+    quant, found = panel.options()
+    usual = {**asdict(QuantConfig(weight_bits=3)), **asdict(SearchConfig())}
+    taken = {**asdict(quant), **asdict(found)}
+    assert found.search == search
+    for key, value in {**moved, "evaluations": 9}.items():
+        assert taken[key] == (usual[key] if key in idle else pytest.approx(value)), key
+    panel.busy(True)
+    assert all(widget.disabled for widget in panel.controls.values())
+    panel.busy(False)
+    assert {key for key, widget in panel.controls.items() if widget.disabled} == idle
+
+
+def test_bits_are_drawn_layer_by_layer():
+    before = {"patch_embed.proj": 4, "blocks.0.attn.qkv": 2, "blocks.0.mlp.fc1": 3}
+    after = {"patch_embed.proj": 3, "blocks.0.attn.qkv": 4, "blocks.0.mlp.fc1": 3}
+    drawn = str(draw_bits(before, after))
+    for name, bits in before.items():
+        assert f"<title>{name}: {bits} before, {after[name]} evolved</title>" in drawn
+    colors = {ORANGE: "blocks.0.attn.qkv", BLUE: "patch_embed.proj", GRAY: "blocks.0.mlp.fc1"}
+    for color, name in colors.items():
+        (rest,) = re.findall(f'fill="{color}" fill-opacity="0.9"><title>([^:]*):', drawn)
+        assert rest == name
+    tall = {
+        name: float(height)
+        for height, name in re.findall(r'height="([\d.]+)"[^>]*><title>([^:]*):', drawn)
+    }
+    assert tall["blocks.0.attn.qkv"] > tall["patch_embed.proj"] == tall["blocks.0.mlp.fc1"]
+    assert ">patch_embed<" in drawn and ">0<" in drawn
+
+
+def test_a_whole_search_of_bits_shows_what_it_chose_and_resumes_with_its_options(tmp_path):
+    panel = SearchPanel(out=tmp_path / "run", images=20, search="bits", evaluations=4)
+    panel.run_button.click()
+    panel.worker.wait_until_done(10 * SECONDS)
+    assert "W2.5A8, 5 evaluations" in panel.words and "Gain" in panel.words
+    alt = unescape(panel.view.value.split('aria-label="')[1].split('"')[0])
+    assert re.search(r"Bits: \d in \S+, 2 in \S+; \d+ went up, \d+ down\.$", alt)
+    assert len(alt.split()) <= 40 and panel.view.value.count("<svg width=") == 3
+    panel.controls["mean_bits"].value = 3.0
+    panel.controls["passes"].value = 2  # of no effect on bits
+    panel.resume_button.click()
+    assert "has other options (Mean bits 2.5). Press Resume again" in panel.words
 
 
 def test_a_pause_holds_the_search_and_is_no_part_of_its_time(tmp_path):

@@ -10,9 +10,10 @@ import torch
 from scipy import stats
 from test_search import make_problem, run, state_hash
 
-from evolq_lite import BlockObjective, RandomSearch, SearchConfig, cli, evolve
+from evolq_lite import BlockObjective, RandomSearch, SearchConfig, evolve
 from evolq_lite.cli import main
 from evolq_lite.racing import Race, is_hopeless
+from evolq_lite.runs.folder import RunFolder
 
 PLAIN = SearchConfig(passes=3, cycles=4, batch=2)  # 9 images: batches of 2, 2, 2, 3
 RACING = replace(PLAIN, racing=True)
@@ -140,7 +141,7 @@ def test_a_race_on_the_command_line_resumes_and_tells_its_share(tmp_path, monkey
     options = ("--model", "cnn", "--calibration-images", "80", "--batch", "10", "--passes", "1")
     assert main(["demo", "--racing", *options, "--out", str(whole)]) == 0
     assert "Racing computed " in capsys.readouterr().out
-    append, count = cli.RunFolder.append, iter(range(100))
+    append, count = RunFolder.append, iter(range(100))
 
     def interrupted(self, event):
         append(self, event)
@@ -148,7 +149,7 @@ def test_a_race_on_the_command_line_resumes_and_tells_its_share(tmp_path, monkey
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli.RunFolder, "append", interrupted)
+        patch.setattr(RunFolder, "append", interrupted)
         assert main(["demo", "--racing", *options, "--out", str(part)]) == 130
     assert main(["demo", "--racing", *options, "--out", str(part), "--resume"]) == 0
     assert len({(out / "scales.safetensors").read_bytes() for out in (whole, part)}) == 1

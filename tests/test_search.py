@@ -26,6 +26,7 @@ from evolq_lite import (
     quantize,
 )
 from evolq_lite.evolve import Committed, Evaluated, evaluations_of, visits_of
+from evolq_lite.objective import batches
 
 
 @pytest.fixture(scope="module")
@@ -319,13 +320,54 @@ def test_every_deviation_runs_and_never_gets_worse(options):
     assert {e.block for e in history} == labels
 
 
-def test_kept_inputs_and_recomputed_ones_agree(monkeypatch):
-    kept = run(SMALL)
-    module = import_module("evolq_lite.evolve")  # the package's attribute is the function
-    monkeypatch.setattr(module, "TRACE_LIMIT", 0)
-    anew = run(SMALL)
-    assert [e.fitness for e in kept[1]] == [e.fitness for e in anew[1]]
-    assert state_hash(kept[0]) == state_hash(anew[0])
+evolving = import_module("evolq_lite.evolve")  # the package's attribute is the function
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"step": 1e-6},  # hardly anything is accepted
+        {"granularity": "layer", "scales": "all", "mutation": "relative"},
+        {"granularity": "global", "mutation": "relative"},
+    ],
+)
+def test_kept_inputs_and_recomputed_ones_agree(monkeypatch, options):
+    """Over several passes, from which inputs are kept as far as nothing has changed before them."""
+    config = replace(SMALL, passes=4, **options)
+    step = config.step or 0.01
+    kept = run(config, step=step)
+    half = run(config, step=step, past=kept[1][: len(kept[1]) // 2])
+    monkeypatch.setattr(evolving, "TRACE_LIMIT", 0)
+    anew = run(config, step=step)
+    assert state_hash(kept[0]) == state_hash(half[0]) == state_hash(anew[0])
+    values = [e.fitness for e in anew[1]]
+    assert [e.fitness for e in kept[1]] == [e.fitness for e in half[1]] == values
+
+
+def test_inputs_are_computed_from_the_first_change_on(monkeypatch):
+    """What enters the blocks before it is known from the pass before; without a change, all is."""
+    chain, _, _, _, (images, _) = run(SMALL)
+    calls = []
+    trace = type(chain).trace
+
+    def watch(self, x, last=None, start=0):
+        calls.append(start)
+        return trace(self, x, last, start)
+
+    monkeypatch.setattr(type(chain), "trace", watch)
+    inputs = evolving.Inputs(chain, images, SMALL.batch, keep=True)
+    first, last = (chain.index(chain.searchable[i]) for i in (0, -1))
+    parts = batches(images, SMALL.batch)
+    for changed, begins in ((None, 0), (last, None), (first, first), (None, None)):
+        if changed is not None:
+            genome = genome_of(chain.model, [chain.names[changed]])
+            genome.write(chain.model, genome.read(chain.model) * 1.5)
+            inputs.change(changed)
+        calls.clear()
+        found = inputs.of(last)
+        assert calls == ([] if begins is None else [begins] * len(parts))
+        assert all(torch.equal(x, chain(part, stop=last)) for x, part in zip(found, parts))
 
 
 def test_width_is_the_papers_unless_given():

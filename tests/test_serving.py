@@ -1,12 +1,16 @@
 """What the browser tests stand on: the browser is found or left out, servers start and end."""
 
+import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import conftest
 import psutil  # needed by ipykernel
 import pytest
 import serving
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_browser_is_the_named_one_or_the_first_on_the_path(monkeypatch, tmp_path):
@@ -22,30 +26,64 @@ def test_the_browser_is_the_named_one_or_the_first_on_the_path(monkeypatch, tmp_
     assert serving.find_chromium() is None
 
 
-@pytest.mark.parametrize("expected", [False, True])
-def test_without_a_browser_one_line_says_so_and_ci_fails(monkeypatch, tmp_path, expected):
-    monkeypatch.setenv("CHROMIUM", str(tmp_path / "no-such-browser"))
-    monkeypatch.setenv("CI_BROWSER", "1" if expected else "")
-    left_out, lines = [], []
+class Config(SimpleNamespace):
+    """What the hooks of conftest.py need of pytest's config."""
+
+    def __init__(self, markers: str = "") -> None:
+        self.left_out: list[object] = []
+        super().__init__(
+            stash=pytest.Stash(),
+            getoption=lambda name: markers,
+            hook=SimpleNamespace(pytest_deselected=lambda *, items: self.left_out.extend(items)),
+        )
+
+
+def collect(config, *markers):
+    """Which of some tests with one marker each are run, and what is said at the end."""
     items = [
         SimpleNamespace(get_closest_marker=lambda name, mark=mark: mark if mark == name else None)
-        for mark in ("browser", "slow", "browser")
+        for mark in markers
     ]
-    config = SimpleNamespace(
-        stash=pytest.Stash(),
-        hook=SimpleNamespace(pytest_deselected=lambda *, items: left_out.extend(items)),
-    )
+    lines = []
     conftest.pytest_collection_modifyitems(config, items)
     conftest.pytest_terminal_summary(
         SimpleNamespace(config=config, stats={}, write_line=lines.append)
     )
+    return items, lines
+
+
+@pytest.mark.parametrize("expected", [False, True])
+def test_without_a_browser_one_line_says_so_and_ci_fails(monkeypatch, tmp_path, expected):
+    monkeypatch.setenv("CHROMIUM", str(tmp_path / "no-such-browser"))
+    monkeypatch.setenv("CI_BROWSER", "1" if expected else "")
+    config = Config()
+    items, lines = collect(config, "browser", "slow", "browser")
     if expected:
-        assert len(items) == 3 and not left_out and not lines
+        assert len(items) == 3 and not config.left_out and not lines
         with pytest.raises(RuntimeError, match="no Chromium: apt-get"), serving.chromium():
             pass
     else:
-        assert len(items) == 1 and len(left_out) == 2
+        assert len(items) == 1 and len(config.left_out) == 2
         assert lines == [f"2 browser tests were left out: {serving.NO_CHROMIUM}"]
+
+
+@pytest.mark.parametrize(("wanted", "markers", "run"), [("", "", 1), ("1", "", 3), ("", "long", 3)])
+def test_long_tests_run_where_they_are_asked_for(monkeypatch, wanted, markers, run):
+    monkeypatch.setenv("ALL_TESTS", wanted)
+    items, lines = collect(Config(markers), "long", "slow", "long")
+    assert len(items) == run
+    told = ["2 long tests were left out; ALL_TESTS=1 runs them."]
+    assert lines == (told if run == 1 else [])
+
+
+def test_ci_runs_every_test():
+    """On the machine that merges, and on GitHub's."""
+    assert "export CI_BROWSER=1 ALL_TESTS=1" in (ROOT / ".ci" / "run").read_text()
+    assert re.search(
+        r"^    env:\n(?:      .*\n)*?      ALL_TESTS: 1\b",
+        (ROOT / ".github" / "workflows" / "test.yml").read_text(),
+        re.MULTILINE,
+    )
 
 
 def test_a_server_that_ends_at_once_is_reported_with_its_log(tmp_path):

@@ -23,13 +23,15 @@ SECOND = 1000  # Playwright counts in milliseconds; waits are long, for slow mac
 ACTIVATIONS = ",".join(kind for kind in KINDS if kind != "weights")
 
 in_browser = pytest.mark.browser
+pytestmark = pytest.mark.long  # Sphinx takes a minute
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built anew with few calibration images; Sphinx says nothing, as all is well."""
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "docs/site/build.py", f"--out={out}", "--images=32"]
+    small = ["--images=32", "--points=5", "--passes=1"]
+    command = [sys.executable, "docs/site/build.py", f"--out={out}", *small]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == "", done.stderr[-3000:]
     assert done.stdout.strip() == f"Open {out / 'html' / 'index.html'}"
@@ -51,7 +53,9 @@ def test_everything_has_its_page(pages: dict[str, BeautifulSoup]) -> None:
     modules = [*(ROOT / "evolq_lite").glob("*.py"), *(ROOT / "evolq_lite").glob("*/__init__.py")]
     names = {path.parent.name if path.stem == "__init__" else path.stem for path in modules}
     wanted |= {f"api/{name}.html" for name in names if name[0] != "_" and name != "evolq_lite"}
-    assert wanted | {"index.html", "try.html", "data/results/README.html"} <= pages.keys()
+    assert (
+        wanted | {"index.html", "try.html", "play.html", "data/results/README.html"} <= pages.keys()
+    )
     first = pages["notebooks/00_start_here.html"]
     assert first.select(".cell_output img") and "stored outputs" in first.text
     assert "GPTQ (Frantar et al." in pages["api/gptq.html"].text
@@ -207,6 +211,49 @@ def test_sliders_move_and_labels_flip(visit: Open) -> None:
     assert flips.count() == 0 and max(page.evaluate("vit.errors")) == 0
 
 
+PIXELS = "id => document.getElementById(id).toDataURL()"
+
+
+@in_browser
+def test_a_landscape_turns_and_a_search_plays(visit: Open) -> None:
+    page = visit("play.html")
+    seen = {page.evaluate(PIXELS, "play-surface")}
+    said = page.locator("#play-surface-said").inner_text()
+    turn = page.get_by_role("slider", name="Turn")
+    turn.press("ArrowRight")
+    seen.add(page.evaluate(PIXELS, "play-surface"))
+    assert "seen from 40 degrees" in (
+        page.locator("#play-surface").get_attribute("aria-label") or ""
+    )
+    assert page.locator("#play-surface-said").inner_text() == said, "turning changes no number"
+    box = page.locator("#play-surface").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 300, box["y"] + 200)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 360, box["y"] + 230, steps=3)
+    page.mouse.up()
+    assert page.evaluate("play.turn") != 40 and page.evaluate("play.tilt") > 35
+    seen.add(page.evaluate(PIXELS, "play-surface"))
+    page.get_by_role("radio", name="nothing jumps").check()
+    seen.add(page.evaluate(PIXELS, "play-surface"))
+    assert len(seen) == 4
+    assert "nothing jumps" in page.locator("#play-surface-said").inner_text()
+
+    values = torch.tensor(page.evaluate("PLAY_DATA.landscapes.map(one => one.values)"))
+    bends = values.diff(n=2, dim=-1).abs().mean((1, 2))
+    assert bends.argmin() == 3 and bends[3] < 0.05 * bends[0], "frozen and float is the smooth one"
+
+    search = page.evaluate("PLAY_DATA.search")
+    assert (
+        len(search) == 19 and "The first scales" in page.locator("#play-history-said").inner_text()
+    )
+    page.get_by_role("button", name="Play").click()
+    expect(page.locator("#play-at-said")).to_have_text("19", timeout=120 * SECOND)
+    expect(page.locator("#play-history-said")).to_contain_text("Evaluation 19 of 19")
+    page.get_by_role("slider", name="Evaluation").press("Home")
+    expect(page.locator("#play-history-said")).to_contain_text("The first scales")
+
+
 # The contrast of every visible text to what lies behind it.
 CONTRASTS = """roots => {
   const channels = color => color.match(/[\\d.]+/g).map(Number);
@@ -233,7 +280,13 @@ CONTRASTS = """roots => {
 @in_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_are_readable_in_both_themes_and_narrow_windows(visit: Open, scheme: str) -> None:
-    for name in ["index.html", "try.html", "notebooks/02_quantizing_a_vit.html", "api/gptq.html"]:
+    for name in [
+        "index.html",
+        "try.html",
+        "play.html",
+        "notebooks/02_quantizing_a_vit.html",
+        "api/gptq.html",
+    ]:
         page = visit(name, color_scheme=scheme, viewport={"width": 800, "height": 900})
         page.locator("h1").first.wait_for()
         width = page.evaluate("document.documentElement.scrollWidth")

@@ -84,6 +84,14 @@ def test_workers_compute_with_integers_that_were_chosen_here(tmp_path, integers)
         assert run(tmp_path / "with", workers, search, quant) == expected
 
 
+def test_workers_search_bits_and_then_scales_like_none(tmp_path):
+    budget = {"mean_bits": 2.5, "widths": "2,3,5", "evaluations": 3}
+    search = replace(SEARCH, search="both", cycles=1, integers="frozen", parallel=2, **budget)
+    expected = run(tmp_path / "alone", None, search, QuantConfig())
+    with Workers.local(2) as workers:
+        assert run(tmp_path / "with", workers, search, QuantConfig()) == expected
+
+
 def test_an_objective_on_workers_equals_the_serial_one_bit_for_bit(tmp_path):
     source, search = Embedded("cnn", 100, 0), replace(SEARCH, batch=25)
     with Run(source, QUANT, search, tmp_path / "run") as whole, Workers.local(2) as workers:

@@ -1,9 +1,9 @@
 """Build the course as a web site: `make site`, or `python docs/site/build.py [--out DIR]`.
 
 Sphinx wants all sources in one folder. So pages and lessons are first copied to `OUT/source`, in
-the folders in which they lie here, which keeps their links right; API pages are written, and the
-embedded ViT is exported for the live page. Then Sphinx makes `OUT/html`. Nothing is executed and
-nothing is fetched. Any warning is an error.
+the folders in which they lie here, which keeps their links right; API pages are written, the
+embedded ViT is exported for the live page, and what the page `play` plays is computed. Then Sphinx
+makes `OUT/html`. No notebook is executed and nothing is fetched. Any warning is an error.
 
 Open `build/site/html/index.html`, or put that folder on any web server. With SITE_REPOSITORY (the
 address of the repository on the web), links to source files lead there; without, they are plain
@@ -141,6 +141,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "site")
     parser.add_argument("--images", default="256", help="calibration images of the live page")
     parser.add_argument("--network", type=Path, help="an exported network, instead of a new one")
+    parser.add_argument("--points", default="21", help="of each side of a landscape, odd")
+    parser.add_argument("--passes", default="10", help="of the search that is played")
     options = parser.parse_args()
     source, html = options.out / "source", options.out / "html"
     for folder in (source, html):
@@ -151,6 +153,9 @@ def main() -> None:
         shutil.copy(options.network, data)
     else:
         run(str(HERE / "export.py"), str(data), "--images", options.images)
+    played = source / "_static" / "play-data.js"
+    sizes = ["--images", options.images, "--points", options.points, "--passes", options.passes]
+    run(str(HERE / "play.py"), str(played), *sizes)
     doctrees = str(options.out / "doctrees")
     # -W --keep-going: report all warnings, then fail.
     run("-m", "sphinx", "-W", "--keep-going", "-q", "-d", doctrees, str(source), str(html))

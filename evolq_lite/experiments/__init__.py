@@ -14,6 +14,7 @@ from evolq_lite.experiments import (
     c11_bits,
     c12_starts,
     real,
+    real_starts,
 )
 from evolq_lite.experiments.cells import Claim
 
@@ -32,5 +33,6 @@ MODULES = (
     c12_starts,
 )
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in MODULES}
-# Needs networks and photographs that are not in this repo, so it is no part of "all".
-KNOWN: dict[str, Claim] = {**CLAIMS, real.CLAIM.name: real.CLAIM}
+# These need networks and photographs that are not in this repo, so they are no part of "all".
+ON_FOLDERS: dict[str, Claim] = {claim.name: claim for claim in (real.CLAIM, real_starts.CLAIM)}
+KNOWN: dict[str, Claim] = {**CLAIMS, **ON_FOLDERS}

@@ -10,12 +10,15 @@ are values on their grid; when a scale moves they are rounded again, to nearest.
 """
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
 import torch
 
+from evolq_lite.chain import chain_of
 from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
+from evolq_lite.convert import twin
 from evolq_lite.descent import descend
 from evolq_lite.evaluate import Gain, unpack_values
 from evolq_lite.experiments.cells import Claim, Tables, count_correct, measure_gain, measure_loss
@@ -67,8 +70,11 @@ def cells(quick: bool) -> list[Cell]:
 
 def run(cell: Cell) -> Result:
     """Quantize, round, search, test."""
-    config = replace(STARTS[cell["start"]], weight_bits=cell["weight_bits"])
-    setting = prepare(cell["network"], cell["images"], cell["seed"], config)
+    setting = copy_of(
+        start_from(
+            cell["network"], cell["images"], cell["seed"], cell["start"], cell["weight_bits"]
+        )
+    )
     told: Result = {}
     search = SearchConfig(
         passes=cell["passes"],
@@ -81,6 +87,20 @@ def run(cell: Cell) -> Result:
     elif cell["search"] != NONE:
         told = search_scales(setting, search)
     return {**told, **measure_test(setting, cell["every"])}
+
+
+@lru_cache(maxsize=3)  # the seeds of one start, which all searches share
+def start_from(network: str, images: int, seed: int, start: str, bits: int) -> Setting:
+    """A calibrated and rounded network; it is to be copied."""
+    return prepare(network, images, seed, replace(STARTS[start], weight_bits=bits))
+
+
+def copy_of(setting: Setting) -> Setting:
+    """The same, with a network of its own."""
+    qmodel = twin(setting.qmodel)
+    chain = chain_of(qmodel)
+    chain.chunk = setting.chain.chunk
+    return Setting(setting.demo, qmodel, chain)
 
 
 def follow_gradient(setting: Setting, search: SearchConfig) -> Result:
@@ -183,4 +203,5 @@ CLAIM = Claim(
     figure,
     verdict,
     tables,
+    real="R12",
 )

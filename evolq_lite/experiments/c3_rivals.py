@@ -1,4 +1,4 @@
-"""C3: at equal cost and from the same start, do gradients get stuck where evolution goes on?
+"""C3: from the same start, at equal cost, do gradients get stuck where evolution keeps improving?
 
 All search the attention weight scales of the whole ViT at once, except the paper's own search,
 which goes block by block. Cost is counted in forwards of the whole network: a candidate 1, a
@@ -252,5 +252,5 @@ def tables(results: pd.DataFrame) -> Tables:
 
 
 CLAIM = Claim(
-    "C3", "Do gradients fail where evolution goes on?", cells, run, figure, verdict, tables
+    "C3", "Do gradients fail where evolution keeps improving?", cells, run, figure, verdict, tables
 )

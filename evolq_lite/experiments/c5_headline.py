@@ -126,4 +126,5 @@ CLAIM = Claim(
     run,
     figure,
     verdict,
+    real="REAL",
 )

@@ -12,7 +12,7 @@ straight line, small for a bowl, large where neighbors know nothing of each othe
 the same four landscapes: does the gradient win where the landscape is smooth?
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import fmean, stdev
@@ -52,6 +52,7 @@ FLOAT = "float"
 ACTIVATIONS = ("4", "6", "8", FLOAT)
 IMAGES = (50, 200, 1000)
 REACH = 1e-2  # of each scale, to both sides
+OTHER = "weights' integers only"
 METHODS = {"EvolQ": 1e-3, "Adam": 1e-3}  # relative widths
 
 
@@ -157,12 +158,14 @@ def ratio(those: Sequence[float], than: Sequence[float]) -> tuple[float, tuple[f
     return float(middle), (float(low), float(high))
 
 
-def slope(results: pd.DataFrame) -> tuple[float, tuple[float, float]]:
+def slope(
+    results: pd.DataFrame, integers: str, activations: str
+) -> tuple[float, tuple[float, float]]:
     """The power of the number of images with which roughness falls, over lines, with its interval.
 
     Each line is compared with itself: its mean over numbers of images is taken out first.
     """
-    found = where(results, look="line", integers=FREE, activations="8")
+    found = where(results, look="line", integers=integers, activations=activations)
     xs, ys = [], []
     for _, mine in by(found, "network", "layer").items():
         logs = np.log(np.stack(mine["roughness"].to_list()))  # (numbers of images, lines)
@@ -174,62 +177,79 @@ def slope(results: pd.DataFrame) -> tuple[float, tuple[float, float]]:
     return power, (power - half, power + half)
 
 
+SOURCES = {  # what may jump: integers, activations
+    "both": (FREE, "8"),
+    "activations only": (FROZEN, "8"),
+    OTHER: (FREE, FLOAT),
+    "neither": (FROZEN, FLOAT),
+}
+
+
 def figure(results: pd.DataFrame) -> Picture:
     """One line through four landscapes, and roughness against the number of images."""
     lines = where(results, look="line")
-    few, network = lines["images"].min(), "vit"
-    power, _ = slope(results)
-    share, _ = ratio(*frozen_and_free(results, FLOAT))
+    powers = {name: slope(results, *how)[0] for name, how in list(SOURCES.items())[:3]}
+    share, _ = ratio(roughness_of(results, integers=FROZEN, activations=FLOAT), both_of(results))
     alt = (
-        f"Left, one line through four landscapes: with 8-bit activations jagged, with float "
-        f"activations and frozen integers smooth. Right, roughness falls as the number of images "
-        f"to the power {power:.2f}. Freezing integers leaves {100 * share:.1f} % with float "
-        f"activations."
+        f"Left, one line through four landscapes; where neither integers nor activations jump it "
+        f"is smooth ({100 * share:.1f} % of the roughness). Right, roughness falls as images to "
+        f"the power {powers['activations only']:.2f} if only activations jump, "
+        f"{powers[OTHER]:.2f} if only integers."
     )
     picture = new_figure(11, 4.6, alt)
     parts: Any = picture.subfigures(1, 2, width_ratios=(3, 2))
-    left, right = parts
-    grid = left.subplots(2, 2, sharex=True, sharey=True)
-    layer = LAYERS[network][0]
-    for axes, (integers, bits) in zip(
-        grid.flat, [(FREE, "8"), (FROZEN, "8"), (FREE, FLOAT), (FROZEN, FLOAT)]
-    ):
-        mine = where(lines, network=network, layer=layer, images=few)
+    draw_lines(parts[0], lines)
+    draw_sources(parts[1], lines, powers)
+    return picture
+
+
+def draw_lines(part: Any, lines: pd.DataFrame) -> None:
+    """The same line through a layer of the ViT for each source of jumps, on few images."""
+    few, layer = lines["images"].min(), LAYERS["vit"][0]
+    grid = part.subplots(2, 2, sharex=True, sharey=True)
+    for axes, (name, (integers, bits)) in zip(grid.flat, SOURCES.items()):
+        mine = where(lines, network="vit", layer=layer, images=few)
         row = where(mine, integers=integers, activations=bits).iloc[0]
         radii = 100 * np.linspace(-REACH, REACH, int(row["points"]))
         values = np.array(row["lines_values"][0])
         axes.plot(radii, 1000 * (values - values.mean()), "o-", ms=2.5, lw=1, color=PETROFF[0])
-        told = "float activations" if bits == FLOAT else f"{bits}-bit activations"
-        axes.set_title(f"{told}, integers {integers}", fontsize="medium")
+        axes.set_title(f"what jumps: {name}", fontsize="medium")
     for axes in grid[-1]:
         axes.set_xlabel("all scales of the layer moved by, %")
-    left.suptitle(
-        f"{NAMES[network]} {layer}, {few} images; integers are those of the weights",
-        fontsize="medium",
-    )
-    left.supylabel("change of the loss, thousandths", fontsize="medium")
-    axes = right.subplots()
-    vit = where(lines, network=network, integers=FREE)
-    for i, (bits, mine) in enumerate(by(vit, "activations").items()):
-        means = {n: np.exp(np.log(np.concatenate(r.to_list())).mean()) for n, r in by_images(mine)}
-        label = "float" if bits == FLOAT else f"{bits} bits"
-        axes.loglog(
-            list(means), list(means.values()), MARKERS[i] + "-", color=PETROFF[i], label=label
-        )
+    part.suptitle(f"{NAMES['vit']} {layer}, {few} images, 3-bit weights", fontsize="medium")
+    part.supylabel("change of the loss, thousandths", fontsize="medium")
+
+
+def draw_sources(part: Any, lines: pd.DataFrame, powers: Mapping[str, float]) -> None:
+    """Roughness against the number of images, geometric mean over all lines."""
+    axes = part.subplots()
     counts = np.array(sorted(lines["images"].unique()), float)
-    top = max(roughness_of(vit, images=int(counts[0])))
+    for i, (name, power) in enumerate(powers.items()):
+        integers, bits = SOURCES[name]
+        means = [
+            np.exp(
+                np.log(roughness_of(lines, integers=integers, activations=bits, images=n)).mean()
+            )
+            for n in counts.astype(int)
+        ]
+        style = {"color": PETROFF[i], "label": f"{name}: power {power:.2f}"}
+        axes.loglog(counts, 1000 * np.array(means), MARKERS[i] + "-", **style)
+        if i == 0:
+            top = 1000 * means[0]
     axes.loglog(counts, top * (counts / counts[0]) ** -0.5, "--", color="0.4", label="1/√images")
-    axes.set(xlabel="calibration images", ylabel="roughness: mean |second difference|")
+    axes.set(xlabel="calibration images", ylabel="roughness, thousandths")
     axes.set_xticks(counts, [f"{n:.0f}" for n in counts])
     axes.minorticks_off()
-    axes.legend(title="activations", fontsize="small")
-    axes.set_title("ViT, integers free", fontsize="medium")
-    return picture
+    ticks = [0.1, 0.2, 0.5, 1, 2]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(0.09, 2.5)
+    axes.legend(loc="lower left", fontsize="small")
+    axes.set_title("all layers, mean |second difference|", fontsize="medium")
 
 
-def by_images(results: pd.DataFrame) -> list[tuple[int, pd.Series]]:
-    """The roughness of lines by number of images."""
-    return [(int(n), found["roughness"]) for n, found in by(results, "images").items()]
+def both_of(results: pd.DataFrame) -> list[float]:
+    """The roughness where integers and 8-bit activations may jump."""
+    return roughness_of(results, integers=FREE, activations="8")
 
 
 def frozen_and_free(results: pd.DataFrame, bits: str) -> tuple[list[float], list[float]]:
@@ -240,13 +260,13 @@ def frozen_and_free(results: pd.DataFrame, bits: str) -> tuple[list[float], list
 
 def verdict(results: pd.DataFrame) -> Verdict:
     """Do activations make it, do images average it away, is it smooth without both?"""
-    both = roughness_of(results, integers=FREE, activations="8")
+    both = both_of(results)
     kept, kept_interval = ratio(*frozen_and_free(results, "8"))
     weights, weights_interval = ratio(roughness_of(results, integers=FREE, activations=FLOAT), both)
     neither, neither_interval = ratio(
         roughness_of(results, integers=FROZEN, activations=FLOAT), both
     )
-    power, power_interval = slope(results)
+    powers = {name: slope(results, *how) for name, how in list(SOURCES.items())[:3]}
     share = "share of the roughness with free integers and 8-bit activations"
     rows = [
         Row(
@@ -272,20 +292,24 @@ def verdict(results: pd.DataFrame) -> Verdict:
             unit="",
             form=".4f",
         ),
-        Row(
-            "Roughness falls with the number of images to the power (independent flips: -0.5)",
-            power,
-            power_interval,
-            holds=power_interval[0] <= -0.5 <= power_interval[1],
-            unit="",
+        *(
+            Row(
+                f"Roughness as images to the power (own flips: -0.5), what jumps: {name}",
+                power,
+                interval,
+                holds=interval[0] <= -0.5 <= interval[1] if name != OTHER else None,
+                unit="",
+            )
+            for name, (power, interval) in powers.items()
         ),
         *compare_races(results),
     ]
     return Verdict(
         decide([row.holds for row in rows]),
-        f"On one block of each embedded network, rounding of activations alone keeps "
-        f"{100 * kept:.0f} % of the jaggedness; without it and with frozen integers "
-        f"{100 * neither:.1f} % are left.",
+        f"In one block of each embedded network, activations alone make {100 * kept:.0f} % of the "
+        f"jaggedness (falling as images to the power {powers['activations only'][0]:.2f}), "
+        f"weights' integers alone {100 * weights:.0f} % ({powers[OTHER][0]:.2f}), neither "
+        f"{100 * neither:.1f} %.",
         tuple(rows),
     )
 

@@ -47,6 +47,7 @@ class Claim:
     figure: Callable[[pd.DataFrame], Picture]
     verdict: Callable[[pd.DataFrame], Verdict]
     tables: Callable[[pd.DataFrame], Tables] = no_tables  # more numbers, by title
+    real: str = ""  # the claim that asks the same of real networks
 
 
 class Work(Protocol):

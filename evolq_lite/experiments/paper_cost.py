@@ -60,6 +60,7 @@ def count(network: str, passes: int = PASSES, tests: int = VALIDATION) -> Cost:
     cycles, visits = SearchConfig().cycles, passes * len(chain.searchable)
     suffixes = [sum(parts[chain.index(name) :]) for name in chain.searchable]
     fits = kept * n <= TRACE_LIMIT
+    # At most: what enters blocks before the first that changed is known from the pass before.
     inputs = passes * (whole if fits else sum(whole - suffix for suffix in suffixes))
     candidates = passes * cycles * sum(suffixes) + suffixes[-1]
     forwards = 2 + (passes if fits else visits) + cycles * visits + 1

@@ -70,15 +70,7 @@ def configs_of(cell: Cell) -> tuple[QuantConfig, SearchConfig]:
 
 def run(cell: Cell, weights: Path, photographs: Path, watch: Watch) -> Result:
     """The whole run of a cell, or the rest of it; returns its summary."""
-    source = Folders.at(
-        model=cell["network"],
-        checkpoint=weights / f"{cell['network']}.safetensors",
-        calibration=photographs / "calibration",
-        test=photographs / "validation",
-        class_map=photographs / "wnids.txt",
-        calibration_images=CALIBRATION,
-        seed=cell["seed"],
-    )
+    source = source_of(cell, weights, photographs, CALIBRATION)
     out = RUNS / "-".join(str(value).replace(" ", "_") for value in cell.values())
     resume = (out / "config.json").is_file()
     with Run(source, *configs_of(cell), out, resume=resume) as whole:
@@ -88,6 +80,19 @@ def run(cell: Cell, weights: Path, photographs: Path, watch: Watch) -> Result:
         outcome = whole.test()
         whole.write(outcome)
     return {**outcome.summary(), **pack_losses(outcome)}
+
+
+def source_of(cell: Cell, weights: Path, photographs: Path, images: int) -> Folders:
+    """A cell's network on the photographs; `images` of them to calibrate, drawn by its seed."""
+    return Folders.at(
+        model=cell["network"],
+        checkpoint=weights / f"{cell['network']}.safetensors",
+        calibration=photographs / "calibration",
+        test=photographs / "validation",
+        class_map=photographs / "wnids.txt",
+        calibration_images=images,
+        seed=cell["seed"],
+    )
 
 
 def pack_losses(outcome: Outcome) -> Result:
@@ -108,14 +113,19 @@ def use_folders(weights: Path, photographs: Path, watch: Watch = lambda event: N
 
     `watch` is shown each evaluation of a run, which takes a quarter of an hour.
     """
+    check_folders(weights, photographs)
+    work = partial(run, weights=weights, photographs=photographs, watch=watch)
+    return replace(CLAIM, run=work)
+
+
+def check_folders(weights: Path, photographs: Path) -> None:
+    """ValueError unless the networks and the photographs are there."""
     for path in (*(weights / f"{name}.safetensors" for name in NETWORKS), photographs):
         if not path.exists():
             raise ValueError(
                 f"{path} is not there; give --weights FOLDER with {' and '.join(NETWORKS)} as "
                 ".safetensors, and --photographs FOLDER with calibration/, validation/, wnids.txt"
             )
-    work = partial(run, weights=weights, photographs=photographs, watch=watch)
-    return replace(CLAIM, run=work)
 
 
 def group(results: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:

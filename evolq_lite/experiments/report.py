@@ -11,13 +11,12 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from evolq_lite.data import DATA
 from evolq_lite.experiments import CLAIMS, KNOWN
 from evolq_lite.experiments.cells import Claim, Work, compute, compute_with_one_thread
 from evolq_lite.experiments.results import Cell, ResultFile
 from evolq_lite.experiments.verdicts import Verdict, tabulate, to_markdown
 from evolq_lite.figures import Picture, save_figure
-from evolq_lite.files import write_whole
+from evolq_lite.files import DATA, write_whole
 from evolq_lite.runs.folder import Busy
 from evolq_lite.runs.workers import Workers
 
@@ -28,13 +27,13 @@ HOW_TO_READ = """\
 Made by `python -m evolq_lite reproduce` from the files beside it; do not edit. A gain is in points
 of top-1 unless its unit says otherwise, intervals have 95 %, and *holds* says whether a row speaks
 for the claim. C1 to C12 are about the two networks embedded in this repository and their 9,920 test
-images (Typefaces-62). REAL is a check on 1,000 photographs, which is easier than the ImageNet
-validation set: compare its accuracies with each other only."""
+images (Typefaces-62). REAL and R12 are checks on 1,000 photographs, which are easier than the
+ImageNet validation set: compare their accuracies with each other only."""
 
 HOW_TO_OPEN = """\
 ## The files
 
-`C1.jsonl` to `REAL.jsonl` hold one line per cell: its parameters (`cell`), what was measured
+`C1.jsonl` to `R12.jsonl` hold one line per cell: its parameters (`cell`), what was measured
 (`result`), the seconds it took, and the number of the machine (`environment`), which a line of its
 own describes. `correct` says which test images were right, as hexadecimal bits, so that any two
 cells can be compared image by image (`evolq_lite.evaluate.unpacked`). Each line ends with a
@@ -199,14 +198,19 @@ def write_summary(told: Sequence[dict[str, Any]]) -> str:
 
 
 def claims_table(folder: Path = RESULTS) -> str:
-    """The claims about the embedded networks as a Markdown table, from `claims.json`."""
-    told = json.loads((folder / "claims.json").read_text())
+    """The claims as a Markdown table, a verdict for each kind of network, from `claims.json`."""
+    told = {row["claim"]: row for row in json.loads((folder / "claims.json").read_text())}
     rows = [
         {
-            "claim": f"{row['claim']} {row['question']}",
-            "on the embedded networks": f"**{row['verdict']}**",
+            "claim": f"{name} {told[name]['question']}",
+            "on the embedded networks": f"**{told[name]['verdict']}**",
+            "on real networks": (
+                f"**{told[claim.real]['verdict']}** ({claim.real})"
+                if claim.real in told
+                else "not measured"
+            ),
         }
-        for row in told
-        if row["claim"] in CLAIMS
+        for name, claim in CLAIMS.items()
+        if name in told
     ]
     return to_markdown(pd.DataFrame(rows))

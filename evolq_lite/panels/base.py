@@ -20,8 +20,7 @@ import ipywidgets as W
 from IPython.core.getipython import get_ipython
 from traitlets import validate
 
-from evolq_lite.data import DATA
-from evolq_lite.files import write_whole
+from evolq_lite.files import DATA, write_whole
 from evolq_lite.panels.drawing import Drawing, as_image
 from evolq_lite.panels.worker import Cancelled, Tick, Worker
 

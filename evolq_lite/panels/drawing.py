@@ -124,11 +124,23 @@ class Plot:
             at = 'transform="translate(10 0) scale(4.5)"'
             self.legend.append((f'<path d="{SHAPES[shape]}" {at} {style}/>', label))
 
-    def bars(self, edges: Numbers, heights: Numbers, color: str, titles: Sequence[str]) -> None:
+    def bars(
+        self,
+        edges: Numbers,
+        heights: Numbers,
+        color: str,
+        titles: Sequence[str],
+        label: str = "",
+    ) -> None:
         """Bars between edges (n + 1,), from the lower limit up."""
+        if label:
+            self.legend.append((f'<rect y="-5" width="20" height="10" fill="{color}"/>', label))
         xs, ys = self.x(edges), self.y(heights)
         for left, right, top, words in zip(xs, xs[1:], ys, titles):
             self.rectangle(left, top, max(right - left - 0.5, 0.5), self.down - top, color, words)
+        if label:
+            swatch = f'<rect y="-5" width="20" height="10" fill="{color}" fill-opacity="0.9"/>'
+            self.legend.append((swatch, label))
 
     def rectangle(
         self, x: float, y: float, width: float, height: float, fill: str, words: str = ""

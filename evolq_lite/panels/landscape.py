@@ -81,6 +81,20 @@ class LandscapePanel(Panel):
         "Zoom": {"what": ZOOM},
     }
 
+    def __init__(self, name: str | None = None, **values: Any) -> None:
+        self.plane: tuple[Any, Values] | None = None  # what the picture shows, if it is a plane
+        self.turn = control(
+            W.IntSlider,
+            "Turn surface",
+            "Look at the surface from another side, in degrees; nothing is computed for that",
+            value=45,
+            max=355,
+            step=5,
+        )
+        self.turn.add_class("evolq-turn")
+        super().__init__(name, **values)
+        self.turn.observe(self.turn_surface, names="value")
+
     def make_controls(self) -> dict[str, Any]:
         """Eleven controls; those for block and layer follow that for the network."""
         network = control(
@@ -163,6 +177,21 @@ class LandscapePanel(Panel):
             ),
         }
 
+    def own(self) -> list[W.Widget]:
+        return [*super().own(), self.turn]
+
+    def arrange(self) -> W.Widget:
+        """The turn stands under the other controls: it is none, because nothing is computed."""
+        page = super().arrange()
+        page.children = (page.children[0], self.turn, *page.children[1:])
+        return page
+
+    def turn_surface(self, change: Any) -> None:
+        """The same numbers, seen from elsewhere."""
+        if self.plane is not None:
+            result, values = self.plane
+            self.view.value = self.draw(result, **values)[0].html()
+
     def set_controls(self, values: Values) -> None:
         """The network first: it decides which blocks and layers there are."""
         super().set_controls({key: values[key] for key in sorted(values, key="network".__ne__)})
@@ -230,6 +259,7 @@ class LandscapePanel(Panel):
     def draw(self, result: Any, **values: Any) -> tuple[Drawing, str]:
         """The line with its noise floor, or the plane as a map and as a surface."""
         found, radii, floor, scales = result
+        self.plane = (result, values) if values["what"] == PLANE else None
         if values["what"] == ZOOM:
             return self.draw_zooms(found, radii, floor, values)
         middle = float(found[len(radii) // 2] if found.ndim == 1 else found[*[len(radii) // 2] * 2])
@@ -252,7 +282,9 @@ class LandscapePanel(Panel):
         if found.ndim == 1:
             return Drawing(alt, draw_line(moved, percent, floor, f"change of {of}")), said
         return Drawing(
-            alt, draw_map(moved, percent, floor, f"change of {of}"), draw_surface(moved)
+            alt,
+            draw_map(moved, percent, floor, f"change of {of}"),
+            draw_surface(moved, self.turn.value),
         ), said
 
     def draw_zooms(
@@ -386,18 +418,26 @@ def draw_map(values: np.ndarray, radii: np.ndarray, floor: float, label: str) ->
     return plot
 
 
-def draw_surface(values: np.ndarray) -> Plot:
-    """A plane (n, n) as a surface, seen from the front, one corner first."""
-    n = len(values)
-    rows, columns = np.meshgrid(np.arange(n) / (n - 1), np.arange(n) / (n - 1), indexing="ij")
+def draw_surface(values: np.ndarray, turn: float = 45.0) -> Plot:
+    """A plane (n, n) as a surface, turned by so many degrees, high values above."""
     heights = (values - values.min()) / (np.ptp(values) or 1)
-    xs, ys = columns - rows, 0.5 * (columns + rows) + 0.8 * (heights - 1)
+    side, angle = np.linspace(-1, 1, len(values)), np.radians(turn)
+    first, second = np.meshgrid(side, side, indexing="ij")
+    xs = (second * np.cos(angle) - first * np.sin(angle)) / np.sqrt(2)
+    depth = (second * np.sin(angle) + first * np.cos(angle)) / np.sqrt(2)
+    ys = 0.55 * depth + 0.65 * heights
     colors = (255 * colormaps["cividis"](heights)[..., :3]).astype(int)
     plot = Plot(
-        "As a surface", (-1.1, 1.1), (1.1, -0.9), width=440, height=420, xticks=(), yticks=()
+        "As a surface", (-1.05, 1.05), (-0.62, 1.25), width=440, height=420, xticks=(), yticks=()
     )
-    for i, j in sorted(np.ndindex(n - 1, n - 1), key=sum):  # those behind first
-        corners = [i, i, i + 1, i + 1], [j, j + 1, j + 1, j]
-        fill = "#{:02x}{:02x}{:02x}".format(*colors[i : i + 2, j : j + 2].mean((0, 1)).astype(int))
+    cells = [(i, j, i + 1, j + 1) for i, j in np.ndindex(len(values) - 1, len(values) - 1)]
+    # What is behind is drawn first, and what is before it covers it.
+    for i, j, k, m in sorted(cells, key=lambda c: -depth[c[0], c[1]] - depth[c[2], c[3]]):
+        corners = [i, i, k, k], [j, m, m, j]
+        fill = "#{:02x}{:02x}{:02x}".format(*colors[corners].mean(0).astype(int))
         plot.polygon(xs[corners], ys[corners], fill)
+    middle = [len(values) // 2] * 2
+    lowest = [int(i) for i in np.unravel_index(int(values.argmin()), values.shape)]
+    for (i, j), shape, words in ((middle, "plus", "first scales"), (lowest, "down", "lowest")):
+        plot.points([xs[i, j]], [ys[i, j]], "#fff", shape, 6, label=words, edge="#000")
     return plot

@@ -10,17 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from evolq_lite.config import QuantConfig
+from evolq_lite.config import DEMO_IMAGES, QuantConfig
 from evolq_lite.convert import calibrate, quantize
-from evolq_lite.data import CHARACTERS, DATA, load_demo, normalised, read_typefaces
+from evolq_lite.data import CHARACTERS, load_demo, normalised, read_typefaces
 from evolq_lite.evaluate import predict
 from evolq_lite.experiments.report import load_results
 from evolq_lite.experiments.results import where
-from evolq_lite.files import write_whole
+from evolq_lite.files import DATA, write_whole
 from evolq_lite.panels.base import IntSlider, Panel, control
 from evolq_lite.panels.drawing import BLUE, DASHES, ORANGE, PURPLE, Drawing, Plot, Sheet
 from evolq_lite.panels.worker import Tick
-from evolq_lite.runs.source import DEMO_IMAGES
 
 BITS = range(2, 9)
 EVERY = 165  # test image: 165 and 62 have no divisor, so these are 60 different characters

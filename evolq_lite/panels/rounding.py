@@ -27,7 +27,7 @@ IMAGES, HELD_OUT = 200, 400  # to calibrate and round with, and to look at
 MINMAX, MSE = "nearest, MinMax scales", "nearest, MSE scales"
 BARE, GPTQ = "GPTQ alone", "GPTQ, scales and means"
 OPTIONS: dict[str, dict[str, Any]] = {  # of `round_weights`
-    BARE: {"refit_scales": False, "restore_means": False},
+    BARE: {"refit_scales": False, "restore_means": False, "weigh": False},
     GPTQ: {},
 }
 PARTS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -216,6 +216,7 @@ def draw_integers(weight: np.ndarray, chosen: np.ndarray, moved: np.ndarray, hal
         width=420,
         rows=2,
         height=320,
+        yticks=[(q, f"{q}") for q in range(-half, half, max(1, half // 4))],
     )
     levels = np.arange(-half, half)
     corners = np.concatenate([[-edge], np.repeat(levels[:-1] + 0.5, 2), [edge]])
@@ -247,7 +248,7 @@ def draw_layers(errors: Mapping[str, float], usual: Mapping[str, float], layer: 
         xticks=ticks,
     )
     titles = [f"{name}: {value:.1%}" for name, value in zip(names, values)]
-    plot.bars(np.arange(n + 1) - 0.5, 100 * values, BLUE, titles)
+    plot.bars(np.arange(n + 1) - 0.5, 100 * values, BLUE, titles, label="this rounding")
     plot.points(range(n), 100 * others, COLORS[1], "cross", 4, label=MINMAX)
     at = names.index(layer)
     plot.points([at], [100 * values[at]], PINK, "down", 6, titles=[titles[at]], label=layer)

@@ -1,4 +1,4 @@
-"""Lesson 6: the whole block-wise search, with Run, Pause, Resume and Cancel.
+"""Lesson 6: a whole search, of scales or of bits by layer, with Run, Pause, Resume and Cancel.
 
 The run folder is the command line's own: a canceled run continues with Resume here, or there with
 `python -m evolq_lite demo --resume --out FOLDER --step WIDTH` and the other options that were set.
@@ -6,7 +6,8 @@ The run folder is the command line's own: a canceled run continues with Resume h
 
 import threading
 import time
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
@@ -17,18 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evolq_lite.config import QuantConfig, SearchConfig
+from evolq_lite.bits import layer_bits, sum_up_bits
+from evolq_lite.config import DEMO_IMAGES, DEMO_QUANT, IDLE, QuantConfig, SearchConfig
 from evolq_lite.data import CHARACTERS, normalised, read_typefaces
 from evolq_lite.evaluate import LOSSES, Accuracy
 from evolq_lite.evolve import Evaluated
 from evolq_lite.files import parse_json
 from evolq_lite.fitness import FITNESS
-from evolq_lite.panels.base import IntSlider, LogSlider, Panel, Values, control
-from evolq_lite.panels.drawing import COLORS, Drawing, Plot, Tiles
+from evolq_lite.panels.base import FloatSlider, IntSlider, LogSlider, Panel, Values, control
+from evolq_lite.panels.drawing import BLUE, COLORS, GRAY, ORANGE, Drawing, Plot, Tiles
 from evolq_lite.panels.worker import Cancelled, Job, Tick
 from evolq_lite.runs.folder import Busy, RunFolder
 from evolq_lite.runs.run import Outcome, Run
-from evolq_lite.runs.source import DEMO_IMAGES, DEMO_QUANT, Embedded, Parts
+from evolq_lite.runs.source import Embedded, Parts
 
 FOLDER = Path("runs/panel")
 DRAW_EVERY = 0.5  # seconds
@@ -45,7 +47,7 @@ def load(source: Embedded) -> Parts:
 
 
 class SearchPanel(Panel):
-    """Bits, population, passes, cycles, mutation width, loss and seed of a whole run in `out`.
+    """What is searched, with its options, loss and seed: a whole run in `out`.
 
     Calibration images are those of the demo, fewer if `images` says so; `out` is the run folder.
     """
@@ -67,7 +69,7 @@ class SearchPanel(Panel):
         super().__init__(name, **values)
 
     def make_controls(self) -> dict[str, Any]:
-        """Eight options of the two configs, under their names there."""
+        """Eleven options of the two configs, under their names there."""
         usual = SearchConfig()
         sliders = {
             "weight_bits": ("Weight bits", DEMO_QUANT.weight_bits, 2, 8),
@@ -75,9 +77,24 @@ class SearchPanel(Panel):
             "population": ("Population", usual.population, 1, 40),
             "passes": ("Passes", usual.passes, 1, 20),
             "cycles": ("Cycles", usual.cycles, 1, 10),
+            "evaluations": ("Tries of bits", usual.evaluations, 1, 720),
         }
-        helps = {f.name: f.metadata["help"] for f in (*fields(QuantConfig), *fields(SearchConfig))}
+        options = {f.name: f.metadata for f in (*fields(QuantConfig), *fields(SearchConfig))}
+        helps = {name: about["help"] for name, about in options.items()}
         return {
+            "search": control(
+                W.Dropdown, "Search", helps["search"], options=options["search"]["choices"]
+            ),
+            "mean_bits": control(
+                FloatSlider,
+                "Mean bits",
+                helps["mean_bits"],
+                value=2.5,
+                min=2.1,
+                max=6.0,
+                step=0.1,
+                readout_format=".1f",
+            ),
             **{
                 key: control(IntSlider, word, helps[key], value=value, min=low, max=high)
                 for key, (word, value, low, high) in sliders.items()
@@ -134,6 +151,7 @@ class SearchPanel(Panel):
 
     def open(self) -> None:
         """Show the stored run, or an empty panel: a run takes too long to begin by itself."""
+        self.enable(True)
         if not self.show_stored():
             self.say("Press Run.")
 
@@ -144,6 +162,7 @@ class SearchPanel(Panel):
     def changed(self, change: Any) -> None:
         """Options take effect at the next Run."""
         note, self.note, self.asked = self.note, "", ""
+        self.enable(True)
         self.view.add_class("evolq-stale")
         shown = " The picture is of a run with other options." if self.view.value else ""
         self.say(f"{note}Press Run to search with these options.{shown}")
@@ -153,8 +172,13 @@ class SearchPanel(Panel):
         super().busy(yes)
         self.run_button.disabled = self.resume_button.disabled = self.reset_button.disabled = yes
         self.pause_button.disabled = not yes
-        for widget in self.controls.values():
-            widget.disabled = yes
+        self.enable(not yes)
+
+    def enable(self, yes: bool) -> None:
+        """Only controls that have an effect on the chosen search can be moved."""
+        idle = without_effect(self.values["search"])
+        for key, widget in self.controls.items():
+            widget.disabled = not yes or key in idle
 
     def run(self) -> None:
         """Begin a run; if there is one in the folder, ask first."""
@@ -194,8 +218,9 @@ class SearchPanel(Panel):
         """The controls' values of the run in the folder; none if they cannot be had."""
         try:
             config = parse_json((self.out / "config.json").read_bytes())
-            found = {**config["quantization"], **config["search"]}
-            kinds = {key: type(value) for key, value in self.values.items()}
+            found = {"search": "scales", **config["quantization"], **config["search"]}
+            idle = without_effect(found["search"])
+            kinds = {key: type(value) for key, value in self.values.items() if key not in idle}
             return {key: kind(found[key]) for key, kind in kinds.items()}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
@@ -217,10 +242,13 @@ class SearchPanel(Panel):
 
     def options(self) -> tuple[QuantConfig, SearchConfig]:
         """The two configs that the controls stand for."""
-        values = dict(self.values)
-        bits = {key: values.pop(key) for key in ("weight_bits", "act_bits")}
-        values["step"] = float(f"{values['step']:.1e}")  # as it reads, for the command line
-        return QuantConfig(**bits), SearchConfig(**values, batch=min(100, self.images))
+        idle = without_effect(self.values["search"])
+        values = {key: value for key, value in self.values.items() if key not in idle}
+        bits = {key: values.pop(key) for key in ("weight_bits", "act_bits") if key in values}
+        for key, form in (("step", ".1e"), ("mean_bits", ".1f")):
+            if key in values:
+                values[key] = float(f"{values[key]:{form}}")  # as it reads, for the command line
+        return replace(DEMO_QUANT, **bits), SearchConfig(**values, batch=min(100, self.images))
 
     def search_job(self, resume: bool) -> Job:
         """Search, then test; what is finished is in the folder whenever it stops."""
@@ -284,7 +312,8 @@ class SearchPanel(Panel):
         outcome = run.test(tested)
         run.write(outcome)
         self.looks += 1
-        self.picture(outcome.history, outcome)
+        bits = (layer_bits(run.before), layer_bits(run.qmodel)) if run.genome is not None else None
+        self.picture(outcome.history, outcome, bits)
         self.say(self.verdict(outcome))
         self.offer(run, outcome)
 
@@ -342,8 +371,13 @@ class SearchPanel(Panel):
             time.sleep(0.05)
         return perf_counter() - began
 
-    def picture(self, history: list[Evaluated], outcome: Outcome | None = None) -> None:
-        """Show the search, at the end with what the test images say."""
+    def picture(
+        self,
+        history: list[Evaluated],
+        outcome: Outcome | None = None,
+        bits: tuple[dict[str, int], dict[str, int]] | None = None,
+    ) -> None:
+        """Show the search, at the end with what the test images say, and bits before and after."""
         accepted = sum(event.accepted for event in history[1:])
         best = min(event.fitness for event in history)
         alt = (
@@ -355,6 +389,9 @@ class SearchPanel(Panel):
             named = {outcome.titles[k]: v for k, v in outcome.accuracies.items()}
             alt += " Top-1: " + ", ".join(f"{k} {v.top1:.2%}" for k, v in named.items()) + "."
             plots.append(draw_top1(named))
+        if bits is not None:
+            alt += f" Bits: {sum_up_bits(*bits)}."
+            plots.append(draw_bits(*bits))
         self.view.remove_class("evolq-stale")
         self.view.value = Drawing(alt, *plots).html()
 
@@ -425,7 +462,8 @@ def draw_history(history: list[Evaluated]) -> Plot:
     )
     plot.steps(np.arange(len(best)), best, color="currentColor", width=1.4, label="best so far")
     for block in sorted({event.block for event in history}):
-        number = int("".join(filter(str.isdigit, block)) or 0)  # keeps its look all the time
+        # A block keeps its look all the time; -1 is a look of its own, for bits.
+        number = int("".join(filter(str.isdigit, block)) or -1)
         color, shape = COLORS[number % len(COLORS)], OUTLINES[number % len(OUTLINES)]
         mine = np.array([event.block == block for event in history])
         for hollow, here in ((False, mine & accepted), (True, mine & ~accepted)):
@@ -433,6 +471,42 @@ def draw_history(history: list[Evaluated]) -> Plot:
             titles = [f"evaluation {i + 1}, {block}: {values[i]:.5f}" for i in at]
             label = "" if hollow else block
             plot.points(at, values[at], color, shape, 3.2, hollow, titles, label)
+    return plot
+
+
+def without_effect(search: str) -> tuple[str, ...]:
+    """The options that mean nothing in a search of that name."""
+    return IDLE[search] if search == "scales" else (*IDLE[search], "weight_bits")
+
+
+def draw_bits(before: Mapping[str, int], after: Mapping[str, int]) -> Plot:
+    """Each layer's bits as a bar, from input to output; a line across it is where it started."""
+    groups: dict[str, list[int]] = {}  # places of the layers of a block
+    for i, name in enumerate(after):
+        first, *rest = name.split(".")
+        groups.setdefault(rest[0] if rest and rest[0].isdigit() else first, []).append(i)
+    plot = Plot(
+        "Bits by layer. Lines: before",
+        (-0.8, len(after) - 0.2),
+        (0, max(*after.values(), *before.values()) + 1),
+        "layer (numbers are blocks)",
+        "bits of weights",
+        width=640,
+        height=300,
+        xticks=[(sum(places) / len(places), group) for group, places in groups.items()],
+    )
+    looks = {"more": ORANGE, "fewer": BLUE, "the same": GRAY}
+    for look, color in looks.items():
+        label = look
+        for i, (name, bits) in enumerate(after.items()):
+            was = before[name]
+            if look == ("more" if bits > was else "fewer" if bits < was else "the same"):
+                title = f"{name}: {was} before, {bits} evolved"
+                plot.bars([i - 0.4, i + 0.4], [bits], color, [title], label)
+                label = ""  # once in the legend
+    for i, (name, bits) in enumerate(after.items()):
+        plot.line([i - 0.45, i + 0.45], [before[name]] * 2, "currentColor")
+        plot.words(i, max(bits, before[name]), str(bits))
     return plot
 
 

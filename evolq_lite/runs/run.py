@@ -19,13 +19,11 @@ from torch import Tensor, nn
 from evolq_lite.bits import (
     BitsGenome,
     BitsTable,
-    bits_genome,
-    bits_table,
     evolve_bits,
+    evolve_both,
     layer_bits,
     mean_bits,
-    start_bits,
-    tensors_of,
+    prepare_bits,
 )
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig, SearchConfig, preset_of
@@ -34,12 +32,13 @@ from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, LossChange, Scores
 from evolq_lite.evolve import Committed, Evaluated, Event, Visit, evaluations_of, evolve
 from evolq_lite.fast import set_execution
 from evolq_lite.figures import bits_figure, history_figure, save_figure, top1_figure
+from evolq_lite.genome import Genome
 from evolq_lite.objective import batches
 from evolq_lite.racing import check_batches
 from evolq_lite.rounding import Rounded, quant_layers, round_weights
 from evolq_lite.runs.environment import environment, peak_memory
 from evolq_lite.runs.folder import RunFolder
-from evolq_lite.runs.scales import digest_of, extras_of, restore_integers, save_scales, scales_of
+from evolq_lite.runs.scales import digest_start, restore_integers, save_scales
 from evolq_lite.runs.source import BATCH, Parts, Progress, Source, quiet
 from evolq_lite.runs.workers import Workers, WorkersObjective, check_search, rounding_of, state_of
 
@@ -179,8 +178,10 @@ class Run:
             self.genome: BitsGenome | None = None
             self.table: BitsTable = {}
             execution = quant.execution
-            if search.search == "bits":
-                execution = self.prepare_bits(on_rounded)
+            if search.searches_bits:
+                self.genome, self.table, execution = prepare_bits(
+                    self.qmodel, self.parts.images, search, on_rounded
+                )
             else:
                 self.choose_integers(folder, on_rounded)
             self.folder = folder = folder or RunFolder.create(out, config, replace, lock)
@@ -192,14 +193,7 @@ class Run:
                 chunk=self.chain.chunk,
                 seed=search.seed,
                 sha256=hashes or source.check(),
-                calibrated=digest_of(
-                    {
-                        **scales_of(self.qmodel),
-                        **extras_of(self.qmodel),
-                        **tensors_of(self.table),
-                    },
-                    {},
-                ),
+                calibrated=digest_start(self.qmodel, self.table),
             )
             self.folder.enter(self.state)
             if quant.rounding != "nearest" and not self.folder.scales.exists():
@@ -209,18 +203,9 @@ class Run:
             if folder is not None:
                 folder.close()
             raise
-        bits = search.search == "bits"
-        self.total = search.evaluations + 1 if bits else evaluations_of(self.chain, search)
-
-    def prepare_bits(self, on_rounded: Callable[[Rounded], None]) -> str:
-        """The table that a search of bits draws from, and its start; returns the execution."""
-        search = self.search
-        widths, mean, size = search.bit_widths, search.mean_bits, search.budget_bytes
-        self.genome = bits_genome(self.qmodel, widths, mean, size)
-        self.table = bits_table(
-            self.qmodel, self.parts.images, self.genome, search.batch, on_rounded
-        )
-        return start_bits(self.qmodel, self.genome, self.table)
+        self.total = search.evaluations + 1 if search.searches_bits else 1
+        if search.search != "bits":
+            self.total += evaluations_of(self.chain, search) - 1  # the start counts once
 
     @property
     def setting(self) -> str:
@@ -277,14 +262,29 @@ class Run:
 
     def search_on(self, workers: Workers | None) -> Iterator[Event]:
         """The search itself, from the start; what the folder holds is replayed."""
-        (_, images, targets), past = self.parts, list(self.past)
-        if self.genome is not None:
-            return evolve_bits(
-                self.chain, images, targets, self.search, self.genome, self.table, past
-            )
+        (_, images, targets), past, search = self.parts, list(self.past), self.search
         elsewhere = None if workers is None else partial(self.objective_of, workers)
-        step = self.search.width(self.quant.weight_bits)
-        return evolve(self.chain, images, targets, self.search, step, past, elsewhere)
+        if self.genome is None:
+            step = search.width(self.quant.weight_bits)
+            return evolve(self.chain, images, targets, search, step, past, elsewhere)
+        bits_elsewhere = None
+        if workers is not None:
+            bits_elsewhere = self.objective_on(workers, (), self.genome, self.table)
+        if search.search == "bits":
+            return evolve_bits(
+                self.chain, images, targets, search, self.genome, self.table, past, bits_elsewhere
+            )
+        return evolve_both(
+            self.chain,
+            images,
+            targets,
+            search,
+            self.genome,
+            self.table,
+            past,
+            bits_elsewhere,
+            elsewhere,
+        )
 
     def export(self, event: Committed) -> None:
         """Write the scales after a visit."""
@@ -292,16 +292,26 @@ class Run:
 
     def objective_of(self, workers: Workers, visit: Visit) -> WorkersObjective:
         """What evaluates the candidates of a visit on workers."""
-        count = len(batches(self.parts.targets, self.search.batch))
+        return self.objective_on(workers, visit.blocks, visit.genome)
+
+    def objective_on(
+        self,
+        workers: Workers,
+        blocks: tuple[str, ...],
+        genome: Genome | BitsGenome,
+        table: BitsTable | None = None,
+    ) -> WorkersObjective:
+        """What evaluates vectors of a genome on workers, in the network as it is now."""
         return WorkersObjective(
             workers,
             self.source,
             self.quant,
             self.search,
             state_of(self.qmodel),
-            visit,
-            count,
-            rounding_of(self.qmodel),
+            blocks,
+            genome,
+            len(batches(self.parts.targets, self.search.batch)),
+            rounding_of(self.qmodel, self.genome is not None, table),
         )
 
     def round_start(self) -> nn.Module:

@@ -19,7 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from evolq_lite.bits import fits_layers, layer_bits, mixed_bits, set_mixed_bits
+from evolq_lite.bits import (
+    BitsTable,
+    fits_layers,
+    layer_bits,
+    mixed_bits,
+    set_mixed_bits,
+    tensors_of,
+)
 from evolq_lite.convert import factors_of, quantizers, set_factors
 from evolq_lite.files import parse_json, write_whole
 from evolq_lite.rounding import (
@@ -73,6 +80,11 @@ def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def digest_start(qmodel: nn.Module, table: BitsTable) -> str:
+    """A hash of what a run begins with: scales, integers, factors, and the table of bits if any."""
+    return digest_of({**scales_of(qmodel), **extras_of(qmodel), **tensors_of(table)}, {})
 
 
 def save_scales(path: Path | str, qmodel: nn.Module, **metadata: Any) -> None:

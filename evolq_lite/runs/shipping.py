@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evolq_lite.bits import BitsTable, prepare_bits
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize
 from evolq_lite.data import (
@@ -28,9 +29,9 @@ from evolq_lite.deployed import Deployed
 from evolq_lite.evaluate import Accuracy, predict, unpacked
 from evolq_lite.files import sha256
 from evolq_lite.folders import label_images, list_folder
-from evolq_lite.rounding import integers_of, round_weights
+from evolq_lite.rounding import round_weights
 from evolq_lite.runs.folder import read_object
-from evolq_lite.runs.scales import digest_of, load_scales, scales_of
+from evolq_lite.runs.scales import digest_start, load_scales
 from evolq_lite.runs.source import BATCH, Embedded, Folders, Progress, Source, demo_test, quiet
 
 EMBEDDED = "typefaces-"  # what the names of embedded networks begin with
@@ -66,12 +67,20 @@ def source_in(config: dict[str, Any]) -> Source:
 
 def make_shipment(source: Source, quant: QuantConfig, batch: int = BATCH) -> Shipment:
     """Quantize, calibrate and round a source's network, as a run does before it searches."""
-    model, images, _ = source.load()
-    qmodel = quantize(model, quant)
-    calibrate(qmodel, images, quant, batch)
+    qmodel, images = calibrate_source(source, quant, batch)
     for _ in round_weights(qmodel, images, quant.rounding):
         pass
     return Shipment(qmodel, images[:2], facts_of(source))
+
+
+def calibrate_source(
+    source: Source, quant: QuantConfig, batch: int = BATCH
+) -> tuple[nn.Module, Tensor]:
+    """A source's network, quantized and calibrated, and the calibration images."""
+    model, images, _ = source.load()
+    qmodel = quantize(model, quant)
+    calibrate(qmodel, images, quant, batch)
+    return qmodel, images
 
 
 def facts_of(source: Source) -> dict[str, Any]:
@@ -107,12 +116,18 @@ def open_run(path: Path) -> Shipment:
         raise ValueError(f"the run's files are not where they were: {lack}")
     threads = torch.get_num_threads()
     torch.set_num_threads(state.get("threads") or threads)  # sums round as they did
+    table: BitsTable = {}
     try:
-        shipment = make_shipment(source, quant, search.batch)
+        if search.searches_bits:
+            start, images = calibrate_source(source, quant, search.batch)
+            _, table, _ = prepare_bits(start, images, search)
+            shipment = Shipment(start, images[:2], facts_of(source))
+        else:
+            shipment = make_shipment(source, quant, search.batch)
     finally:
         torch.set_num_threads(threads)
     qmodel = shipment.qmodel
-    if digest_of({**scales_of(qmodel), **integers_of(qmodel)}, {}) != state.get("calibrated"):
+    if digest_start(qmodel, table) != state.get("calibrated"):
         raise ValueError(
             f"calibrated again, the network of {path} is another one than the run began with; "
             "export it on the machine of the run, with the same files"

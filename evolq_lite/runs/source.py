@@ -14,13 +14,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from evolq_lite.config import QuantConfig
+from evolq_lite.config import DEMO_IMAGES, OFFICIAL_CROP
 from evolq_lite.data import (
     check_images,
     checked,
     demo_file,
     hash_images,
     load_demo,
+    load_demo_test,
     load_images,
     subset,
     test_faces,
@@ -30,10 +31,7 @@ from evolq_lite.files import sha256
 from evolq_lite.folders import Listing, label_images, list_folder
 from evolq_lite.networks import Loaded, load_network
 
-DEMO_QUANT = QuantConfig(weight_bits=3, act_bits=8)
-DEMO_IMAGES = 500
 BATCH = 100  # images per forward of a float network
-OFFICIAL_CROP = 0.875  # what the paper's script keeps of an image for DeiT and LeViT; timm 0.9
 
 Progress = Callable[[int], None]  # told how many more images are done
 
@@ -97,8 +95,8 @@ class Source(Hashable, Protocol):
 
 @lru_cache(maxsize=1)
 def demo_test(network: str) -> tuple[Tensor, Tensor]:
-    """The embedded test images and labels, kept from one reading."""
-    return load_demo(network, 2).test
+    """The embedded test images and labels, kept from one reading; the same for each network."""
+    return load_demo_test()
 
 
 @dataclass(frozen=True)

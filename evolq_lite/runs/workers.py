@@ -4,6 +4,7 @@
 the scheduler that somebody has started; the rest is the same code. A task is plain data: the run's
 source and configs, from which a worker makes the network and the calibration batches once, the
 scales that the model holds now, a candidate, and the number of a batch. Its answer is one loss.
+Where integers were chosen, or bits are searched, each worker is sent the integers once beside it.
 Losses are averaged here, in the order of batches, so the result does not depend on how many workers
 there are, which of them is quick, or which of them dies: Dask asks a lost task again.
 
@@ -24,7 +25,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,10 +34,19 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from evolq_lite._memory import KEEP_MEMORY
+from evolq_lite.bits import (
+    BitsGenome,
+    BitsTable,
+    TrialNetwork,
+    layer_bits,
+    set_mixed_bits,
+    table_of,
+    tensors_of,
+)
 from evolq_lite.chain import chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize
-from evolq_lite.evolve import Visit
 from evolq_lite.fast import set_execution
 from evolq_lite.fitness import fitness_of
 from evolq_lite.genome import Genome
@@ -47,17 +57,8 @@ from evolq_lite.runs.source import Source
 
 KEPT_BATCHES = 64  # whose block inputs a worker keeps
 TRIES = 4  # of a task, before its failures are the run's
+TABLE = "table."  # what names of a table's tensors begin with
 PATIENCE = 600.0  # seconds for an answer, before a worker counts as hanging
-# glibc gives large buffers back and pages them in again at each batch, and Dask's own setting is to
-# do so as early as possible; with these a worker keeps its memory. Dask runs tasks in a thread,
-# whose own arena would give back what is larger than it: one arena for all. They count only where
-# a process has them from its first moment.
-KEEP_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -67,8 +68,8 @@ R = TypeVar("R")
 class Task:
     """One loss: of `vector` in `genome`, on batch number `batch`, the model holding `state`.
 
-    Where integers were chosen, they come beside the task (see `Workers.share`): they are as large
-    as the network, and the same in all tasks.
+    What `rounding_of` says of the model comes beside the task (see `Workers.share`): it is as large
+    as the network, or several times as large, and the same in all tasks.
     """
 
     source: Source
@@ -76,7 +77,7 @@ class Task:
     search: SearchConfig
     state: bytes  # safetensors: scales, zero points, corrected biases
     blocks: tuple[str, ...]
-    genome: Genome
+    genome: Genome | BitsGenome
     vector: bytes  # float32
     batch: int
 
@@ -100,9 +101,17 @@ def state_of(model: nn.Module) -> bytes:
     return save(tensors)
 
 
-def rounding_of(model: nn.Module) -> bytes:
-    """The integers of a rounded model, and factors of channels, packed; b"" if none were chosen."""
+def rounding_of(model: nn.Module, mixed: bool = False, table: BitsTable | None = None) -> bytes:
+    """The integers of a rounded model, and factors of channels, packed; b"" if none were chosen.
+
+    With `mixed`, each layer's bits, which are not the config's; while bits are searched, the table.
+    """
     tensors = extras_of(model)
+    if mixed:
+        tensors |= {f"{name}.bits": torch.tensor(b) for name, b in layer_bits(model).items()}
+    for name, value in tensors_of(table or {}).items():
+        # a copy: rows of a table may share a tensor
+        tensors[f"{TABLE}{name}"] = value.detach().cpu().clone().contiguous()
     return zlib.compress(save(tensors), 1) if tensors else b""
 
 
@@ -112,6 +121,8 @@ class Bench:
     def __init__(self, source: Source, quant: QuantConfig, search: SearchConfig) -> None:
         torch.set_num_threads(1)
         model, images, targets = source.load()
+        if search.searches_bits:  # the widest width decides how candidates are computed
+            quant = replace(quant, weight_bits=search.bit_widths[-1])
         self.qmodel = quantize(model, quant)
         calibrate(self.qmodel, images[: search.batch], quant)
         self.execution = set_execution(self.qmodel, quant.execution)
@@ -123,6 +134,8 @@ class Bench:
         self.frozen = search.integers == "frozen"
         self.state = b""
         self.rounding = b""
+        self.table: dict[str, Tensor] = {}
+        self.trial: TrialNetwork | None = None  # of a search of bits
         self.prefixes: list[bytes] = []
         self.traces: OrderedDict[int, list[tuple[bytes, Tensor]]] = OrderedDict()
         # The shared candidate: what calibration on the first batch gives, whatever the run is at.
@@ -133,21 +146,42 @@ class Bench:
 
     def load(self, state: bytes, rounding: bytes) -> None:
         """Take over scales, and know for each segment whether something before it has changed."""
-        if rounding != self.rounding:
-            put_extras(self.qmodel, load(zlib.decompress(rounding)))
-            if self.frozen:
-                freeze_integers(self.qmodel)
-            self.state, self.rounding = b"", rounding
-            self.traces.clear()
-        if state == self.state:
+        if rounding == self.rounding and state == self.state:
             return
         tensors = load(state)
-        own = self.qmodel.state_dict()  # the very tensors, under all names of a shared point
-        with torch.no_grad():
-            for name, value in tensors.items():
-                own[name].copy_(value)
-        self.state = state
+        if rounding != self.rounding:
+            # Integers fit the zero points that they were chosen with.
+            self.put({name: t for name, t in tensors.items() if name.endswith(".zero_point")})
+            self.put_rounding(load(zlib.decompress(rounding)))
+            self.rounding = rounding
+            self.traces.clear()
+        self.put(tensors)
+        self.state, self.trial = state, None
         self.prefixes = self.digest_prefixes(tensors)
+
+    @torch.no_grad()
+    def put(self, tensors: dict[str, Tensor]) -> None:
+        """Write what `state_of` says into the network."""
+        own = self.qmodel.state_dict()  # the very tensors, under all names of a shared point
+        for name, value in tensors.items():
+            own[name].copy_(value)
+
+    def put_rounding(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `rounding_of` has packed."""
+        self.table, bits, extras = {}, {}, {}
+        for name, value in tensors.items():
+            if name.startswith(TABLE):
+                self.table[name.removeprefix(TABLE)] = value
+            elif name.endswith(".bits"):
+                bits[name.removesuffix(".bits")] = int(value)
+            else:
+                extras[name] = value
+        if bits:
+            set_mixed_bits(self.qmodel, bits)
+        put_extras(self.qmodel, extras)
+        if self.frozen and not self.table:  # while bits are searched, nothing is frozen yet
+            freeze_integers(self.qmodel)
+        set_execution(self.qmodel, self.execution)  # points that were exchanged are plain ones
 
     def digest_prefixes(self, tensors: dict[str, Tensor]) -> list[bytes]:
         """For each segment, a digest of all scales that its input depends on."""
@@ -178,6 +212,9 @@ class Bench:
     def loss(self, task: Task, rounding: bytes) -> float:
         """One candidate on one batch."""
         self.load(task.state, rounding)
+        vector = torch.frombuffer(bytearray(task.vector), dtype=torch.float32)
+        if isinstance(task.genome, BitsGenome):
+            return float(self.loss_of_bits(task.genome, vector, task.batch))
         first = min(self.chain.index(block) for block in task.blocks)
         objective = BlockObjective(
             self.chain,
@@ -189,7 +226,14 @@ class Bench:
             genome=task.genome,
             inputs=[self.input_of(task.batch, first)],
         )
-        return float(objective.loss(torch.frombuffer(bytearray(task.vector), dtype=torch.float32)))
+        return float(objective.loss(vector))
+
+    def loss_of_bits(self, genome: BitsGenome, vector: Tensor, batch: int) -> Tensor:
+        """The loss of each layer's bits (d,) on a batch."""
+        if self.trial is None:
+            table = table_of(self.table, self.qmodel, genome)
+            self.trial = TrialNetwork(self.chain, genome, table)
+        return self.fitness(self.trial.hold(vector)(self.images[batch]), self.targets[batch])
 
 
 bench = lru_cache(maxsize=1)(Bench)
@@ -245,6 +289,8 @@ class Workers:
         from distributed import Client, LocalCluster
 
         with (
+            # Dask's own setting is to give memory back as early as possible, and its tasks run in a
+            # thread: these count only where a process has them from its first moment.
             dask.config.set({"distributed.nanny.pre-spawn-environ": KEEP_MEMORY}),
             LocalCluster(
                 n_workers=count,
@@ -367,11 +413,6 @@ class Workers:
 
 def check_search(search: SearchConfig) -> None:
     """ValueError for a search that workers do not know."""
-    if search.search == "bits":
-        raise ValueError(
-            "workers do not search bits, whose tables of integers they do not hold; omit --workers "
-            "and --scheduler, or --search bits"
-        )
     if search.racing:
         raise ValueError(
             "racing compares one batch after another, and workers compute all of them at the same "
@@ -466,7 +507,8 @@ def versions() -> dict[str, str]:
 class WorkersObjective:
     """`BlockObjective` on workers: the mean over batches, each computed by one of them.
 
-    `state` is the network as it is when the visit begins, `rounding` its integers.
+    Or `BitsObjective`, for a genome of bits. `state` is the network as it is when the visit begins,
+    `rounding` what `rounding_of` says of it.
     """
 
     def __init__(
@@ -476,12 +518,14 @@ class WorkersObjective:
         quant: QuantConfig,
         search: SearchConfig,
         state: bytes,
-        visit: Visit,
+        blocks: tuple[str, ...],
+        genome: Genome | BitsGenome,
         count: int,
         rounding: bytes = b"",
     ) -> None:
         self.workers, self.source, self.quant, self.search = workers, source, quant, search
-        self.state, self.visit, self.count, self.rounding = state, visit, count, rounding
+        self.state, self.blocks, self.genome = state, blocks, genome
+        self.count, self.rounding = count, rounding
 
     def __call__(self, population: Population) -> Values:
         """Evaluate all batches of all candidates (p, d) at the same time."""
@@ -492,8 +536,8 @@ class WorkersObjective:
                 self.quant,
                 self.search,
                 self.state,
-                self.visit.blocks,
-                self.visit.genome,
+                self.blocks,
+                self.genome,
                 vector,
                 i,
             )

@@ -10,7 +10,7 @@
 #
 # **Time:** 20 minutes to read, 1 minute to run.
 #
-# **Works offline:** yes. Once installed, nothing in this course uses the network.
+# **Works offline:** yes. Once installed, nothing in this course needs the internet.
 #
 # **Read alongside:** `evolq_lite/__init__.py`, which lists the other modules in reading order.
 
@@ -199,8 +199,8 @@ print(f"on {run['images']:,} test images, after {run['evaluations']} evaluations
 # %% [markdown]
 # (W3A8: 3-bit weights, 8-bit activations. In brackets: 95 % confidence intervals. The *p-value* is
 # the probability of a difference at least this large if both networks were equally good.) The gain
-# is small, but chance does not explain it. The last lessons ask which of the paper's claims hold on
-# these small networks, which do not, and why test images call for care.
+# is small, but chance does not explain it. Lesson 7 asks which of the paper's claims hold on these
+# small networks, which do not, and why test images call for care.
 #
 # ## The way through the course
 #
@@ -214,6 +214,7 @@ print(f"on {run['images']:,} test images, after {run['evaluations']} evaluations
 # | [6] Block-wise Evol-Q | the whole search, live | `evolve.py` |
 # | [7] Reproducing the paper | the paper's numbers and ours, test-set selection | `experiments/` |
 # | [8] Rounding | which integer a weight becomes, and what that is worth | `gptq.py` |
+# | [9] Ship it | the network as a file that other programs run | `export.py` |
 #
 # [1]: 01_uniform_quantization.ipynb
 # [2]: 02_quantizing_a_vit.ipynb
@@ -223,6 +224,7 @@ print(f"on {run['images']:,} test images, after {run['evaluations']} evaluations
 # [6]: 06_blockwise_evolq.ipynb
 # [7]: 07_reproducing_the_paper.ipynb
 # [8]: 08_rounding.ipynb
+# [9]: 09_ship_it.ipynb
 #
 # Take them in order. Each says how long it takes, pauses for predictions, and ends with a quiz
 # whose answers explain themselves. Four assignments are in `notebooks/assignments`: A1 uniform
@@ -271,6 +273,7 @@ print(eq.__doc__)
 # | pass, visit, cycle | all blocks once, one block once, one candidate of a visit | 6 |
 # | commit | to write the best scales of a visit into the network | 6 |
 # | rounding to nearest, GPTQ | two rules for which integer a weight becomes | 8 |
+# | ONNX, Q and DQ | a file format for networks, and its two operators for quantization | 9 |
 #
 # ## Check yourself
 #

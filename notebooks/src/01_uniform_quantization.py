@@ -58,7 +58,8 @@ torch.set_num_threads(2)
 # largest value to the largest integer, $2^{b-1} - 1$, and leaves the smallest integer, $-2^{b-1}$,
 # unused. Ours spreads all $2^b$ levels, hence $2^b - 1$ steps, over the whole range, whose length
 # is $2 \max(|m|, |M|)$. Its steps are smaller (at 3 bits by a factor of 6/7); in exchange the
-# largest positive value lies half a step beyond the last integer. FQ-ViT defines it this way.
+# largest positive value lies half a step beyond the last integer. FQ-ViT, a quantized ViT on whose
+# code Evol-Q's is built, defines it this way.
 #
 # Here are six numbers, quantized to signed 3-bit integers.
 
@@ -72,8 +73,8 @@ for value, after in zip(x.tolist(), back.tolist()):
     print(f"{value:6.2f} -> integer {round(after / float(scale)):2d} -> {after + 0:7.4f}")
 
 # %% [markdown]
-# The largest value is clipped: 1.0 / s is 3.5, but the largest integer is 3. A symmetric range ends
-# half a step before its largest value because signed integers reach one step further down than up.
+# The largest value is clipped: 1.0 / s is 3.5, but the largest integer is 3. Signed 3-bit integers
+# reach from -4 to 3, the values from -3.5 s to 3.5 s, so the upper half step is cut off.
 #
 # *Fake* quantization does both steps at once, in float: quantize, then map back. The result is
 # exactly what an integer network would see, and it runs on any hardware. The code is short enough
@@ -87,9 +88,10 @@ Code(
 
 # %% [markdown]
 # **Symmetric or not.** With $z = 0$ the range extends equally far below and above zero. That suits
-# weights, which are centered around 0, and it makes products cheap. Activations after a GELU are
-# almost all positive, so a symmetric range would waste half of its integers there. An asymmetric
-# range uses $z$ to move to where the values are.
+# weights, which are centered around 0, and it makes products cheap, because no zero point has to be
+# subtracted. Activations after a GELU (the nonlinearity of a ViT's MLP) are almost all positive, so
+# a symmetric range would waste half of its integers there. An asymmetric range uses $z$ to move to
+# where the values are.
 
 # %%
 positive = torch.linspace(-0.17, 3.0, 2001)  # the range of a GELU's output
@@ -134,10 +136,10 @@ QuantizerPanel()
 # %% [markdown]
 # **Predict, then try.**
 #
-# 1. Take the weights of `blocks.0.attn.qkv` at 4 bits, and find the smallest error with *Range
-#    kept*. Does the best share grow or shrink with more bits?
-# 2. Take the input of `blocks.5.mlp.fc2` with *Symmetric* checked. How many levels are in use? And
-#    with it unchecked?
+# 1. Take the weights of `blocks.0.attn.qkv` (attention's first layer) at 4 bits, and find the
+#    smallest error with *Range kept*. Does the best share grow or shrink with more bits?
+# 2. Take the input of `blocks.5.mlp.fc2` (it comes from a GELU) at 4 bits with *Symmetric* checked.
+#    Are all levels in use? And with it unchecked?
 # 3. Check *Per channel* at 3 bits, with the whole range kept. Which benefits more, the weights of
 #    `blocks.0.attn.qkv` or the input of `blocks.5.mlp.fc2`, and why?
 #

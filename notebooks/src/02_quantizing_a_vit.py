@@ -22,6 +22,7 @@ import textwrap
 
 import torch
 from IPython.display import Code, display
+from matplotlib.ticker import MaxNLocator
 
 from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import PETROFF, new_figure
@@ -106,6 +107,12 @@ BlockPanel()
 # `eq.sensitivity` leaves one kind of point in float at a time, in the whole network, and measures
 # how much closer that brings the predictions to the float network's, as *KL divergence* in nats
 # (lesson 4 explains it; lower is closer). It needs no labels, so calibration images will do.
+#
+# The kinds: *sums* are the residual sums; *gelu* is what GELU writes and fc2 reads; *inputs* are
+# what all other layers read; *qkv* are the queries, keys and values before their products (not the
+# weights of the layer of that name); *scores* are the products of queries and keys; *probabilities*
+# are what softmax makes of them; *weights* are those of all layers; *edges* are all points of the
+# first and the last layer.
 
 # %%
 settings = {"W8A8": (8, 8), "W3A8": (3, 8), "W8A4": (8, 4)}
@@ -127,15 +134,15 @@ figure = new_figure(
 for i, (axes, (name, saved)) in enumerate(zip(figure.subplots(1, 3, sharey=True), savings.items())):
     axes.barh(list(saved), list(saved.values()), color=PETROFF[i])
     axes.axvline(0, color="0.3", lw=0.8)
-    axes.set(title=f"{name} (its own axis)", xlabel="KL saved, nats")
+    axes.set(title=name, xlabel="KL saved, nats (own scale)")
+    axes.xaxis.set_major_locator(MaxNLocator(3))
 figure.axes[0].invert_yaxis()
 figure
 
 # %% [markdown]
-# Mind the axes: the three networks differ in how much there is to save. (*edges* are all points of
-# the first and the last layer; they belong to another kind as well, so the bars do not add up.) A
-# negative bar is no mistake: two errors can cancel, and then leaving out one of them makes things
-# worse.
+# Mind the axes: the three networks differ in how much there is to save. (The points of *edges*
+# belong to another kind as well, so the bars do not add up.) A negative bar is no mistake: two
+# errors can cancel, and then leaving out one of them makes things worse.
 #
 # ## Observers: where the first scale comes from
 #

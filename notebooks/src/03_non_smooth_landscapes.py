@@ -132,7 +132,7 @@ print(f"noise floor {floor:.1e}; local minima: {minima[0]}, deeper than the floo
 figure = new_figure(
     6.0,
     2.8,
-    f"The same line computed in two ways, which differ by up to {floor:.1e}; the loss itself "
+    f"The same line computed in two ways, which differ by up to {moved[2]:.1e}; the loss itself "
     f"ranges over {float(ways[0].max() - ways[0].min()):.1e}.",
 )
 axes = figure.add_subplot()
@@ -142,7 +142,7 @@ axes.legend()
 figure
 
 # %% [markdown]
-# The *noise floor* is the largest difference between such computations. A bump below it says
+# The *noise floor* is the largest difference between any two of them. A bump below it says
 # nothing about the network, and a search that gains less than the floor has gained nothing that
 # would carry over to another machine. A *local minimum* counts as deeper than the floor if the line
 # rises by more than the floor on both sides before it gets any lower. The gray band is as tall as
@@ -226,13 +226,13 @@ smooth = changes["CNN"][0] * np.array(sizes[:4]) / sizes[0]
 axes.loglog(sizes[:4], smooth, ":", color="0.4", label="a smooth function")
 axes.set(xlabel="radius, share of every scale", ylabel="mean |change of the loss|")
 axes.set_title("From a neighbor of the first scales")
-axes.legend()
+axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.12), fontsize="small")
 figure
 
 # %% [markdown]
-# Neither follows the slope. But at small radii the two diverge. The ViT's loss still moves where no
-# integer of the layer flips: the flips are in the activations. The CNN's loss calms down until it
-# is not far above its noise. At a radius of 10 %, the CNN changed more. So how rough a landscape is
+# Neither follows the slope. But at small radii the two diverge: at 0.001 % the ViT's loss still
+# moves about ten times as much as the CNN's, where hardly an integer of the layer flips. The flips
+# are in the activations. At a radius of 10 %, the CNN changed more. So how rough a landscape is
 # depends on the radius at which you look, and any comparison must state it.
 #
 # ## Why not follow the gradient?
@@ -271,7 +271,7 @@ for i, s in enumerate((0.18, 0.23, 0.28, 0.33, 0.38, 0.43)):
     style = {"color": PETROFF[1], "lw": 3, "label": "straight-through slope" if i == 0 else None}
     axes.plot(s + reach, float(value.detach()) + slope * reach, **style)
 axes.set(xlabel="scale", ylabel="squared error", title=f"flat in {flat:.1%} of the steps")
-axes.legend()
+figure.legend(loc="outside lower center", ncols=2)
 figure
 
 # %% [markdown]
@@ -355,7 +355,8 @@ describe_layers(load_results("C2")).set_index("layer")
 # But both CNN layers are jagged as well, and attention has no more minima than the MLP. Moving
 # attention scales does change the loss more: about four times as much from the first scales to the
 # ends of a line (the column *mean change*). On test images, which the paper uses, that difference
-# could be chance, and it is the CNN whose loss changes more.
+# could be chance, and it is the CNN whose loss changes more. (All tests behind these sentences are
+# in the [results](../data/results/README.md) of C2.)
 #
 # Is the ViT at least worse than the CNN? That depends on what counts as noise. A lower floor finds
 # more minima, and the CNN's own floors are at most a tenth of the ViT's. With one floor for all six

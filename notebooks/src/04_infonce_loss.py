@@ -61,7 +61,8 @@ for bits, logits in outputs.items():
     print(f"W{bits}A8  {values}   {same}")
 
 # %% [markdown]
-# All four rise as bits are removed. (The lowest value of infoNCE is not 0; we will see below what
+# All four rise as bits are removed. (The last column may rise by an image or two from 8 to 4 bits:
+# that is within its intervals. The lowest value of infoNCE is not 0; we will see below what
 # it is.) They disagree where it matters to a search: between candidates that are nearly alike.
 #
 # ## InfoNCE
@@ -199,9 +200,10 @@ for temperature in (0.05, 0.2, 1.0, 3.0, 10.0):
 
 # %% [markdown]
 # For a search, infoNCE at T = 3 is nearly the centered cosine: the two rank almost all candidates
-# alike. It is close to the plain cosine as well, though not the same. Individual negatives come
-# into play below T = 0.2. This does not refute the paper's comparison of losses; it clarifies what
-# is being compared.
+# alike. It is close to the plain cosine as well, though not the same. (Further up we compared
+# images within one network; a search compares candidates, and that is what counts here.) Individual
+# negatives come into play from about T = 0.2 downwards. This does not refute the paper's comparison
+# of losses; it clarifies what is being compared.
 #
 # Centering has a price. The float network's own logits are not the best outputs:
 
@@ -276,15 +278,14 @@ display(verdict)
 figure
 
 # %% [markdown]
-# (*fisher*: the squared difference of the logits, each weighted by how much it matters for the
-# float network's probabilities. For outputs close to the float network's, it equals KL to second
-# order.)
+# (*fisher*: half the variance of the difference of the logits, under the float network's
+# probabilities. For outputs close to the float network's, it equals KL to second order.)
 #
 # All of them help, and with 1,000 images most help equally: having a loss matters more than which
 # one. KL, which went its own way above, is then as good a guide as infoNCE; with fewer images its
-# gains are smaller. The last rows of the table are about overfitting, our next topic: how much more
-# of its gain a loss loses on fresh images than infoNCE does. It is most for KL and Fisher, yet
-# three seeds are too few to be sure.
+# gains are smaller. C4 also asks about overfitting, our next topic: how much of its gain a loss
+# loses on fresh images. It is most for KL and Fisher, yet three seeds are too few to be sure that
+# this is more than for infoNCE.
 #
 # ## Overfitting
 #
@@ -337,10 +338,10 @@ figure
 # The gap between the two lines is overfitting: the scales suit these images rather than images in
 # general. It is much smaller with 100 images than with 10; Evol-Q uses 1,000. The paper says that
 # infoNCE helps against overfitting. Does it help more than other losses? One search with one seed
-# cannot tell. C4 above has three seeds: at T = 3, infoNCE loses less of its gain than KL and Fisher
-# with every number of images, but three seeds are too few to call that significant, and MSE and
-# cosine are close to it. Whatever the loss, **the fitness that a search reaches is not evidence
-# that it helped.**
+# cannot tell. C4 has three seeds: at T = 3, infoNCE loses less of its gain than KL and Fisher with
+# every number of images ([results](../data/results/README.md)), but three seeds are too few to call
+# that significant, and MSE and cosine are close to it. Whatever the loss, **the fitness that a
+# search reaches is not evidence that it helped.**
 #
 # ## Check yourself
 #

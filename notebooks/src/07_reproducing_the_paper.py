@@ -25,7 +25,7 @@ from IPython.display import Code, Markdown, display
 
 from evolq_lite.data import DATA
 from evolq_lite.evaluate import Comparison
-from evolq_lite.experiments import CLAIMS
+from evolq_lite.experiments import KNOWN
 from evolq_lite.experiments.report import load_claim
 from evolq_lite.figures import PETROFF, new_figure
 from evolq_lite.panels import Quiz, ViTPanel
@@ -35,8 +35,7 @@ torch.set_num_threads(2)
 # %% [markdown]
 # ## What the paper says
 #
-# On ImageNet, with ViT-Base and 8-bit activations, the paper reports these gains in top-1 over the
-# previous best method:
+# The abstract says by how much Evol-Q improves the top-1 of a fully quantized ViT-Base on ImageNet:
 #
 # | weights | gain | measured here? |
 # |---|---|---|
@@ -44,16 +43,18 @@ torch.set_num_threads(2)
 # | 4 bits | +0.78 points | no, for the same reason |
 # | 8 bits | +0.15 points | no, for the same reason |
 #
-# (From the abstract of arXiv 2308.10814. The paper's absolute accuracies are missing here because
-# we had no reliable source for them.) What we can do, offline and on a laptop, is test what the
-# paper *claims about the method*, on two small networks and 9,920 test images in typefaces that the
-# networks never saw. C1 to C5 are the paper's claims (we know the part of C2 about attention and
-# CNNs only from a summary). C6 is about a habit of the official code, C7 about its options, C8
-# about a search of our own. Each became an experiment:
+# (From the abstract of arXiv 2308.10814, the part of the paper that we could read.) What we can do,
+# offline and on a laptop, is test what the paper *claims about the method*, on two small networks
+# and 9,920 test images in typefaces that the networks never saw. C1 to C5 are the paper's claims
+# (we know the part of C2 about attention and CNNs only from a summary). C6 is about a habit of the
+# official code, C7 about its options, C8 about a search of our own, and what follows are our own
+# questions. Each became an experiment. Those that have been computed:
 
 # %%
-for name, claim in CLAIMS.items():
-    print(f"{name}  {claim.question}")
+told = json.loads((DATA / "results" / "claims.json").read_text())
+for row in told:
+    print(f"{row['claim']:5} {row['question']}")
+print("Not computed yet:", ", ".join(KNOWN.keys() - {row["claim"] for row in told}) or "none")
 
 # %% [markdown]
 # ## How a gain is measured
@@ -100,10 +101,12 @@ print(
 #
 # What follows comes from `data/results`: one file per claim and one line per measurement, with its
 # seed and options. `python -m evolq_lite reproduce C3` computes whatever is missing for a claim.
-# Look carefully at C5, where random search at the same cost is shown next to evolution. (There it
-# tries three neighbors of the current scales at each visit and keeps the best, so it climbs too and
-# differs from the paper's search only within a visit. In lesson 5 and in C3 it always mutates the
-# start.)
+# C1 is in lesson 2, C2 in lesson 3.
+#
+# In C5, look at random search at the same cost next to evolution: in no setting is the paper's
+# search significantly ahead of it. (Here random search tries three neighbors of the current scales
+# at each visit and keeps the best, so it climbs too and differs from the paper's search only within
+# a visit. In lesson 5 and in C3 it always mutates the start.)
 #
 # ### C5: does the search gain over its start?
 
@@ -123,8 +126,9 @@ show("C5")
 #
 # *paper* goes block by block; *evolq* applies the same rule to all blocks at once; *adaptive*: the
 # width adjusts to success; *sepcma*: separable CMA-ES; *fisher adam*: Adam on a Fisher-weighted
-# loss. Each method shows the best of three step sizes, so here the paper's search has a width of
-# 0.003, with 300 images and 12 passes instead of 500 and 10. That is why its gain differs from C5.
+# loss. Each method shows the best of three step sizes, chosen by the loss on calibration images, so
+# here the paper's search has a width of 0.003, with 300 images and 12 passes instead of 500 and 10.
+# That is why its gain differs from C5. Cost is counted in forward passes of the whole network.
 
 # %%
 show("C3")
@@ -138,8 +142,10 @@ show("C4")
 # %% [markdown]
 # ### C7: are the paper's options the best?
 #
-# (C7 uses 300 calibration images instead of 500, so the paper's choice gains 0.99 points here and
-# 0.76 points in C5.)
+# "Yes" in the last column means that a variant does not beat the paper's choice: significantly, for
+# all seeds, and after Bonferroni's correction for so many comparisons. (C7 uses 300 calibration
+# images instead of 500. With these the paper's choice gains 0.99 points, with those of C5 0.76;
+# neither number is more correct.)
 
 # %%
 show("C7")
@@ -151,7 +157,8 @@ show("C7")
 # smallest loss on the calibration images. *Adaptive*: mutation relative to each scale, with a width
 # that adjusts to success. *All*: all scales are searched, not only those of the attention weights.
 # *Chosen*: the variant with the smallest KL divergence on 2,000 calibration images that its search
-# did not see.
+# did not see. It was chosen once, at 3 bits and with a seed of its own: *best start, adaptive*.
+# (*Corrected biases* take back by how much quantization shifts the mean of each output.)
 
 # %%
 show("C8")
@@ -165,9 +172,8 @@ show("C8")
 # the search instead of ten, with one seed: a sanity check of the direction, no more. (In one
 # setting we also ran all ten passes. They lower the loss two and a half times as far as one pass
 # does, but the gain in top-1 is not significant: the search sees only the loss.) The networks and
-# photographs are not in this repo; the command takes folders of your own. Compare what the search
-# gains with what the choice of its start gains, the paper's search with random search at the same
-# cost, and the losses with the accuracies.
+# photographs are not in this repo; the command takes folders of your own. All comparisons, with the
+# gains of better starts and the losses, are in the [results](../data/results/README.md).
 
 # %%
 show("REAL")
@@ -176,8 +182,10 @@ show("REAL")
 # ## What test-set selection hides
 #
 # The official code looks at the 50,000 validation images after every block of every pass, 120 times
-# with 12 blocks, and reports the best snapshot. Suppose the search did nothing at all and the
-# snapshots only scattered randomly, with a standard deviation of 0.1 points. The best of 120 would
+# with 12 blocks, and reports the best snapshot (nearly: the first pass overwrites it, see
+# [deviations](../docs/deviations.md)). Suppose the search did nothing at all and the snapshots only
+# scattered randomly. By how much? Of 50,000 images at 80 %, a fresh sample would scatter by 0.18
+# points; snapshots of one network on the same images differ by less. Say 0.1. The best of 120 would
 # still look better:
 
 # %% tags=["hide-input"]
@@ -196,7 +204,8 @@ axes.plot(counts, [b.mean() for b in best], "o-", ms=4, color=PETROFF[0], label=
 low, high = np.quantile(best, [0.05, 0.95], axis=1)
 axes.fill_between(counts, low, high, color=PETROFF[0], alpha=0.2, label="5 % to 95 %")
 axes.axhline(0.15, ls="--", color=PETROFF[1], label="the paper's gain at 8 bits")
-axes.set(xlabel="snapshots looked at", ylabel="points", xscale="log", title="Nothing but selection")
+axes.set(xlabel="snapshots looked at", ylabel="gain in top-1, points", xscale="log")
+axes.set(title="Nothing but selection", xticks=[1, 10, 100], xticklabels=["1", "10", "100"])
 axes.legend()
 print(f"best of 120: {best[-1].mean():+.2f} points on average, and nothing was gained")
 figure
@@ -208,7 +217,8 @@ figure
 # does on the other half. (C6 runs the searches of C5 but uses only every third test image, 3,307 of
 # them, because it tests 60 times. So its gains differ from those of C5, which uses all images and
 # is the better measurement: +0.10 points at 8 bits, not significant. Here only the differences
-# between the three picks count.)
+# between the three picks count. *Luck* is the lead on the half that picked, minus the lead on the
+# other half. "Yes" also asks that the best snapshot on all images leads the last one.)
 
 # %%
 show("C6")
@@ -233,8 +243,8 @@ ViTPanel()
 #
 # 1. The settings differ by a few of the 473 images, so which one is best is partly luck. C1 in
 #    lesson 2, with all images, has them within each other's intervals at 4 bits.
-# 2. By about one point if five labels change, nearly two if twenty do, and between two and three if
-#    sixty do. Below that, 473 images cannot tell.
+# 2. By about one point if five labels change, all from wrong to right, nearly two if twenty do, and
+#    three if sixty do. Below that, 473 images cannot tell.
 #
 # </details>
 #

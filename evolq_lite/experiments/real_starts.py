@@ -1,0 +1,233 @@
+"""R12: C12's question on trained ViT-Tiny and DeiT-Tiny: does a search still gain on a good start?
+
+Four searches of the same cost, one pass each, begin at each start; the 1,000 test photographs are
+read when all of a cell's networks are there. Top-1 on 1,000 images decides little, so the verdict
+looks at KL to the float network, image by image. The starts `paper` and `recommended` have five
+seeds, which draw the calibration images and the mutations; the two others have one.
+
+Networks and photographs are not in this repo: give their folders. A cell takes a quarter of an hour
+of one core, most of it for the searches, and holds all searches of one start.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from evolq_lite.chain import chain_of
+from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
+from evolq_lite.convert import calibrate, quantize, twin
+from evolq_lite.data import Demo
+from evolq_lite.evaluate import (
+    LOSSES,
+    LossChange,
+    SeedComparison,
+    pack_values,
+    packed,
+    score,
+    unpack_values,
+    unpacked,
+)
+from evolq_lite.experiments.c12_starts import ADAM, NONE, SEARCHES, follow_gradient
+from evolq_lite.experiments.cells import Claim, Tables
+from evolq_lite.experiments.plots import plot_gains
+from evolq_lite.experiments.real import NETWORKS, check_folders, source_of
+from evolq_lite.experiments.results import Cell, Result, by
+from evolq_lite.experiments.setup import Setting, search_scales
+from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
+from evolq_lite.figures import Picture
+from evolq_lite.rounding import round_weights
+from evolq_lite.runs.source import BATCH
+
+POOR, GOOD = "paper", "recommended"
+STARTS: dict[str, QuantConfig] = {
+    POOR: PRESETS["paper"],
+    GOOD: PRESETS["recommended"],
+    "official": PRESETS["official"],
+    "recommended, learned": replace(PRESETS["recommended"], rounding="learned"),
+}
+SEEDS = {POOR: 5, GOOD: 5}  # the others: one
+IMAGES = 256  # for calibration
+ALL = (*SEARCHES, ADAM)
+
+
+def cells(quick: bool) -> list[Cell]:
+    """Every network, bit-width and start, seed after seed; nothing of it is quick."""
+    if quick:
+        return []
+    return [
+        {"network": network, "weight_bits": bits, "start": start, "seed": seed}
+        | {"images": IMAGES, "passes": 1}
+        for seed in range(max(SEEDS.values()))
+        for start in STARTS
+        if seed < SEEDS.get(start, 1)
+        for network in NETWORKS
+        for bits in (4, 3)
+    ]
+
+
+def run(cell: Cell, weights: Path, photographs: Path) -> Result:
+    """Every search from the cell's start; then one reading of the test images by all networks."""
+    source = source_of(cell, weights, photographs, cell["images"])
+    config = replace(STARTS[cell["start"]], weight_bits=cell["weight_bits"], act_bits=8)
+    model, images, targets = source.load()
+    demo = Demo(cell["network"], model, images, targets)
+    qmodel = quantize(model, config)
+    calibrate(qmodel, images, config)
+    for _ in round_weights(qmodel, images, config.rounding):
+        pass
+    networks: dict[str, nn.Module] = {"float": model, NONE: qmodel}
+    told: dict[str, Result] = {}
+    for name in ALL:
+        networks[name], told[name] = search_from(demo, qmodel, name, cell)
+    scores = score(networks, source.test(BATCH), source.labels())
+    return {
+        "images": len(source.labels()),
+        "float": {"correct": packed(scores["float"].right)},
+        **{
+            name: {
+                **told.get(name, {}),
+                "correct": packed(scores[name].right),
+                **{loss: pack_values(getattr(scores[name], loss)) for loss in LOSSES},
+            }
+            for name in (NONE, *ALL)
+        },
+    }
+
+
+def search_from(
+    demo: Demo, start: nn.Module, name: str, cell: Cell
+) -> tuple[nn.Module, dict[str, float]]:
+    """A copy of the start after a search, and what the search says of itself."""
+    network = twin(start)
+    chain = chain_of(network)
+    chain.fit_chunk(demo.calibration[:1])
+    setting = Setting(demo, network, chain)
+    config = SearchConfig(passes=cell["passes"], seed=cell["seed"], **SEARCHES.get(name, {}))
+    told = follow_gradient(setting, config) if name == ADAM else search_scales(setting, config)
+    return network, told
+
+
+def use_folders(weights: Path, photographs: Path) -> Claim:
+    """The claim with folders to compute it from; ValueError if they do not hold what is needed."""
+    check_folders(weights, photographs)
+    return replace(CLAIM, run=partial(run, weights=weights, photographs=photographs))
+
+
+def refuse(cell: Cell) -> Result:
+    """What runs without folders: the claim can be shown, not computed."""
+    raise ValueError("R12 needs folders of networks and photographs: see real_starts.use_folders")
+
+
+Networks = Mapping[str, pd.Series]  # by search: one result for each seed
+
+
+def group(results: pd.DataFrame) -> dict[tuple[str, str], Networks]:
+    """By setting and start: what each search has found, a result for each seed."""
+    return {
+        (f"{NETWORKS[network]} W{bits}A8", start): {name: found[name] for name in (NONE, *ALL)}
+        for (network, bits, start), found in by(results, "network", "weight_bits", "start").items()
+    }
+
+
+def stack(column: pd.Series, read: Callable[[Result], Tensor]) -> Tensor:
+    """What is kept of each image, (seeds, n)."""
+    return torch.stack([read(result) for result in column])
+
+
+def measure_gain(was: pd.Series, now: pd.Series, images: int) -> SeedComparison:
+    """Top-1 of one column of results against another."""
+    before, after = (stack(c, lambda r: unpacked(r["correct"], images)) for c in (was, now))
+    return SeedComparison.of(before, after)
+
+
+def measure_loss(was: pd.Series, now: pd.Series, loss: str) -> LossChange:
+    """A loss of one column of results against another."""
+    return LossChange.of(*(stack(c, lambda r: unpack_values(r[loss])) for c in (was, now)))
+
+
+def figure(results: pd.DataFrame) -> Picture:
+    """What each search gains over its start in top-1, one panel for each network and bit-width."""
+    images = int(results["test_images"].iloc[0])
+    gains: dict[str, dict[str, SeedComparison]] = {}
+    for (setting, start), found in group(results).items():
+        rows = gains.setdefault(setting, {})
+        for name in ALL:
+            rows[f"{name} on {start}"] = measure_gain(found[NONE], found[name], images)
+    title = "1,000-image check: gain over the start, one pass"
+    return plot_gains(gains, title, same_scale=True)
+
+
+def verdict(results: pd.DataFrame) -> Verdict:
+    """Does the paper's search lower KL significantly on the best start, in every setting?"""
+    images = int(results["test_images"].iloc[0])
+    rows: list[Row] = []
+    others: list[Row] = []
+    poor: list[bool] = []
+    for (setting, start), found in group(results).items():
+        for name in ALL:
+            change = measure_loss(found[NONE], found[name], "kl")
+            counts = (start, name) == (GOOD, "EvolQ")
+            row = Row.of_loss(
+                f"{setting}: {name} on {start}, KL", change, change.better if counts else None
+            )
+            (rows if counts else others).append(row)
+            poor += [change.better] * ((start, name) == (POOR, "EvolQ"))
+            gain = measure_gain(found[NONE], found[name], images)
+            others.append(Row.of(f"{setting}: {name} on {start}", gain))
+            others.append(
+                Row.of_loss(
+                    f"{setting}: {name} on {start}, cross-entropy",
+                    measure_loss(found[NONE], found[name], "cross_entropy"),
+                )
+            )
+    holds = [bool(row.holds) for row in rows]
+    seeds = count_seeds(results[results["start"] == GOOD])
+    return Verdict(
+        decide(holds),
+        f"On a 1,000-image check of two real networks ({seeds}, one pass), the paper's search "
+        f"lowers KL in {sum(poor)} of {len(poor)} settings from MinMax, in {sum(holds)} from "
+        f"GPTQ's integers.",
+        (*rows, *others),
+    )
+
+
+def tables(results: pd.DataFrame) -> Tables:
+    """Top-1 and losses of each start and search, mean over seeds."""
+    images = int(results["test_images"].iloc[0])
+    rows = []
+    for (setting, start), found in group(results).items():
+        for name in (NONE, *ALL):
+            right = stack(found[name], lambda r: unpacked(r["correct"], images))
+            rows.append(
+                {
+                    "setting": setting,
+                    "start": start,
+                    "search": name,
+                    "seeds": str(len(right)),
+                    "top-1, %": f"{100 * float(right.float().mean()):.1f}",
+                    "KL to float": mean_loss(found[name], "kl"),
+                    "cross-entropy": mean_loss(found[name], "cross_entropy"),
+                }
+            )
+    return {f"Means over seeds on {images:,} test photographs": pd.DataFrame(rows)}
+
+
+def mean_loss(column: pd.Series, loss: str) -> str:
+    """The mean of a loss over images and seeds, for a table."""
+    return f"{float(stack(column, lambda r: unpack_values(r[loss])).mean()):.4f}"
+
+
+CLAIM = Claim(
+    "R12",
+    "Does a search still gain on a good start, on trained ViT-Tiny and DeiT-Tiny?",
+    cells,
+    refuse,
+    figure,
+    verdict,
+    tables,
+)
