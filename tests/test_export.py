@@ -21,6 +21,7 @@ from torch import nn
 
 import evolq_lite as eq
 from evolq_lite import bits, export, rounding
+from evolq_lite.convert import Point, kind_of
 from evolq_lite.deployed import Deployed
 from evolq_lite.panels import GalleryPanel
 from evolq_lite.runs import shipping
@@ -155,8 +156,8 @@ def test_a_head_multiplies_integers_and_scores_cost_no_product(tmp_path, small):
     found = optimized(tmp_path / "less.onnx", tmp_path)
     assert found.count("Mul") == 2  # of the images' own point
     qmodel = eq.twin(qmodel)
-    for block in qmodel.blocks:
-        for point in (block.sum1, block.sum2, block.attn.products.scores):
+    for name, point in qmodel.named_modules():
+        if isinstance(point, Point) and kind_of(name) in ("scores", "sums"):
             point.stay_float()
     assert (Deployed(tmp_path / "less.onnx")(images) - qmodel(images)).abs().median() < 1e-4
 
