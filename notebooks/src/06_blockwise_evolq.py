@@ -197,6 +197,10 @@ confusion_figure(found["float"], labels)
 # run stopped, even tomorrow: every candidate is saved to disk. The command line reads the same
 # folder: run `python -m evolq_lite demo --resume --out notebooks/runs/panel --step 0.001` from the
 # repository root, with any other options set as they were here.
+#
+# *Search* chooses what evolves: the scales, as in this lesson; the *bits* of each layer within a
+# mean (`evolq_lite/bits.py`); or *both*, one after the other. At the end of a search of bits the
+# panel draws which layers got more and which fewer.
 
 # %%
 SearchPanel()
@@ -211,6 +215,7 @@ SearchPanel()
 # 3. Compare 1 cycle and 20 passes with 10 cycles and 2 passes. (A *pass* visits every block once;
 #    *cycles* are the candidates per visit.) Both try 120 candidates. Which would you prefer, and
 #    why?
+# 4. Set *Search* to bits with a mean of 2.5 and 60 tries. Which layers do you expect to get more?
 #
 # <details><summary>What you should have seen</summary>
 #
@@ -221,6 +226,8 @@ SearchPanel()
 # 3. Many short visits let every block respond to the current state of the others. Long visits save
 #    nothing here, because preparing a visit costs little. With one seed the difference is within
 #    the noise: say so, and use several seeds. (None of the claims in lesson 7 measures this.)
+# 4. There is no rule that fits all: the sentence and the picture say what this run found. Compare
+#    with what one layer at a time costs (`eq.sensitivity(network, images, layers=True)`).
 #
 # </details>
 #
