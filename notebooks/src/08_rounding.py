@@ -263,9 +263,10 @@ for name, (observer, options) in steps.items():
     print(row)
 
 # %% [markdown]
-# A better scale helps, better integers help more, and refitted scales come next. The last two steps
-# change little here, and not always for the better; they were chosen on a larger network
-# (`docs/own-network.md`).
+# A better scale helps, better integers help more, and refitted scales and corrected means go on
+# from there. Weighing tokens, which the library does unless told otherwise, takes some of that back
+# here. What helps one network need not help another: look at images that were not used, as we just
+# did.
 #
 # GPTQ looks at one layer at a time. **Learned rounding** (AdaRound, BRECQ; `learned.py`,
 # `--rounding learned`) starts from GPTQ's integers and learns, for all weights of a block together,
