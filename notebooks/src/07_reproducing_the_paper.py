@@ -54,7 +54,8 @@ torch.set_num_threads(2)
 told = json.loads((DATA / "results" / "claims.json").read_text())
 for row in told:
     print(f"{row['claim']:5} {row['question']}")
-print("Not computed yet:", ", ".join(KNOWN.keys() - {row["claim"] for row in told}) or "none")
+done = {row["claim"] for row in told}
+print("Not computed yet:", ", ".join(name for name in KNOWN if name not in done) or "none")
 
 # %% [markdown]
 # ## How a gain is measured
