@@ -16,7 +16,7 @@ from traitlets import TraitError
 from evolq_lite.fast import FastLinear
 from evolq_lite.fitness import info_nce
 from evolq_lite.landscape import layer_objective, noise_floor, other_ways
-from evolq_lite.panels import InfoNCEPanel, LandscapePanel, Panel, infonce, landscape
+from evolq_lite.panels import InfoNCEPanel, LandscapePanel, Panel, base, infonce, landscape
 from evolq_lite.panels.drawing import Drawing
 from evolq_lite.panels.landscape import BLOCKS, FITNESS, LAYERS, LINE, PLANE, PROBE, USUAL, ZOOM
 
@@ -571,13 +571,23 @@ def test_a_surface_turns_without_computing(monkeypatch):
     assert len(set(pictures[:3])) == 3 and pictures[3] == pictures[0]
     maps = {picture.split("As a surface")[0].rpartition("<svg")[0] for picture in pictures}
     assert len(maps) == 1, "the map stays"
+    assert not panel.turn.disabled
 
 
 def test_a_line_has_nothing_to_turn():
     panel = LandscapePanel(what=LINE, count=6)
     picture = panel.view.value
     panel.turn.value = 90
-    assert panel.view.value == picture
+    assert panel.view.value == picture and panel.turn.disabled
+
+
+def test_a_stored_line_after_a_plane_has_nothing_to_turn(monkeypatch):
+    panel = LandscapePanel(what=PLANE, count=6)
+    monkeypatch.setattr(LandscapePanel, "shipped", True)
+    monkeypatch.setattr(base, "first_view", lambda kind: ("<p>stored</p>", "Words."))
+    panel.use(panel.defaults())
+    panel.turn.value = 90
+    assert panel.view.value == "<p>stored</p>" and panel.turn.disabled
 
 
 def test_high_values_stand_above_low_ones_from_every_side():

@@ -133,8 +133,6 @@ class Plot:
         label: str = "",
     ) -> None:
         """Bars between edges (n + 1,), from the lower limit up."""
-        if label:
-            self.legend.append((f'<rect y="-5" width="20" height="10" fill="{color}"/>', label))
         xs, ys = self.x(edges), self.y(heights)
         for left, right, top, words in zip(xs, xs[1:], ys, titles):
             self.rectangle(left, top, max(right - left - 0.5, 0.5), self.down - top, color, words)

@@ -90,6 +90,7 @@ class LandscapePanel(Panel):
             value=45,
             max=355,
             step=5,
+            disabled=True,
         )
         self.turn.add_class("evolq-turn")
         super().__init__(name, **values)
@@ -186,6 +187,16 @@ class LandscapePanel(Panel):
         page.children = (page.children[0], self.turn, *page.children[1:])
         return page
 
+    def show_stored(self) -> bool:
+        shown = super().show_stored()
+        if shown:
+            self.offer_turn(None)
+        return shown
+
+    def offer_turn(self, plane: tuple[Any, Values] | None) -> None:
+        """Remember what can be turned; without it there is nothing to move."""
+        self.plane, self.turn.disabled = plane, plane is None
+
     def turn_surface(self, change: Any) -> None:
         """The same numbers, seen from elsewhere."""
         if self.plane is not None:
@@ -259,7 +270,7 @@ class LandscapePanel(Panel):
     def draw(self, result: Any, **values: Any) -> tuple[Drawing, str]:
         """The line with its noise floor, or the plane as a map and as a surface."""
         found, radii, floor, scales = result
-        self.plane = (result, values) if values["what"] == PLANE else None
+        self.offer_turn((result, values) if values["what"] == PLANE else None)
         if values["what"] == ZOOM:
             return self.draw_zooms(found, radii, floor, values)
         middle = float(found[len(radii) // 2] if found.ndim == 1 else found[*[len(radii) // 2] * 2])
