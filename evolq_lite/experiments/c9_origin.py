@@ -308,7 +308,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
         decide([row.holds for row in rows]),
         f"In one block of each embedded network, activations alone make {100 * kept:.0f} % of the "
         f"jaggedness (falling as images to the power {powers['activations only'][0]:.2f}), "
-        f"weights' integers alone {100 * weights:.0f} % ({powers[OTHER][0]:.2f}), neither "
+        f"weights' integers {100 * weights:.0f} % ({powers[OTHER][0]:.2f}), neither "
         f"{100 * neither:.1f} %.",
         tuple(rows),
     )

@@ -215,7 +215,6 @@ SearchPanel()
 # 3. Compare 1 cycle and 20 passes with 10 cycles and 2 passes. (A *pass* visits every block once;
 #    *cycles* are the candidates per visit.) Both try 120 candidates. Which would you prefer, and
 #    why?
-# 4. Set *Search* to bits with a mean of 2.5 and 60 tries. Which layers do you expect to get more?
 #
 # <details><summary>What you should have seen</summary>
 #
@@ -226,8 +225,6 @@ SearchPanel()
 # 3. Many short visits let every block respond to the current state of the others. Long visits save
 #    nothing here, because preparing a visit costs little. With one seed the difference is within
 #    the noise: say so, and use several seeds. (None of the claims in lesson 7 measures this.)
-# 4. There is no rule that fits all: the sentence and the picture say what this run found. Compare
-#    with what one layer at a time costs (`eq.sensitivity(network, images, layers=True)`).
 #
 # </details>
 #
