@@ -226,7 +226,7 @@ smooth = changes["CNN"][0] * np.array(sizes[:4]) / sizes[0]
 axes.loglog(sizes[:4], smooth, ":", color="0.4", label="a smooth function")
 axes.set(xlabel="radius, share of every scale", ylabel="mean |change of the loss|")
 axes.set_title("From a neighbor of the first scales")
-axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.12), fontsize="small")
+figure.legend(loc="outside lower center", ncols=3)
 figure
 
 # %% [markdown]
