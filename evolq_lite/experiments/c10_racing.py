@@ -20,7 +20,7 @@ from evolq_lite.evolve import Evaluated, Visit, evaluations_of, evolve
 from evolq_lite.experiments.cells import Claim, Tables, measure_gain, measure_loss
 from evolq_lite.experiments.plots import NAMES, plot_gains
 from evolq_lite.experiments.results import Cell, Result, by
-from evolq_lite.experiments.setup import Setting, measure_test, prepare
+from evolq_lite.experiments.setup import Setting, measure_test, prepare, tell_search
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
 from evolq_lite.objective import BlockObjective, Population, Values
@@ -84,18 +84,7 @@ def race(setting: Setting, cell: Cell) -> Result:
         elif cell["search"] == EQUAL and sum(e.share for e in history) >= budget:
             break
     # One evaluation more: the best one's loss on each batch, before the first candidate.
-    return tell(history) | {"cost": sum(event.share for event in history) + 1}
-
-
-def tell(history: Sequence[Evaluated]) -> Result:
-    """What a search says of itself."""
-    return {
-        "fitness_before": history[0].fitness,
-        "fitness": min(event.fitness for event in history),
-        "evaluations": len(history),
-        "accepted": sum(event.accepted for event in history[1:]),
-        "search_seconds": round(sum(event.seconds for event in history), 2),
-    }
+    return tell_search(history) | {"cost": sum(event.share for event in history) + 1}
 
 
 def search_and_keep(setting: Setting, config: SearchConfig) -> Result:
@@ -128,7 +117,7 @@ def search_and_keep(setting: Setting, config: SearchConfig) -> Result:
         elsewhere=keep,
     )
     history = [event for event in events if isinstance(event, Evaluated)]
-    return tell(history) | {"cost": len(history), "levels": decide_levels(kept, history)}
+    return tell_search(history) | {"cost": len(history), "levels": decide_levels(kept, history)}
 
 
 def decide_levels(kept: Sequence[Losses], history: Sequence[Evaluated]) -> list[dict[str, Any]]:

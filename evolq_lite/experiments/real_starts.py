@@ -18,9 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from evolq_lite.chain import chain_of
-from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
-from evolq_lite.convert import calibrate, quantize, twin
+from evolq_lite.config import SearchConfig
 from evolq_lite.data import Demo
 from evolq_lite.evaluate import (
     LOSSES,
@@ -32,24 +30,19 @@ from evolq_lite.evaluate import (
     unpack_values,
     unpacked,
 )
-from evolq_lite.experiments.c12_starts import ADAM, NONE, SEARCHES, follow_gradient
+from evolq_lite.experiments import c12_starts
+from evolq_lite.experiments.c12_starts import ADAM, NONE, SEARCHES, copy_of, follow_gradient
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_gains
 from evolq_lite.experiments.real import NETWORKS, check_folders, source_of
 from evolq_lite.experiments.results import Cell, Result, by
-from evolq_lite.experiments.setup import Setting, search_scales
+from evolq_lite.experiments.setup import Setting, prepare_demo, search_scales
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
-from evolq_lite.rounding import round_weights
 from evolq_lite.runs.source import BATCH
 
 POOR, GOOD = "paper", "recommended"
-STARTS: dict[str, QuantConfig] = {
-    POOR: PRESETS["paper"],
-    GOOD: PRESETS["recommended"],
-    "official": PRESETS["official"],
-    "recommended, learned": replace(PRESETS["recommended"], rounding="learned"),
-}
+STARTS = (POOR, GOOD, "official", "recommended, learned")  # as C12 has them
 SEEDS = {POOR: 5, GOOD: 5}  # the others: one
 IMAGES = 256  # for calibration
 ALL = (*SEARCHES, ADAM)
@@ -73,17 +66,13 @@ def cells(quick: bool) -> list[Cell]:
 def run(cell: Cell, weights: Path, photographs: Path) -> Result:
     """Every search from the cell's start; then one reading of the test images by all networks."""
     source = source_of(cell, weights, photographs, cell["images"])
-    config = replace(STARTS[cell["start"]], weight_bits=cell["weight_bits"], act_bits=8)
+    config = replace(c12_starts.STARTS[cell["start"]], weight_bits=cell["weight_bits"], act_bits=8)
     model, images, targets = source.load()
-    demo = Demo(cell["network"], model, images, targets)
-    qmodel = quantize(model, config)
-    calibrate(qmodel, images, config)
-    for _ in round_weights(qmodel, images, config.rounding):
-        pass
-    networks: dict[str, nn.Module] = {"float": model, NONE: qmodel}
+    start = prepare_demo(Demo(cell["network"], model, images, targets), config)
+    networks: dict[str, nn.Module] = {"float": model, NONE: start.qmodel}
     told: dict[str, Result] = {}
     for name in ALL:
-        networks[name], told[name] = search_from(demo, qmodel, name, cell)
+        networks[name], told[name] = search_from(start, name, cell)
     scores = score(networks, source.test(BATCH), source.labels())
     return {
         "images": len(source.labels()),
@@ -99,17 +88,12 @@ def run(cell: Cell, weights: Path, photographs: Path) -> Result:
     }
 
 
-def search_from(
-    demo: Demo, start: nn.Module, name: str, cell: Cell
-) -> tuple[nn.Module, dict[str, float]]:
+def search_from(start: Setting, name: str, cell: Cell) -> tuple[nn.Module, Result]:
     """A copy of the start after a search, and what the search says of itself."""
-    network = twin(start)
-    chain = chain_of(network)
-    chain.fit_chunk(demo.calibration[:1])
-    setting = Setting(demo, network, chain)
+    setting = copy_of(start)
     config = SearchConfig(passes=cell["passes"], seed=cell["seed"], **SEARCHES.get(name, {}))
     told = follow_gradient(setting, config) if name == ADAM else search_scales(setting, config)
-    return network, told
+    return setting.qmodel, told
 
 
 def use_folders(weights: Path, photographs: Path) -> Claim:

@@ -1,5 +1,6 @@
 """What the experiments share: a quantized embedded network with its data, and the test images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -33,7 +34,11 @@ def prepare(
 
     `choose_integers` rounds it as the config says, too.
     """
-    demo = load_demo(network, images, seed)
+    return prepare_demo(load_demo(network, images, seed), config, choose_integers)
+
+
+def prepare_demo(demo: Demo, config: QuantConfig, choose_integers: bool = True) -> Setting:
+    """The same for any network with its calibration images."""
     qmodel = quantize(demo.model, config)
     calibrate(qmodel, demo.calibration, config)
     if choose_integers:
@@ -55,6 +60,11 @@ def search_scales(setting: Setting, config: SearchConfig, visits: int | None = N
             history.append(event)
         elif event.visits == visits:
             break
+    return tell_search(history)
+
+
+def tell_search(history: Sequence[Evaluated]) -> Result:
+    """What a search says of itself."""
     return {
         "fitness_before": history[0].fitness,
         "fitness": min(event.fitness for event in history),
