@@ -185,10 +185,15 @@ SOURCES = {  # what may jump: integers, activations
 }
 
 
+def slopes_of(results: pd.DataFrame) -> dict[str, tuple[float, tuple[float, float]]]:
+    """The power of images for each source of jumps; where nothing jumps there is none."""
+    return {name: slope(results, *how) for name, how in SOURCES.items() if name != "neither"}
+
+
 def figure(results: pd.DataFrame) -> Picture:
     """One line through four landscapes, and roughness against the number of images."""
     lines = where(results, look="line")
-    powers = {name: slope(results, *how)[0] for name, how in list(SOURCES.items())[:3]}
+    powers = {name: power for name, (power, _) in slopes_of(results).items()}
     share, _ = ratio(roughness_of(results, integers=FROZEN, activations=FLOAT), both_of(results))
     alt = (
         f"Left, one line through four landscapes; where neither integers nor activations jump it "
@@ -266,7 +271,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
     neither, neither_interval = ratio(
         roughness_of(results, integers=FROZEN, activations=FLOAT), both
     )
-    powers = {name: slope(results, *how) for name, how in list(SOURCES.items())[:3]}
+    powers = slopes_of(results)
     share = "share of the roughness with free integers and 8-bit activations"
     rows = [
         Row(
