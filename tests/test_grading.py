@@ -875,18 +875,26 @@ def test_kernels_end_with_a_grader_that_is_killed(toys, tmp_path, way):
     hand_in(tmp_path / "in", "ann", answered(toys, answers=code("while True: pass")))
     command = [sys.executable, ASSIGNMENTS / "grade.py", tmp_path / "in", tmp_path / "out"]
     options = ["--sources", toys, "--isolation", way, "--seconds", "300"]
-    grader = subprocess.Popen([*map(str, [*command, *options])])
-    wait_for(lambda: kernels_of(grader.pid))
-    kernels = kernels_of(grader.pid)
-    grader.kill()
-    grader.wait()
-    wait_for(lambda: not any(process.is_running() for process in kernels))
+    with subprocess.Popen([*map(str, [*command, *options])]) as grader:
+        try:
+            wait_for(lambda: kernels_of(grader.pid))
+            kernels = kernels_of(grader.pid)
+        finally:
+            grader.kill()
+    wait_for(lambda: not any(map(runs_a_kernel, kernels)))
 
 
 def kernels_of(pid):
     """The processes below a grader that run a kernel."""
-    below = psutil.Process(pid).children(recursive=True)
-    return [p for p in below if "ipykernel_launcher" in p.cmdline() and p.name() != "unshare"]
+    return [*filter(runs_a_kernel, psutil.Process(pid).children(recursive=True))]
+
+
+def runs_a_kernel(process):
+    """Whether this process is a kernel that lives: it may end while one asks, or wait to be buried."""
+    try:
+        return "ipykernel_launcher" in process.cmdline() and process.name() != "unshare"
+    except psutil.NoSuchProcess:  # a zombie is one, too
+        return False
 
 
 def wait_for(state, seconds=120):
