@@ -18,6 +18,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from evolq_lite.genome import Vector
@@ -313,8 +314,8 @@ class LayerFactors:
         factors, value = self.inner.best
         return self.expand(factors[None])[0], value
 
-    def expand(self, factors: Population) -> Population:
-        """The scales (n, d) of logarithms of factors (n, groups)."""
+    def expand(self, factors: Float[Tensor, "p groups"]) -> Population:
+        """The scales of logarithms of factors."""
         return self.start * factors.exp()[:, self.group]
 
     def ask(self, n: int = 1) -> Population:
