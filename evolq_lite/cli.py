@@ -298,6 +298,7 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
         raise ValueError("--report is about all results that are there; omit the experiments")
     if arguments.quick and (slow := [name for name in wanted if name in ON_FOLDERS]):
         raise ValueError(f"nothing of {slow[0]} is quick; omit --quick")
+    wanted = [KNOWN[name].reads or name if name in KNOWN else name for name in wanted]
     if workers is not None and "REAL" in wanted:
         raise ValueError(
             "REAL consists of runs that share out their own work: omit --workers and --scheduler, "

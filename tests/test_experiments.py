@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from evolq_lite.cli import main
 from evolq_lite.data import DATA
 from evolq_lite.data import test_faces as typefaces
-from evolq_lite.evaluate import SeedComparison, packed, unpacked
+from evolq_lite.evaluate import SeedComparison, pack_values, packed, unpacked
 from evolq_lite.experiments import CLAIMS, KNOWN, real, real_starts, report
 from evolq_lite.experiments.c6_selection import Selection
 from evolq_lite.experiments.cells import measure_gain
@@ -367,7 +367,8 @@ def test_the_committed_report_is_made_from_the_committed_results(tmp_path):
     committed = DATA / "results"
     shutil.copytree(committed, tmp_path / "results")
     told = report.write_report(tmp_path / "results")
-    assert {row["claim"] for row in told} == {path.stem for path in committed.glob("*.jsonl")}
+    files = {KNOWN[row["claim"]].reads or row["claim"] for row in told}
+    assert files == {path.stem for path in committed.glob("*.jsonl")}
     for name in ("README.md", "claims.json"):
         assert (tmp_path / "results" / name).read_text() == (committed / name).read_text(), (
             f"data/results/{name} is not made from the files beside it; run make results"
@@ -480,6 +481,47 @@ def test_searches_from_good_and_poor_starts_of_real_networks(photographs):
     (table,) = claim.tables(results).values()
     assert len(table) == 2 * (1 + len(real_starts.ALL))
     assert claim.figure(results).get_label()
+
+
+@pytest.fixture
+def first_seed():
+    """R12's first stage, made up: KL by start and search, the same in every setting."""
+    losses = {
+        ("paper", "none"): 0.9,
+        ("paper", "EvolQ"): 0.6,
+        ("paper", "Adam"): 0.7,
+        ("paper", "EvolQ by KL"): 0.5,
+        ("recommended", "none"): 0.1,
+    }
+    rows = []
+    for cell in real_starts.CLAIM.cells(False):
+        if real_starts.stage_of(cell):
+            continue
+        result = {"images": 300}
+        for name in ("none", *real_starts.ALL):
+            kl = losses.get((cell["start"], name), 0.8)
+            generator = torch.Generator().manual_seed(0)
+            values = kl * (0.9 + 0.2 * torch.rand(300, generator=generator))
+            right = torch.arange(300) < 300 * (1 - kl)
+            result[name] = {"correct": packed(right), "kl": pack_values(values)}
+            result[name]["cross_entropy"] = pack_values(values + 0.1)
+        rows.append(row_of({"cell": cell, "result": result, "seconds": 1.0}))
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("claim", "word", "said"),
+    [
+        ("R3", WORDS[0], "below Adam in KL in 4 of 4 settings, above it in 0"),
+        ("R4", WORDS[2], "in 0 of 4 settings, above it in 4"),
+        ("R8", WORDS[0], "in 4 of 4 settings in top-1, in 4 in KL"),
+    ],
+)
+def test_other_claims_are_told_from_the_same_cells(first_seed, claim, word, said):
+    found = KNOWN[claim].verdict(first_seed)
+    assert found.word == word and said in found.sentence and "one seed" in found.sentence
+    assert KNOWN[claim].reads == "R12" and len(found.sentence.split()) <= 30
+    assert 10 <= len(KNOWN[claim].figure(first_seed).get_label().split()) <= 40
 
 
 def test_what_is_there_of_a_long_claim_is_shown_stage_by_stage(tmp_path):

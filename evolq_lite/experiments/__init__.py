@@ -14,6 +14,7 @@ from evolq_lite.experiments import (
     c11_bits,
     c12_starts,
     real,
+    real_readings,
     real_starts,
 )
 from evolq_lite.experiments.cells import Claim
@@ -34,5 +35,7 @@ MODULES = (
 )
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in MODULES}
 # These need networks and photographs that are not in this repo, so they are no part of "all".
-ON_FOLDERS: dict[str, Claim] = {claim.name: claim for claim in (real.CLAIM, real_starts.CLAIM)}
+ON_FOLDERS: dict[str, Claim] = {
+    claim.name: claim for claim in (real.CLAIM, real_starts.CLAIM, *real_readings.CLAIMS)
+}
 KNOWN: dict[str, Claim] = {**CLAIMS, **ON_FOLDERS}

@@ -38,12 +38,12 @@ STARTS: dict[str, QuantConfig] = {
     "recommended, learned": replace(PRESETS["recommended"], rounding="learned"),
 }
 BEST = "recommended"
-NONE, EVOLQ, ADAM = "none", "EvolQ", "Adam"
+NONE, EVOLQ, ADAM, KL = "none", "EvolQ", "Adam", "EvolQ by KL"
 SEARCHES: dict[str, dict[str, Any]] = {
     EVOLQ: {},
     "adaptive EvolQ": {"mutation": "adaptive"},
     "random": {"algorithm": "random"},
-    "EvolQ by KL": {"fitness": "kl"},
+    KL: {"fitness": "kl"},
 }
 ADAM_STEP = 1e-3  # relative, the one that C3 chose on calibration images
 
@@ -72,7 +72,7 @@ def cells(quick: bool) -> list[Cell]:
 
 def stage_of(cell: Cell) -> int:
     """The search that is guided by KL came later."""
-    return int(SEARCHES.get(cell["search"], {}).get("fitness") == "kl")
+    return int(cell["search"] == KL)
 
 
 def run(cell: Cell) -> Result:

@@ -252,5 +252,12 @@ def tables(results: pd.DataFrame) -> Tables:
 
 
 CLAIM = Claim(
-    "C3", "Do gradients fail where evolution keeps improving?", cells, run, figure, verdict, tables
+    "C3",
+    "Do gradients fail where evolution keeps improving?",
+    cells,
+    run,
+    figure,
+    verdict,
+    tables,
+    real="R3",
 )

@@ -258,4 +258,5 @@ CLAIM = Claim(
     figure,
     verdict,
     tables,
+    real="R4",
 )

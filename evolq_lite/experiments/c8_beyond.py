@@ -186,4 +186,5 @@ CLAIM = Claim(
     figure,
     verdict,
     tables,
+    real="R8",
 )

@@ -10,7 +10,7 @@ Networks and photographs are not in this repo: give their folders. A cell takes 
 of one core, most of it for the searches, and holds all searches of one start.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -143,12 +143,20 @@ def measure_loss(was: pd.Series, now: pd.Series, loss: str) -> LossChange:
 
 def figure(results: pd.DataFrame) -> Picture:
     """What each search makes of each start, one panel for each network and bit-width."""
+    return draw(results, STARTS, ALL, "1,000-image check: searches from each start")
+
+
+def draw(
+    results: pd.DataFrame, starts: Sequence[str], searches: Sequence[str], title: str
+) -> Picture:
+    """What some searches make of some starts, one panel for each network and bit-width."""
     changes: dict[str, dict[str, dict[str, LossChange]]] = {}
     for (setting, start), found in group(results).items():
-        changes.setdefault(setting, {})[start] = {
-            name: measure_loss(found[NONE], found[name], "kl") for name in ALL
-        }
-    return plot_starts(changes, "1,000-image check: searches from each start")
+        if start in starts:
+            changes.setdefault(setting, {})[start] = {
+                name: measure_loss(found[NONE], found[name], "kl") for name in searches
+            }
+    return plot_starts(changes, title)
 
 
 def verdict(results: pd.DataFrame) -> Verdict:

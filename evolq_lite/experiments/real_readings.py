@@ -1,0 +1,156 @@
+"""R3, R4, R8: what the searches of R12 say of C3, C4 and C8 on real networks.
+
+Nothing is computed here. R12 has run the paper's search, one by KL and one by gradient from the
+same starts at the same cost on trained ViT-Tiny and DeiT-Tiny, and kept the losses of each test
+image. KL decides where both searches minimize infoNCE, and the cross-entropy of the labels where
+one of them minimizes KL itself.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pandas as pd
+
+from evolq_lite.experiments import real_starts
+from evolq_lite.experiments.c12_starts import ADAM, EVOLQ, KL, NONE
+from evolq_lite.experiments.cells import Claim
+from evolq_lite.experiments.real_starts import (
+    GOOD,
+    POOR,
+    Networks,
+    group,
+    measure_gain,
+    measure_loss,
+)
+from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
+
+
+def settings_of(results: pd.DataFrame, start: str) -> dict[str, Networks]:
+    """By setting: what each search has made of one start."""
+    return {setting: found for (setting, at), found in group(results).items() if at == start}
+
+
+def scope_of(results: pd.DataFrame, start: str) -> str:
+    """What a sentence begins with."""
+    seeds = count_seeds(results[results["start"] == start])
+    return f"On a 1,000-image check ({seeds}, one pass)"
+
+
+def compare_searches(
+    found: Networks, setting: str, was: str, now: str, decisive: str, images: int
+) -> list[Row]:
+    """The second search over the first: top-1 and both losses, of which one decides."""
+    rows = [Row.of(f"{setting}: {now}, over {was}", measure_gain(found[was], found[now], images))]
+    for loss, name in (("kl", "KL"), ("cross_entropy", "cross-entropy")):
+        change = measure_loss(found[was], found[now], loss)
+        holds = change.better if loss == decisive else None
+        rows.append(Row.of_loss(f"{setting}: {now}, over {was}, {name}", change, holds))
+    return rows
+
+
+def judge(results: pd.DataFrame, was: str, now: str, decisive: str) -> list[Row]:
+    """One search over another from the paper's start, in every setting."""
+    images = int(results["test_images"].iloc[0])
+    return [
+        row
+        for setting, found in settings_of(results, POOR).items()
+        for row in compare_searches(found, setting, was, now, decisive, images)
+    ]
+
+
+def count(rows: Sequence[Row]) -> tuple[int, int, int]:
+    """Settings in which the decisive loss fell significantly, in which it rose, and all."""
+    decisive = [row for row in rows if row.holds is not None]
+    rose = [row for row in decisive if row.interval is not None and row.interval[0] > 0]
+    return sum(bool(row.holds) for row in decisive), len(rose), len(decisive)
+
+
+def judge_gradients(results: pd.DataFrame) -> Verdict:
+    """Does EvolQ end below Adam in KL, from the same start at the same cost?"""
+    rows = judge(results, ADAM, EVOLQ, "kl")
+    ahead, behind, settings = count(rows)
+    return Verdict(
+        decide(row.holds for row in rows),
+        f"{scope_of(results, POOR)}, EvolQ from MinMax ends below Adam in KL in {ahead} of "
+        f"{settings} settings, above it in {behind}.",
+        tuple(rows),
+    )
+
+
+def judge_losses(results: pd.DataFrame) -> Verdict:
+    """Does a search by infoNCE end below one by KL in cross-entropy?"""
+    rows = judge(results, KL, EVOLQ, "cross_entropy")
+    ahead, behind, settings = count(rows)
+    return Verdict(
+        decide(row.holds for row in rows),
+        f"{scope_of(results, POOR)}, EvolQ by infoNCE ends below EvolQ by KL in cross-entropy in "
+        f"{ahead} of {settings} settings, above it in {behind}.",
+        tuple(rows),
+    )
+
+
+def judge_start(results: pd.DataFrame) -> Verdict:
+    """Are GPTQ's integers without a search ahead of the paper's search, in top-1 and in KL?"""
+    images = int(results["test_images"].iloc[0])
+    rows: list[Row] = []
+    good = settings_of(results, GOOD)
+    for setting, found in settings_of(results, POOR).items():
+        was, now = found[EVOLQ], good[setting][NONE]
+        name = f"{setting}: {GOOD}, unsearched, over {EVOLQ} on {POOR}"
+        gain, kl = measure_gain(was, now, images), measure_loss(was, now, "kl")
+        rows.append(Row.of(name, gain, gain.gain > 0 and gain.significant))
+        rows.append(Row.of_loss(f"{name}, KL", kl, kl.better))
+    top1, losses = rows[::2], rows[1::2]
+    return Verdict(
+        decide(row.holds for row in rows),
+        f"{scope_of(results, POOR)}, GPTQ's integers without a search beat the paper's search in "
+        f"{sum(bool(row.holds) for row in top1)} of {len(top1)} settings in top-1, in "
+        f"{sum(bool(row.holds) for row in losses)} in KL.",
+        tuple(rows),
+    )
+
+
+def tell(
+    name: str,
+    question: str,
+    verdict: Callable[[pd.DataFrame], Verdict],
+    starts: Sequence[str],
+    searches: Sequence[str],
+) -> Claim:
+    """A claim that is told from R12's results."""
+    title = f"1,000-image check: {' and '.join(searches)}"
+    return Claim(
+        name,
+        question,
+        real_starts.cells,
+        real_starts.refuse,
+        partial(real_starts.draw, starts=starts, searches=searches, title=title),
+        verdict,
+        stage=real_starts.stage_of,
+        reads="R12",
+    )
+
+
+CLAIMS = (
+    tell(
+        "R3",
+        "Does the paper's search end below gradients, on trained ViT-Tiny and DeiT-Tiny?",
+        judge_gradients,
+        (POOR,),
+        (EVOLQ, ADAM),
+    ),
+    tell(
+        "R4",
+        "Does infoNCE guide the search better than KL, on trained ViT-Tiny and DeiT-Tiny?",
+        judge_losses,
+        (POOR,),
+        (EVOLQ, KL),
+    ),
+    tell(
+        "R8",
+        "Does a better start beat the paper's search, on trained ViT-Tiny and DeiT-Tiny?",
+        judge_start,
+        (POOR, GOOD),
+        (EVOLQ,),
+    ),
+)
