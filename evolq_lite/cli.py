@@ -288,7 +288,15 @@ def report(source: Source, outcome: Outcome) -> None:
 def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
     """Compute the cells of claims whose results are not there, then write figures and tables."""
     # pandas takes half a second
-    from evolq_lite.experiments import CLAIMS, KNOWN, ON_FOLDERS, real, real_starts, report
+    from evolq_lite.experiments import (
+        CLAIMS,
+        KNOWN,
+        ON_FOLDERS,
+        real,
+        real_landscape,
+        real_starts,
+        report,
+    )
 
     wanted = [name.upper() for name in arguments.claims]
     if unknown := [name for name in wanted if name not in (*KNOWN, "ALL")]:
@@ -313,6 +321,7 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
     folders = arguments.weights, arguments.photographs
     make = {
         "REAL": lambda: real.use_folders(*folders, watch),
+        "R9": lambda: real_landscape.use_folders(*folders),
         "R12": lambda: real_starts.use_folders(*folders),
     }
     claims = [make[claim.name]() if claim.name in make else claim for claim in claims]
@@ -644,8 +653,8 @@ def parser() -> argparse.ArgumentParser:
         "claims",
         nargs="*",
         default=["all"],
-        metavar="C1 ... C12 | all | REAL | R12 | PAPER",
-        help="default: all; REAL, R12: real networks, need the two folders below; PAPER: the "
+        metavar="C1 ... C12 | all | REAL | R9 | R12 | PAPER",
+        help="default: all; REAL, R9, R12: real networks, need the two folders below; PAPER: the "
         "paper's whole grid, needs --imagenet",
     )
     again.add_argument("--quick", action="store_true", help="few small cells, to try it")
@@ -660,13 +669,13 @@ def parser() -> argparse.ArgumentParser:
         "--weights",
         type=Path,
         default=SHARED / "weights",
-        help="REAL, R12, PAPER: folder of checkpoints",
+        help="REAL, R9, R12, PAPER: folder of checkpoints",
     )
     again.add_argument(
         "--photographs",
         type=Path,
         default=SHARED / "imagenet",
-        help="REAL, R12: folder with calibration/, validation/ and wnids.txt",
+        help="REAL, R9, R12: folder with calibration/, validation/ and wnids.txt",
     )
     paper = again.add_argument_group("PAPER")
     paper.add_argument(

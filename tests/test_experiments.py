@@ -21,7 +21,15 @@ from evolq_lite.cli import main
 from evolq_lite.data import DATA
 from evolq_lite.data import test_faces as typefaces
 from evolq_lite.evaluate import SeedComparison, pack_values, packed, unpacked
-from evolq_lite.experiments import CLAIMS, KNOWN, real, real_starts, report
+from evolq_lite.experiments import (
+    CLAIMS,
+    KNOWN,
+    c9_origin,
+    real,
+    real_landscape,
+    real_starts,
+    report,
+)
 from evolq_lite.experiments.c6_selection import Selection
 from evolq_lite.experiments.cells import measure_gain
 from evolq_lite.experiments.results import VERSION, ResultFile, by, row_of, where
@@ -430,7 +438,9 @@ def photographs(tmp_path, monkeypatch):
 
     def create(name, **options):
         torch.manual_seed(0)
-        return timm.models.resnet.resnet10t(num_classes=3, channels=(8, 8, 8, 8))
+        channels = (8, 8, 8, 8)
+        # else the branches of blocks begin as zeros, and their scales change nothing
+        return timm.models.resnet.resnet10t(num_classes=3, channels=channels, zero_init_last=False)
 
     monkeypatch.setattr(timm, "create_model", create)
     for name in real.NETWORKS:
@@ -481,6 +491,38 @@ def test_searches_from_good_and_poor_starts_of_real_networks(photographs):
     (table,) = claim.tables(results).values()
     assert len(table) == 2 * (1 + len(real_starts.ALL))
     assert claim.figure(results).get_label()
+
+
+def test_lines_through_blocks_of_real_networks(photographs, monkeypatch):
+    """Each landscape of one layer, small; verdicts and figure from them as from all layers."""
+    monkeypatch.setattr(real_landscape, "BLOCK", "layer2.0")
+    monkeypatch.setattr(real_landscape, "CALIBRATION", 4)
+    monkeypatch.setattr(c9_origin, "REACH", 0.3)  # so small a network hardly notices 1 %
+    claim = real_landscape.use_folders(photographs, photographs)
+    cells = claim.cells(False)
+    assert len(cells) == 3 * 2 * 2 * 4 * 2 * 2 and not claim.cells(True)
+    rows = []
+    for cell in cells:
+        if (cell["layer"], cell["images"], cell["seed"]) != ("attn.qkv", 500, 0):
+            continue
+        small = {**cell, "layer": "conv2", "images": 4, "lines": 2, "points": 5}
+        result = claim.run(small)
+        assert len(result["roughness"]) == 2 and result["noise_floor"] >= 0
+        for seed, layer in enumerate(real_landscape.LAYERS):  # as if all had been measured
+            lines = torch.rand(4, 9, generator=torch.Generator().manual_seed(seed)).tolist()
+            made = {**result, "lines_values": lines}
+            rows.append(row_of({"cell": {**small, "layer": layer}, "result": made, "seconds": 1}))
+    results = pd.DataFrame(rows)
+    assert len(results) == 2 * 2 * 2 * 4
+    found = claim.verdict(results)
+    assert "(one seed)" in found.sentence and len(found.decisive) == 4
+    layers = KNOWN["R2"].verdict(results)
+    assert "of 8 layers" in layers.sentence and len(layers.decisive) == 3
+    for verdict in (found, layers):
+        assert len(verdict.sentence.split()) <= 30
+    (table,) = claim.tables(results).values()
+    assert len(table) == 2 * 2 * 2 * 4
+    assert 10 <= len(claim.figure(results).get_label().split()) <= 40
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from evolq_lite.experiments import (
     c11_bits,
     c12_starts,
     real,
+    real_landscape,
     real_readings,
     real_starts,
 )
@@ -36,6 +37,13 @@ MODULES = (
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in MODULES}
 # These need networks and photographs that are not in this repo, so they are no part of "all".
 ON_FOLDERS: dict[str, Claim] = {
-    claim.name: claim for claim in (real.CLAIM, real_starts.CLAIM, *real_readings.CLAIMS)
+    claim.name: claim
+    for claim in (
+        real.CLAIM,
+        real_landscape.LAYERS_CLAIM,
+        *real_readings.CLAIMS,
+        real_landscape.CLAIM,
+        real_starts.CLAIM,
+    )
 }
 KNOWN: dict[str, Claim] = {**CLAIMS, **ON_FOLDERS}

@@ -326,4 +326,5 @@ CLAIM = Claim(
     figure,
     verdict,
     tables,
+    real="R2",
 )

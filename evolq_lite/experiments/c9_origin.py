@@ -12,7 +12,7 @@ straight line, small for a bowl, large where neighbors know nothing of each othe
 the same four landscapes: does the gradient win where the landscape is smooth?
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import fmean, stdev
@@ -22,11 +22,11 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import linregress
-from torch import Tensor
+from torch import Tensor, nn
 
 from evolq_lite.config import KINDS, QuantConfig
 from evolq_lite.convert import calibrate, quantize
-from evolq_lite.data import load_demo
+from evolq_lite.data import Demo, load_demo
 from evolq_lite.descent import descend
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import NAMES
@@ -82,9 +82,8 @@ def cells(quick: bool) -> list[Cell]:
     return lines + race
 
 
-def objective_of(cell: Cell) -> tuple[BlockObjective, Any]:
-    """The fitness over one layer's weight scales, and how to make it anew for another network."""
-    demo = load_demo(cell["network"], max(500, cell["images"]), cell["seed"])
+def quantize_for(demo: Demo, cell: Cell) -> nn.Module:
+    """The demo's network with the cell's activations, calibrated."""
     config = QuantConfig(cell["weight_bits"])
     if cell["activations"] == FLOAT:
         config = replace(config, float_points=",".join(k for k in KINDS if k != "weights"))
@@ -92,11 +91,18 @@ def objective_of(cell: Cell) -> tuple[BlockObjective, Any]:
         config = replace(config, act_bits=int(cell["activations"]))
     qmodel = quantize(demo.model, config)
     calibrate(qmodel, demo.calibration, config)
+    return qmodel
+
+
+def landscape_of(
+    qmodel: nn.Module, demo: Demo, block: str, cell: Cell
+) -> tuple[BlockObjective, Callable[..., BlockObjective]]:
+    """The fitness over one layer's weight scales, and how to make it anew for another network."""
     if cell["integers"] == FROZEN:
         freeze_integers(qmodel)
     make = partial(
         layer_objective,
-        block=BLOCK[cell["network"]],
+        block=block,
         layer=cell["layer"],
         images=demo.calibration[: cell["images"]],
         targets=demo.targets[: cell["images"]],
@@ -106,10 +112,16 @@ def objective_of(cell: Cell) -> tuple[BlockObjective, Any]:
 
 def run(cell: Cell) -> Result:
     """Lines with their noise floor, or a search."""
-    objective, make = objective_of(cell)
+    demo = load_demo(cell["network"], max(500, cell["images"]), cell["seed"])
+    objective, make = landscape_of(quantize_for(demo, cell), demo, BLOCK[cell["network"]], cell)
+    return measure_lines(cell, objective, make) if cell["look"] == "line" else race(cell, objective)
+
+
+def measure_lines(
+    cell: Cell, objective: BlockObjective, make: Callable[..., BlockObjective]
+) -> Result:
+    """The values on lines through the start, how rough they are, and the noise floor."""
     start = objective.start
-    if cell["look"] != "line":
-        return race(cell, objective)
     radii = torch.linspace(-REACH, REACH, cell["points"])
     ways = [objective, *other_ways(objective, make, chunks=(10,), last_bits=False)]
     points = torch.stack([start, start + REACH * direction(start, 90)])
@@ -369,4 +381,5 @@ CLAIM = Claim(
     figure,
     verdict,
     tables,
+    real="R9",
 )
