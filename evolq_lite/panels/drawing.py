@@ -31,6 +31,7 @@ SHAPES = {  # outlines as large as a circle of radius 1
     "down": "M0 1.1L1.1-.9H-1.1Z",
     "plus": "M-.4-1.1H.4V-.4H1.1V.4H.4V1.1H-.4V.4H-1.1V-.4H-.4Z",
     "cross": "M-.9-.9L.9.9M-.9.9L.9-.9",
+    "star": "M0-1.3L.3-.4H1.2L.5.15.75 1.05 0 .5-.75 1.05-.5.15-1.2-.4H-.3Z",
 }
 LETTER = 6.6  # about the width of a letter, in pixels
 ROW = 18  # height of a row of the legend

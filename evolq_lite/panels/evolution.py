@@ -68,7 +68,7 @@ def block() -> BlockObjective:
     return BlockObjective(chain_of(twin(calibrated())), "blocks.5", demo.calibration, demo.targets)
 
 
-def objective_of(landscape: str, tick: Tick) -> Objective:
+def objective_of(landscape: str, tick: Tick) -> JaggedBowl | BlockObjective:
     """The objective of a landscape; the real block takes a second or two the first time."""
     if landscape == TOY:
         return JaggedBowl()
