@@ -139,6 +139,7 @@ class InfoNCEPanel(Panel):
     def changed(self, change: Any) -> None:
         """A control has moved; another network takes a second the first time, so say so."""
         if change is not None and change.owner is self.controls["bits"]:
+            self.view.add_class("evolq-stale")
             self.say(f"{self.note}Computing …")
         super().changed(change)
 

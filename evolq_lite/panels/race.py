@@ -127,6 +127,7 @@ class RacePanel(Panel):
 
     slow = True
     again = "Press Race to try again."
+    presets = {"Toy": {"landscape": TOY}, "Real block": {"landscape": BLOCK}}
 
     def __init__(self, name: str | None = None, **values: Any) -> None:
         self.wins: Counter[tuple[str, str]] = Counter()  # by landscape and name
@@ -160,10 +161,10 @@ class RacePanel(Panel):
         }
 
     def buttons(self) -> list[W.Widget]:
-        """Race and Cancel above the progress bar."""
+        """Race and Cancel before the rest."""
         self.race_button = small_button("Race", "Send all optimizers off", self.race)
         self.race_button.add_class("evolq-race")
-        return [self.row(self.race_button, self.cancel_button), self.bar]
+        return [self.row(self.race_button, self.cancel_button)]
 
     def open(self) -> None:
         """The starting line."""
@@ -175,12 +176,17 @@ class RacePanel(Panel):
         if change is None or change.owner is not self.controls["bet"]:
             self.worker.forget()
             self.busy(False)
-            start = Race(self.values["landscape"], 0.0, list(RUNNERS))
+            start = Race(self.values["landscape"], self.first_value(), list(RUNNERS))
             self.view.value = self.draw(start, **self.values)[0].html()
         asked = (
             "Press Race." if self.values["bet"] != NO_BET else "Bet on a winner, then press Race."
         )
         self.say(f"{note}{asked}")
+
+    def first_value(self) -> float:
+        """Where all start, which is 0 where a picture shows changes."""
+        toy = JaggedBowl()
+        return float(toy(toy.start[None])[0]) if self.values["landscape"] == TOY else 0.0
 
     def race(self) -> None:
         """Start, if there is a bet."""
