@@ -33,8 +33,9 @@ PAGE = """<style>
 .evolq-drawing { color: var(--jp-ui-font-color1, inherit) }
 .evolq-words { paint-order: stroke; stroke: var(--jp-layout-color0, #fff); stroke-width: 3px }
 .evolq-stale { opacity: 0.45 }
-.evolq-status > div { line-height: 1.4 }
-.evolq-panel .noUi-target { background: var(--jp-ui-font-color2, #616161) }
+.evolq-status [role="status"] { line-height: 1.4 }
+.evolq-panel .jupyter-widgets.widget-slider .noUi-connects {
+  background: var(--jp-ui-font-color2, #616161) }
 .evolq-panel .noUi-handle { border: 1px solid var(--jp-ui-font-color2, #616161) }
 [data-jp-theme-light="false"] .evolq-paper { filter: brightness(0.8) }
 [data-jp-theme-light="false"] .evolq-panel .widget-dropdown > select { background-image: url("data:\

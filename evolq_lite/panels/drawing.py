@@ -93,7 +93,7 @@ class Plot:
         """Points joined in their order; `edge` is a color beneath, where the ground varies."""
         looks = [f'stroke="{color}" stroke-width="{width}" stroke-dasharray="{dash}"']
         if edge:
-            looks.insert(0, f'stroke="{edge}" stroke-width="{width + 1.6}"')
+            looks.insert(0, f'stroke="{edge}" stroke-width="{width + 1}"')
         path = pairs(self.x(xs), self.y(ys))
         for look in looks:
             style = f'fill="none" {look} stroke-linejoin="round"'

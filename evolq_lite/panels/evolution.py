@@ -355,7 +355,7 @@ def draw_toy(run: Run) -> Plot:
     """
     xs, ys, values = relief()
     ends = (float(xs[0]), float(xs[-1])), (float(ys[0]), float(ys[-1]))
-    plot = Plot("The toy, dark is low", *ends, "scale 1", "scale 2", width=366, height=400, rows=2)
+    plot = Plot("The toy, dark is low", *ends, "scale 1", "scale 2", width=358, height=400, rows=2)
     plot.cells(values, (float(values.min()), 1.6), xs, ys)
     low, high = (torch.tensor(side) for side in zip(*ends))
     draw_trails(plot, run, low, high)
@@ -398,7 +398,7 @@ def draw_zoom(run: Run) -> Plot:
         *ends,
         "scale 1",
         "scale 2",
-        width=352,
+        width=346,
         height=400,
         rows=2,
         left=78,
@@ -472,7 +472,7 @@ def draw_fitness(run: Run) -> Plot:
         (best[-1] - room, top + room),
         "candidate",
         run.label,
-        width=352,
+        width=346,
         height=400,
         rows=2,
     )

@@ -370,9 +370,10 @@ def draw_look(radii: np.ndarray, values: np.ndarray, smooth: np.ndarray, title: 
         (-high, high),
         "% of every scale",
         f"change{power}",
-        width=250,
-        height=260,
+        width=192,
+        height=230,
         rows=2,
+        left=46,
         xticks=[(-edge, f"{-edge:g}"), (0, "0"), (edge, f"{edge:g}")],
     )
     plot.line(radii, smooth / unit, ORANGE, DASHES[1], "a smooth function")

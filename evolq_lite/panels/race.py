@@ -277,7 +277,7 @@ def draw_race(result: Race, values: Values) -> Plot:
     """The best value of each runner over its cost."""
     plot = Plot(
         "Best value so far",
-        (0, values["budget"] * 1.03),
+        (-0.02 * values["budget"], 1.03 * values["budget"]),
         limits_of(result),
         "cost in forward passes",
         result.label,
