@@ -254,6 +254,7 @@ def test_sliders_work_outside_a_panel():
     [
         ({"bit": 3}, ValueError, "QuantizerPanel has no control 'bit'; it has tensor, bits, symm"),
         ({"bits": "four"}, ValueError, "bits is 'four'; give a whole number from 2 to 8"),
+        ({"bits": 4.5}, ValueError, "bits is 4.5; give a whole number from 2 to 8"),
         ({"clip": "half"}, ValueError, "clip is 'half'; give a number from 0.05 to 1"),
         ({"channels": "no"}, ValueError, "channels is 'no'; give True or False"),
         ({"tensor": "weights of nothing"}, ValueError, "give one of: weights of blocks.0.attn.qkv"),

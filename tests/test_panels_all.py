@@ -22,6 +22,7 @@ from evolq_lite.panels import (
     SearchPanel,
     ViTPanel,
     base,
+    infonce,
 )
 
 pytestmark = pytest.mark.usefixtures("no_silent_callbacks", "panels_are_closed")
@@ -55,6 +56,14 @@ def test_the_stored_view_is_there_within_two_seconds(kind):
     assert panel.words.endswith("(Stored result of these settings.)") and min(took) < 2
     alt = unescape(panel.view.value.split('aria-label="')[1].split('"')[0])
     assert "<svg" in panel.view.value and 5 < len(alt.split()) <= 40
+
+
+def test_while_the_stored_picture_is_looked_at_the_first_move_is_prepared():
+    infonce.curves_of.cache_clear()
+    panel = InfoNCEPanel()
+    panel.worker.wait_until_done(SECONDS)
+    assert infonce.curves_of.cache_info().currsize == 1
+    assert panel.words.endswith("(Stored result of these settings.)")  # and nobody hears of it
 
 
 @pytest.mark.parametrize("kind", SHIPPED)

@@ -229,13 +229,14 @@ class Panel:
                 f"it has {', '.join(self.controls)}"
             )
         for key, value in values.items():
+            widget = self.controls[key]
             try:
-                self.controls[key].value = value
+                if isinstance(widget, IntSlider) and isinstance(value, float) and value % 1:
+                    raise TraitError  # it would be cut off without a word
+                widget.value = value
             except TraitError as error:
-                takes = accepted(self.controls[key])
-                raise ValueError(
-                    f"{type(self).__name__}: {key} is {value!r}; give {takes}"
-                ) from error
+                what = f"{type(self).__name__}: {key} is {value!r}"
+                raise ValueError(f"{what}; give {accepted(widget)}") from error
 
     def make_controls(self) -> dict[str, Any]:
         """The controls by name; the names are the arguments of `compute` and `draw`."""
