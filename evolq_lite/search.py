@@ -13,11 +13,12 @@ the paper's; `ask(n)` with n > 1 draws n children from one population, a paralle
 that is ours.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from evolq_lite.genome import Vector
@@ -288,6 +289,42 @@ class LogSpace:
     def tell(self, population: Population, values: Values) -> None:
         """Learn what they are worth."""
         self.inner.tell(population.log(), values)
+
+
+class LayerFactors:
+    """An optimizer that finds one factor for each group of scales, in practice for each layer.
+
+    A layer of 192 channels has 192 scales, which errors of rounding pull all one way: their common
+    factor is one number. `sizes` says how many scales each group has, in the order of the vector;
+    `make` builds the optimizer from the start in log space, which is zero everywhere:
+    `LayerFactors(start, genome.sizes, lambda x: SepCMA(x, value, 0.02))`.
+    """
+
+    def __init__(
+        self, start: Vector, sizes: Sequence[int], make: Callable[[Vector], Optimizer]
+    ) -> None:
+        self.start = start
+        self.group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # (d,)
+        self.first = torch.tensor([0, *sizes[:-1]]).cumsum(0)  # the first scale of each, (groups,)
+        self.inner = make(torch.zeros(len(sizes)))
+
+    @property
+    def best(self) -> tuple[Vector, float]:
+        """The best vector told so far, the start included, and its value."""
+        factors, value = self.inner.best
+        return self.expand(factors[None])[0], value
+
+    def expand(self, factors: Float[Tensor, "p groups"]) -> Population:
+        """The scales of logarithms of factors."""
+        return self.start * factors.exp()[:, self.group]
+
+    def ask(self, n: int = 1) -> Population:
+        """Propose n vectors of scales."""
+        return self.expand(self.inner.ask(n))
+
+    def tell(self, population: Population, values: Values) -> None:
+        """Learn what they are worth."""
+        self.inner.tell((population / self.start)[:, self.first].log(), values)
 
 
 def minimize(

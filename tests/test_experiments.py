@@ -480,3 +480,20 @@ def test_searches_from_good_and_poor_starts_of_real_networks(photographs):
     (table,) = claim.tables(results).values()
     assert len(table) == 2 * 5
     assert claim.figure(results).get_label()
+
+
+def test_what_is_there_of_a_long_claim_is_shown_stage_by_stage(tmp_path):
+    """R12 is told from the first seed of two starts on; half a stage changes nothing."""
+    cells = real_starts.CLAIM.cells(False)
+    first = [cell for cell in cells if real_starts.stage_of(cell) == 0]
+    assert cells[: len(first)] == first and {cell["start"] for cell in first} == {
+        real_starts.POOR,
+        real_starts.GOOD,
+    }
+    file = ResultFile(tmp_path, "R12")
+    for number, cell in enumerate(cells[: len(first) + 1], 1):
+        file.append({**content(cell), "claim": "R12"})
+        if number < len(first):
+            with pytest.raises(ValueError, match=f"{number} of 48 cells"):
+                report.load_results("R12", tmp_path)
+    assert len(report.load_results("R12", tmp_path)) == len(first)

@@ -890,7 +890,7 @@ def kernels_of(pid):
 
 
 def runs_a_kernel(process):
-    """Whether this process is a kernel that lives: it may end while one asks, or wait to be buried."""
+    """Whether this process is a kernel that lives; it may end while one asks."""
     try:
         return "ipykernel_launcher" in process.cmdline() and process.name() != "unshare"
     except psutil.NoSuchProcess:  # a zombie is one, too

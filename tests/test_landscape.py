@@ -17,7 +17,7 @@ from evolq_lite.landscape import (
     roughness,
     total_variation,
 )
-from evolq_lite.search import SPSA, CoordinateSearch, LogSpace, SepCMA
+from evolq_lite.search import SPSA, CoordinateSearch, LayerFactors, LogSpace, SepCMA
 
 
 class Function:
@@ -101,6 +101,7 @@ RIVALS = {
     "coordinate": lambda x, v: CoordinateSearch(x, v, 0.1, seed=1),
     "sepcma": lambda x, v: SepCMA(x, v, 0.1, seed=1),
     "log spsa": lambda x, v: LogSpace(x, lambda log: SPSA(log, v, 0.15, seed=1)),
+    "layer factors": lambda x, v: LayerFactors(x, [1] * 6, lambda y: SepCMA(y, v, 0.1, seed=1)),
     "evolq adaptive": lambda x, v: eq.EvolQ(x, v, 0.05, seed=1, relative=True, adapt=True),
 }
 
@@ -125,6 +126,19 @@ def test_rivals_survive_failures(name):
     flaky = Function(lambda x: torch.tensor(math.nan) if x[0] > 1.05 else BOWL.function(x), None)
     vector, value = eq.minimize(flaky, RIVALS[name](BOWL.start, 6.0), 60)
     assert math.isfinite(value) and torch.isfinite(vector).all()
+
+
+def test_the_scales_of_a_layer_share_their_factor():
+    """Three numbers for six scales; a layer's scales keep their proportions."""
+    search = LayerFactors(BOWL.start, [2, 1, 3], lambda y: SepCMA(y, 6.0, 0.1, seed=1))
+    factors = search.ask(4) / BOWL.start  # (4, 6)
+    for layer in factors.split([2, 1, 3], dim=1):
+        assert layer.amax(1).tolist() == pytest.approx(layer.amin(1).tolist())
+    assert len(factors[0].unique()) >= 3
+    found, value = eq.minimize(BOWL, search, 200)
+    first = found / BOWL.start
+    assert value < 6.0 and first[0] == pytest.approx(float(first[1]))
+    assert BOWL(found[None])[0] == pytest.approx(value, rel=1e-5)
 
 
 def test_the_fifth_rule_moves_the_step():

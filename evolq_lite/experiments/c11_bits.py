@@ -63,6 +63,11 @@ def cells(quick: bool) -> list[Cell]:
     ]
 
 
+def stage_of(cell: Cell) -> int:
+    """The ViT is shown before the CNN is there."""
+    return ("vit", "cnn").index(cell["network"])
+
+
 @dataclass(frozen=True, eq=False)
 class Rounded:
     """A calibrated network, and the table of its layers at all widths."""

@@ -48,6 +48,8 @@ class Claim:
     verdict: Callable[[pd.DataFrame], Verdict]
     tables: Callable[[pd.DataFrame], Tables] = no_tables  # more numbers, by title
     real: str = ""  # the claim that asks the same of real networks
+    # Results are shown when all cells of a stage are there, and of those before it.
+    stage: Callable[[Cell], int] = lambda cell: 0
 
 
 class Work(Protocol):

@@ -3,15 +3,16 @@
 import math
 from collections.abc import Mapping
 
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from evolq_lite.evaluate import Gain, SeedComparison
-from evolq_lite.figures import PETROFF, Picture, new_figure
+from evolq_lite.evaluate import Gain, LossChange, SeedComparison
+from evolq_lite.figures import MARKERS, PETROFF, Picture, new_figure
 
 NAMES = {"vit": "ViT", "cnn": "CNN"}
 ACROSS = 3  # panels side by side
 
 Gains = Mapping[str, Mapping[str, Gain]]  # by panel, then by row
+Searches = Mapping[str, Mapping[str, Mapping[str, LossChange]]]  # by panel, start, search
 
 
 def plot_gains(groups: Gains, title: str, same_scale: bool = False) -> Picture:
@@ -73,4 +74,69 @@ def describe(groups: Gains, title: str) -> str:
         f"Largest {100 * most[0]:+.2f} points ({most[1]}), "
         f"smallest {100 * least[0]:+.2f} ({least[1]}); "
         f"{sum(clear for _, _, clear in gains)} of {len(gains)} are significant."
+    )
+
+
+def plot_starts(groups: Searches, title: str) -> Picture:
+    """What searches make of each start: mean KL to float, a panel for each group, a row a start.
+
+    A bar marks the start itself; a search's marker is filled where it changes KL significantly.
+    """
+    across = min(2, len(groups))
+    down = math.ceil(len(groups) / across)
+    starts = list(dict.fromkeys(start for found in groups.values() for start in found))
+    picture = new_figure(
+        4.4 * across + 1, (0.55 * len(starts) + 0.9) * down + 0.9, describe_starts(groups, title)
+    )
+    grid = picture.subplots(down, across, squeeze=False, sharey=True)
+    for axes, (group, found) in zip(grid.flat, groups.items()):
+        for row, start in enumerate(starts):
+            searches = found.get(start, {})
+            for i, (search, change) in enumerate(searches.items()):
+                height = row + 0.6 * ((i + 0.5) / len(searches) - 0.5)
+                axes.plot([change.was, change.now], [height] * 2, color=PETROFF[i], lw=1)
+                axes.plot(
+                    change.now,
+                    height,
+                    MARKERS[i],
+                    color=PETROFF[i],
+                    ms=6,
+                    mfc=PETROFF[i] if change.significant else "white",
+                    label=search if not row else None,
+                )
+            if searches:
+                was = next(iter(searches.values())).was
+                label = "the start" if not row else None
+                axes.vlines(was, row - 0.38, row + 0.38, color="0.2", lw=2.5, label=label)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_yticks(range(len(starts)), starts)
+        axes.set_ylim(len(starts) - 0.5, -0.5)
+        axes.set_title(group, fontsize="medium")
+        axes.grid(axis="x", alpha=0.3)
+    for axes in grid[-1]:
+        axes.set_xlabel("KL to the float network, nats (log)")
+    for axes in grid.flat[len(groups) :]:
+        axes.set_axis_off()
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    picture.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    picture.suptitle(f"{title} (hollow: not significant)", fontsize="medium")
+    return picture
+
+
+def describe_starts(groups: Searches, title: str) -> str:
+    """A figure of searches on starts in at most 40 words."""
+    changes = [
+        change
+        for found in groups.values()
+        for searches in found.values()
+        for change in searches.values()
+    ]
+    better = sum(change.better for change in changes)
+    worse = sum(change.significant and not change.better for change in changes)
+    return (
+        f"{title}, in {len(groups)} panels, a row for each start: of {len(changes)} searches "
+        f"{better} lower the KL divergence significantly, {worse} raise it."
     )

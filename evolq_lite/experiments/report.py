@@ -113,15 +113,21 @@ def count(claims: Sequence[Claim], quick: bool = False) -> int:
 
 
 def load_results(name: str, folder: Path = RESULTS, quick: bool = False) -> pd.DataFrame:
-    """The results of a claim, a row per cell; ValueError says how to compute what is not there."""
-    cells = KNOWN[name].cells(quick)
-    results = ResultFile(folder, name).read(cells)
-    if len(results) < len(cells) or not cells:
+    """The results of a claim's complete stages, a row per cell.
+
+    ValueError says how to compute what is not there.
+    """
+    claim = KNOWN[name]
+    cells, file = claim.cells(quick), ResultFile(folder, name)
+    there = file.find(cells)
+    absent = [claim.stage(cell) for cell, line in zip(cells, there) if line is None]
+    complete = [cell for cell in cells if not absent or claim.stage(cell) < min(absent)]
+    if not complete:
         raise ValueError(
-            f"{name} has not been measured yet ({len(results)} of {len(cells)} cells are in "
-            f"{folder}); compute it with: python -m evolq_lite reproduce {name}"
+            f"{name} has not been measured yet ({len(cells) - len(absent)} of {len(cells)} cells "
+            f"are in {folder}); compute it with: python -m evolq_lite reproduce {name}"
         )
-    return results
+    return file.read(complete)
 
 
 def load_claim(name: str) -> tuple[Picture, Verdict]:
@@ -131,7 +137,7 @@ def load_claim(name: str) -> tuple[Picture, Verdict]:
 
 
 def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
-    """Figures and verdicts of every claim that has all its results, from the files alone."""
+    """Figures and verdicts of every claim with a complete stage, from the files alone."""
     told: list[dict[str, Any]] = []
     sections = []
     for name, claim in KNOWN.items():
@@ -152,6 +158,7 @@ def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
                 "alt": str(picture.get_label()),
                 "command": f"python -m evolq_lite reproduce {name}{' --quick' if quick else ''}",
                 "cells": len(results),
+                "planned": len(claim.cells(quick)),
                 "seconds": round(results["seconds"].sum()),
             }
         )
@@ -173,6 +180,8 @@ def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
 def write_section(told: dict[str, Any], verdict: Verdict, tables: dict[str, pd.DataFrame]) -> str:
     """One claim as Markdown: sentence, rows that decide it, figure, and all other numbers."""
     parts = [f"## {told['claim']} {told['question']}", f"**{verdict.word}.** {verdict.sentence}"]
+    if told["cells"] < told["planned"]:
+        parts.append(f"So far from {told['cells']} of {told['planned']} cells.")
     parts += [to_markdown(tabulate(verdict.decisive))] if verdict.decisive else []
     parts.append(f"![{told['alt']}]({told['figure']})")
     for title, table in tables.items():
