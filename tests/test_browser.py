@@ -255,6 +255,14 @@ CONTRASTS = """([root, marks]) => {
 }"""
 
 
+def slowness() -> float:
+    """Seconds of the clock for a second of this processor: a busy machine is no panel's fault."""
+    began, used = time.perf_counter(), time.process_time()
+    while time.process_time() - used < 0.2:
+        pass
+    return (time.perf_counter() - began) / 0.2
+
+
 @pytest.fixture(scope="module")
 def panels(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """JupyterLab on a notebook of panels only, and on one that has not been run here."""
@@ -290,9 +298,9 @@ def test_panels_in_lab(page: Page, panels: str):
     assert both.nth(0).get_by_role("slider", name="Range kept").count() == 1
 
     took = page.evaluate(DELAYS, [".evolq-quantizerpanel", "clip", KEYS])
-    assert min(took) < 100, took  # a busy machine is not the panel's fault
+    assert min(took) < 100 * slowness(), took
     took = page.evaluate(DELAYS, [".evolq-infoncepanel", "temperature", KEYS])
-    assert min(took) < 150, took
+    assert min(took) < 150 * slowness(), took
 
     info = Shown(page, "infoncepanel")
     info.press("temperature", "Home")
@@ -356,7 +364,7 @@ def test_questions_in_lab(page: Page, panels: str):
     assert panel.image.get_by_text("→").count() > 20
     panel.changes(lambda: panel.press("bits", "End"), "8 bits: ")  # five steps down, five up
     took = page.evaluate(DELAYS, [".evolq-readingpanel", "bits", KEYS])
-    assert min(took) < 150, took  # a busy machine is not the panel's fault
+    assert min(took) < 150 * slowness(), took
 
 
 def test_a_panel_that_was_not_run_says_so(page: Page, panels: str):
