@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import nbformat
 import psutil  # needed by ipykernel
 import pytest
+from conftest import slowness
 from playwright.sync_api import Browser, Locator, Page, expect
 from serving import APP, DELAYS, OPTIONS, chromium, jupyterlab, notebook_of, voila
 
@@ -39,6 +40,7 @@ def no_process_is_left() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def browser(no_process_is_left: None) -> Iterator[Browser]:
     """One Chromium for all tests of this module: Playwright's event loop must end with it."""
+    expect.set_options(timeout=60 * SECOND)
     with chromium() as browser:
         yield browser
 
@@ -253,14 +255,6 @@ CONTRASTS = """([root, marks]) => {
     return (a + 0.05) / (b + 0.05);
   });
 }"""
-
-
-def slowness() -> float:
-    """Seconds of the clock for a second of this processor: a busy machine is no panel's fault."""
-    began, used = time.perf_counter(), time.process_time()
-    while time.process_time() - used < 0.2:
-        pass
-    return (time.perf_counter() - began) / 0.2
 
 
 @pytest.fixture(scope="module")
