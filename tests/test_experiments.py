@@ -462,7 +462,7 @@ def test_a_run_of_real_networks_is_resumed(photographs, monkeypatch):
 
 
 def test_searches_from_good_and_poor_starts_of_real_networks(photographs):
-    """Two small cells from end to end: rounding, four searches, one reading of the test images."""
+    """Two small cells from end to end: rounding, all searches, one reading of the test images."""
     claim = real_starts.use_folders(photographs, photographs)
     cells = {(c["network"], c["start"], c["seed"]): c for c in claim.cells(False)}
     assert len(claim.cells(False)) == 2 * 2 * (5 + 5 + 1 + 1) and not claim.cells(True)
@@ -478,7 +478,7 @@ def test_searches_from_good_and_poor_starts_of_real_networks(photographs):
     verdict = claim.verdict(results)
     assert "1,000-image check" in verdict.sentence and len(verdict.decisive) == 1
     (table,) = claim.tables(results).values()
-    assert len(table) == 2 * 5
+    assert len(table) == 2 * (1 + len(real_starts.ALL))
     assert claim.figure(results).get_label()
 
 

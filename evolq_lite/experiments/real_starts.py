@@ -1,6 +1,6 @@
 """R12: C12's question on trained ViT-Tiny and DeiT-Tiny: does a search still gain on a good start?
 
-Four searches of the same cost, one pass each, begin at each start; the 1,000 test photographs are
+Five searches of the same cost, one pass each, begin at each start; the 1,000 test photographs are
 read when all of a cell's networks are there. Top-1 on 1,000 images decides little, so the verdict
 looks at KL to the float network, image by image. The starts `paper` and `recommended` have five
 seeds, which draw the calibration images and the mutations; the two others have one. The report
@@ -148,7 +148,7 @@ def figure(results: pd.DataFrame) -> Picture:
         changes.setdefault(setting, {})[start] = {
             name: measure_loss(found[NONE], found[name], "kl") for name in ALL
         }
-    return plot_starts(changes, "1,000-image check: four searches from each start")
+    return plot_starts(changes, "1,000-image check: searches from each start")
 
 
 def verdict(results: pd.DataFrame) -> Verdict:
