@@ -10,12 +10,12 @@ three, as backward costs about two forwards; a search's candidate counts one.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from evolq_lite.genome import Vector
-from evolq_lite.objective import BlockObjective
 
 COST_OF_GRADIENT = 3  # forwards
 
@@ -26,8 +26,56 @@ OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = 
 }
 
 
+class Differentiable(Protocol):
+    """What descent needs of an objective: where it starts, and a gradient (d,) with the value."""
+
+    @property
+    def start(self) -> Vector:
+        """The current scales."""
+        ...
+
+    def gradient(self, vector: Vector) -> tuple[Vector, float]:
+        """The straight-through gradient at a vector, and the value there."""
+        ...
+
+
+class Descent:
+    """A descent a step at a time; `best` is the best vector met and its value.
+
+    `step` is the relative step: the learning rate of Adam and AdamW; SGD's learning rate is chosen
+    so that its first step has this root mean square. `ended` once a gradient was not finite.
+    ValueError for an unknown optimizer.
+    """
+
+    def __init__(self, objective: Differentiable, optimizer: str, step: float) -> None:
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"unknown optimizer {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
+        self.objective, self.optimizer, self.size = objective, optimizer, step
+        self.log = objective.start.log().requires_grad_()
+        self.best: tuple[Vector, float] = (objective.start, float("inf"))
+        self.rule: torch.optim.Optimizer | None = None
+        self.ended = False
+
+    def step(self) -> tuple[Vector, float]:
+        """Follow the gradient once; returns where it was computed, and the value there."""
+        vector = self.log.detach().exp()
+        gradient, value = self.objective.gradient(vector)
+        if value < self.best[1]:
+            self.best = (vector, value)
+        slope = gradient * vector  # the chain rule of exp
+        if self.rule is None:
+            size = float(slope.square().mean().sqrt())
+            rate = self.size / max(size, 1e-12) if self.optimizer == "sgd" else self.size
+            self.rule = OPTIMIZERS[self.optimizer]([self.log], rate)
+        self.ended = not bool(torch.isfinite(slope).all())
+        if not self.ended:
+            self.log.grad = slope
+            self.rule.step()
+        return vector, value
+
+
 def descend(
-    objective: BlockObjective,
+    objective: Differentiable,
     optimizer: str,
     step: float,
     budget: int,
@@ -35,28 +83,12 @@ def descend(
 ) -> tuple[Vector, float]:
     """Follow the gradient for `budget` forwards; returns the best vector met and its value.
 
-    `step` is the relative step: the learning rate of Adam and AdamW; SGD's learning rate is chosen
-    so that its first step has this root mean square. `on_step` is called with each vector and its
-    value.
+    `step` is that of `Descent`; `on_step` is called with each vector and its value.
     ValueError for an unknown optimizer.
     """
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
-    best = (objective.start, float("inf"))
-    log = objective.start.log().requires_grad_()
-    rule: torch.optim.Optimizer | None = None
+    descent = Descent(objective, optimizer, step)
     for _ in range(budget // COST_OF_GRADIENT):
-        vector = log.detach().exp()
-        gradient, value = objective.gradient(vector)
-        if value < best[1]:
-            best = (vector, value)
-        on_step(vector, value)
-        log.grad = gradient * vector  # the chain rule of exp
-        if rule is None:
-            size = float(log.grad.square().mean().sqrt())
-            rate = step / max(size, 1e-12) if optimizer == "sgd" else step
-            rule = OPTIMIZERS[optimizer]([log], rate)
-        if not torch.isfinite(log.grad).all():
+        on_step(*descent.step())
+        if descent.ended:
             break
-        rule.step()
-    return best
+    return descent.best

@@ -30,6 +30,7 @@ from evolq_lite.convert import twin
 from evolq_lite.fast import set_execution
 from evolq_lite.fitness import Fitness, info_nce
 from evolq_lite.genome import Vector, genome_of
+from evolq_lite.numerics import round_ste
 from evolq_lite.objective import BlockObjective, Objective, Population, Values
 
 OnCell = Callable[[Tensor], None]
@@ -220,5 +221,12 @@ class JaggedBowl:
         """Evaluate candidates, one per row."""
         away = population - self.centre
         sums = away @ self.waves.T
-        jagged = (sums - sums.round() + 0.5).mean(1)
+        jagged = (sums - round_ste(sums) + 0.5).mean(1)
         return (away / self.reach).square().sum(1) + self.depth * jagged
+
+    def gradient(self, vector: Vector) -> tuple[Vector, float]:
+        """Straight-through gradient (2,) and value: t - round(t) has slope 0, the bowl is left."""
+        vector = vector.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self(vector[None])[0]
+        return torch.autograd.grad(value, vector)[0], float(value.detach())

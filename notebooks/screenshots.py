@@ -23,16 +23,19 @@ SIZE = {"width": 1060, "height": 1600}  # a panel that is not as wide stands und
 SECONDS = 600  # for a panel that is not shipped with a first picture
 
 
-def take(name: str, folder: Path) -> Path:
-    """Show one panel in Voila and take its picture."""
-    cell = f"from evolq_lite.panels import {name}\n\n{name}({ARGUMENTS.get(name, '')})"
-    path = HERE / "images" / f"{name.lower()}.png"
-    with voila(notebook_of(folder / f"{name}.ipynb", cell)) as address, chromium() as browser:
+def take(names: list[str], folder: Path) -> None:
+    """Show panels in Voila, one below the other, and take a picture of each."""
+    cells = [f"{name}({ARGUMENTS.get(name, '')})" for name in names]
+    served = notebook_of(folder / "panels.ipynb", "from evolq_lite.panels import *", *cells)
+    with voila(served) as address, chromium() as browser:
         page = browser.new_page(viewport=SIZE)
         page.goto(address, timeout=1000 * SECONDS)
-        settled(page, f"evolq-{name.lower()}", SECONDS)
-        page.locator(f".evolq-{name.lower()}").screenshot(path=path)
-    return path
+        for name in names:
+            kind = f"evolq-{name.lower()}"
+            settled(page, kind, SECONDS)
+            path = HERE / "images" / f"{name.lower()}.png"
+            page.locator(f".{kind}").screenshot(path=path)
+            print(path.relative_to(HERE.parent))
 
 
 def main() -> None:
@@ -42,8 +45,7 @@ def main() -> None:
     names = parser.parse_args().names or NAMES
     (HERE / "images").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            print(take(name, Path(folder)).relative_to(HERE.parent))
+        take(names, Path(folder))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,14 @@ def toy_images(name: str, n: int = 12) -> Tensor:
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
+def slowness() -> float:
+    """Seconds of the clock for a second of this processor: a busy machine is no panel's fault."""
+    began, used = time.perf_counter(), time.process_time()
+    while time.process_time() - used < 0.2:
+        pass
+    return (time.perf_counter() - began) / 0.2
+
+
 def until(condition: Callable[[], object], seconds: float = 120) -> None:
     """Wait until something is true that another thread does; long, for a busy machine."""
     end = time.monotonic() + seconds

@@ -40,6 +40,28 @@ FLAGS = [
     "--disable-dev-shm-usage",
 ]
 
+# Milliseconds from each key on a slider's handle until the picture has changed and the page is
+# drawn; for `[selector of the panel, class of the control, keys]`.
+DELAYS = """async ([root, name, keys]) => {
+  const view = document.querySelector(`${root} .evolq-view`);
+  const handle = document.querySelector(`${root} .evolq-${name} .noUi-handle`);
+  const took = [];
+  for (const key of keys) {
+    const before = view.innerHTML, began = performance.now();
+    const changed = new Promise(done => {
+      const watch = new MutationObserver(() => {
+        if (view.innerHTML !== before) { watch.disconnect(); requestAnimationFrame(done); }
+      });
+      watch.observe(view, {childList: true, subtree: true});
+    });
+    handle.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));
+    await changed;
+    took.push(performance.now() - began);
+    await new Promise(done => setTimeout(done, 50));
+  }
+  return took;
+}"""
+
 
 def find_chromium() -> str | None:
     """The browser: `CHROMIUM`, else the first on the path; None if there is none."""

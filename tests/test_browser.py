@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 import nbformat
 import psutil  # needed by ipykernel
 import pytest
+from conftest import slowness
 from playwright.sync_api import Browser, Locator, Page, expect
-from serving import APP, OPTIONS, chromium, jupyterlab, notebook_of, voila
+from serving import APP, DELAYS, OPTIONS, chromium, jupyterlab, notebook_of, voila
 
 from evolq_lite.panels import QuantizerPanel
 
@@ -24,6 +25,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.long]
 LESSONS = ["01_uniform_quantization", "03_non_smooth_landscapes", "06_blockwise_evolq"]
 SECOND = 1000  # Playwright counts in milliseconds; waits are long, for slow machines
 END = "MARK-END"
+KEYS = 2 * (5 * ["ArrowLeft"] + 5 * ["ArrowRight"])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,6 +40,7 @@ def no_process_is_left() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def browser(no_process_is_left: None) -> Iterator[Browser]:
     """One Chromium for all tests of this module: Playwright's event loop must end with it."""
+    expect.set_options(timeout=60 * SECOND)
     with chromium() as browser:
         yield browser
 
@@ -253,28 +256,6 @@ CONTRASTS = """([root, marks]) => {
   });
 }"""
 
-# Milliseconds from a key on a slider's handle until the picture has changed and the page is drawn.
-DELAYS = """async ([root, name]) => {
-  const view = document.querySelector(`${root} .evolq-view`);
-  const handle = document.querySelector(`${root} .evolq-${name} .noUi-handle`);
-  const took = [];
-  for (let i = 0; i < 20; i++) {
-    const before = view.innerHTML, began = performance.now();
-    const changed = new Promise(done => {
-      const watch = new MutationObserver(() => {
-        if (view.innerHTML !== before) { watch.disconnect(); requestAnimationFrame(done); }
-      });
-      watch.observe(view, {childList: true, subtree: true});
-    });
-    const key = i % 10 < 5 ? 'ArrowLeft' : 'ArrowRight';
-    handle.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));
-    await changed;
-    took.push(performance.now() - began);
-    await new Promise(done => setTimeout(done, 50));
-  }
-  return took;
-}"""
-
 
 @pytest.fixture(scope="module")
 def panels(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -310,10 +291,10 @@ def test_panels_in_lab(page: Page, panels: str):
         assert both.nth(i).get_by_role("slider", name="Bits").get_attribute("aria-valuenow")
     assert both.nth(0).get_by_role("slider", name="Range kept").count() == 1
 
-    took = page.evaluate(DELAYS, [".evolq-quantizerpanel", "clip"])
-    assert min(took) < 100, took  # a busy machine is not the panel's fault
-    took = page.evaluate(DELAYS, [".evolq-infoncepanel", "temperature"])
-    assert min(took) < 150, took
+    took = page.evaluate(DELAYS, [".evolq-quantizerpanel", "clip", KEYS])
+    assert min(took) < 100 * slowness(), took
+    took = page.evaluate(DELAYS, [".evolq-infoncepanel", "temperature", KEYS])
+    assert min(took) < 150 * slowness(), took
 
     info = Shown(page, "infoncepanel")
     info.press("temperature", "Home")
@@ -376,8 +357,8 @@ def test_questions_in_lab(page: Page, panels: str):
     expect(panel.image.get_by_text("now wrong")).to_be_visible()
     assert panel.image.get_by_text("→").count() > 20
     panel.changes(lambda: panel.press("bits", "End"), "8 bits: ")  # five steps down, five up
-    took = page.evaluate(DELAYS, [".evolq-readingpanel", "bits"])
-    assert min(took) < 150, took  # a busy machine is not the panel's fault
+    took = page.evaluate(DELAYS, [".evolq-readingpanel", "bits", KEYS])
+    assert min(took) < 150 * slowness(), took
 
 
 def test_a_panel_that_was_not_run_says_so(page: Page, panels: str):

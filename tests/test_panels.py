@@ -253,8 +253,11 @@ def test_sliders_work_outside_a_panel():
     ("values", "error", "words"),
     [
         ({"bit": 3}, ValueError, "QuantizerPanel has no control 'bit'; it has tensor, bits, symm"),
-        ({"bits": "four"}, TraitError, "four"),
-        ({"tensor": "weights of nothing"}, TraitError, "Invalid selection"),
+        ({"bits": "four"}, ValueError, "bits is 'four'; give a whole number from 2 to 8"),
+        ({"bits": 4.5}, ValueError, "bits is 4.5; give a whole number from 2 to 8"),
+        ({"clip": "half"}, ValueError, "clip is 'half'; give a number from 0.05 to 1"),
+        ({"channels": "no"}, ValueError, "channels is 'no'; give True or False"),
+        ({"tensor": "weights of nothing"}, ValueError, "give one of: weights of blocks.0.attn.qkv"),
     ],
 )
 def test_a_bad_argument_is_refused_and_leaves_nothing_behind(values, error, words):
@@ -342,7 +345,8 @@ def cancelled_soon(toy: SlowToy) -> None:
     toy.cancel_button.click()
     until(lambda: "Cancelled" in toy.words)
     assert time.monotonic() - clicked < 0.5
-    assert toy.words == "Cancelled. The picture is the last one that was finished."
+    assert toy.words == "Cancelled. The dimmed picture is an earlier one: " + toy.shown
+    assert toy.shown.startswith("size ") and "evolq-stale" in toy.view._dom_classes
     assert toy.view.value == view
     until(lambda: toy.cancel_button.disabled and toy.bar.layout.visibility == "hidden")
 
@@ -612,6 +616,10 @@ def test_a_stored_view_opens_without_computing(stored):
     assert panel.words == "size 4 · kept (Stored result of these settings.)"
     panel.controls["size"].value = 5
     assert done(panel) == "size 5, plain"
+    panel.controls["size"].value = 4
+    assert done(panel) == f"size 4, plain {base.OTHER_MACHINE}"  # it reads otherwise, and says why
+    stored.path.write_text(f"{panel.view.value}\nsize 4, plain\n", encoding="utf-8")
+    panel.controls["size"].value = 5
     panel.controls["size"].value = 4
     assert done(panel) == "size 4, plain"
     panel.close()

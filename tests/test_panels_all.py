@@ -1,6 +1,6 @@
 """What every panel promises, tried on all of them as they are: stored views, quick answers, Cancel.
 
-Times are the best of three: the promise is about the panel, not about a busy machine.
+Times are the best of three, by the clock of a busy machine: the promise is about the panel.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import time
 from html import unescape
 
 import pytest
-from conftest import until
+from conftest import slowness, until
 
 from evolq_lite.panels import (
     BlockPanel,
@@ -22,6 +22,7 @@ from evolq_lite.panels import (
     SearchPanel,
     ViTPanel,
     base,
+    infonce,
 )
 
 pytestmark = pytest.mark.usefixtures("no_silent_callbacks", "panels_are_closed")
@@ -52,9 +53,17 @@ def test_the_stored_view_is_there_within_two_seconds(kind):
         began = time.perf_counter()
         panel = kind()
         took.append(time.perf_counter() - began)
-    assert panel.words.endswith("(Stored result of these settings.)") and min(took) < 2
+    assert panel.words.endswith("(Stored result of these settings.)") and min(took) < 2 * slowness()
     alt = unescape(panel.view.value.split('aria-label="')[1].split('"')[0])
     assert "<svg" in panel.view.value and 5 < len(alt.split()) <= 40
+
+
+def test_while_the_stored_picture_is_looked_at_the_first_move_is_prepared():
+    infonce.curves_of.cache_clear()
+    panel = InfoNCEPanel()
+    panel.worker.wait_until_done(SECONDS)
+    assert infonce.curves_of.cache_info().currsize == 1
+    assert panel.words.endswith("(Stored result of these settings.)")  # and nobody hears of it
 
 
 @pytest.mark.parametrize("kind", SHIPPED)
@@ -86,7 +95,7 @@ def test_a_moved_control_is_answered_within_150_ms(kind, tmp_path, monkeypatch):
         was = control.value
         return [await move(to) for to in (value, was, value)]
 
-    assert min(asyncio.run(thrice())) < 0.15
+    assert min(asyncio.run(thrice())) < 0.15 * slowness()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +116,7 @@ def test_cancel_takes_effect_within_half_a_second(kind, name, values):
         until(lambda: panel.words.startswith("Cancelled"))
         took.append(time.perf_counter() - began)
         panel.worker.wait_until_done(SECONDS)
-    assert min(took) < 0.5, took
+    assert min(took) < 0.5 * slowness(), took
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MOVES if kind.presets])

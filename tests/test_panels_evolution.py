@@ -325,6 +325,26 @@ def test_no_number_is_the_last_good_one_and_no_landscape_is_none():
     assert panel.generation == 1
     with pytest.raises(ValueError, match="no control 'cycles'"):
         EvolutionPanel(cycles=3)
+    for made in (-1, 2.5, "many"):
+        with pytest.raises(ValueError, match=r"made is .*; give a whole number of candidates"):
+            EvolutionPanel(made=made)
+
+
+def test_another_landscape_clears_the_picture_at_once(monkeypatch):
+    """The real block takes a second to come: the toy's picture does not stand there meanwhile."""
+    panel, waiting = EvolutionPanel(), threading.Event()
+    make = evolution.objective_of
+
+    def late(landscape, tick):
+        assert waiting.wait(SECONDS)
+        return make(TOY, tick)
+
+    monkeypatch.setattr(evolution, "objective_of", late)
+    panel.controls["landscape"].value = BLOCK
+    assert "Empty axes: blocks.5 of the ViT is being prepared." in alt(panel)
+    waiting.set()
+    done(panel)
+    assert "Empty axes" not in alt(panel)
 
 
 @pytest.mark.parametrize(
@@ -448,7 +468,7 @@ def test_earlier_children_leave_trails_and_dropped_ones_a_mark():
     bare = str(evolution.draw_toy(toy_run(last)))
     joined = str(evolution.draw_toy(toy_run((0.077, 0.063, True), last)))
     dropped = str(evolution.draw_toy(toy_run((0.077, 0.063, False), last)))
-    assert joined.count("<polyline") == bare.count("<polyline") + 1
+    assert joined.count("<polyline") == bare.count("<polyline") + 2  # a line and its dark edge
     assert dropped.count("<path") == bare.count("<path") + 1
 
 

@@ -5,9 +5,10 @@ from html import unescape
 import pytest
 import torch
 
+from evolq_lite.descent import COST_OF_GRADIENT, descend
 from evolq_lite.landscape import JaggedBowl
 from evolq_lite.panels import RacePanel, race
-from evolq_lite.panels.evolution import TOY
+from evolq_lite.panels.evolution import BLOCK, TOY
 from evolq_lite.search import Optimizer
 
 pytestmark = pytest.mark.usefixtures("no_silent_callbacks", "panels_are_closed")
@@ -64,18 +65,76 @@ def test_all_runners_spend_the_same_and_never_get_worse():
     assert found.best[order[0]][-1] == min(values[-1] for values in found.best.values())
 
 
-def test_every_runner_asks_and_tells():
+def test_every_search_asks_and_tells():
     toy = JaggedBowl()
     first = float(toy(toy.start[None])[0])
-    for name, make in race.RUNNERS.items():
+    for name, make in race.SEARCHES.items():
         assert isinstance(make(toy.start, first, 0), Optimizer), name
+
+
+def test_every_runner_pays_for_what_it_computes(monkeypatch):
+    """A candidate costs one forward pass, a gradient three, and neither is had before it is due."""
+    toy, spent = JaggedBowl(), 0
+    first = float(toy(toy.start[None])[0])
+    forward, gradient = JaggedBowl.__call__, JaggedBowl.gradient
+
+    def counted(self, population):
+        nonlocal spent
+        spent += len(population)
+        return forward(self, population)
+
+    def counted_gradient(self, vector):
+        nonlocal spent
+        before = spent
+        found = gradient(self, vector)
+        spent = before + COST_OF_GRADIENT  # whatever it took to compute
+        return found
+
+    monkeypatch.setattr(JaggedBowl, "__call__", counted)
+    monkeypatch.setattr(JaggedBowl, "gradient", counted_gradient)
+    runners = race.line_up(toy, first, seed=0)
+    assert tuple(runners) == race.RUNNERS and len(runners) == 8
+    for name, runner in runners.items():
+        spent = 0
+        for paid in range(1, 13):
+            runner.spend()
+            assert spent == paid if name != race.ADAM else spent == paid - paid % COST_OF_GRADIENT
+
+
+def test_adam_in_the_race_is_the_descent_of_the_experiments():
+    toy = JaggedBowl()
+    first = float(toy(toy.start[None])[0])
+    told = []
+    best, value = descend(toy, "adam", race.ADAM_STEP, 60, lambda vector, found: told.append(found))
+    runner = race.Gradient(toy, first)
+    curve = [runner.spend() for _ in range(60)]
+    assert curve[2::3] == [min(told[: i + 1]) for i in range(20)] and curve[-1] == value < first
+    assert curve[:2] == [first, first]
+    assert float(toy(best[None])[0]) == pytest.approx(value)
+
+
+def test_the_toys_gradient_is_the_bowls():
+    """The straight-through estimator takes round for the identity, and sees no pit."""
+    toy = JaggedBowl()
+    gradient, value = toy.gradient(toy.start)
+    bowl = 2 * (toy.start - toy.centre) / toy.reach**2
+    torch.testing.assert_close(gradient, bowl)
+    assert value == float(toy(toy.start[None])[0])
+
+
+def test_on_the_real_block_the_words_say_that_gradients_are_simulated():
+    panel = RacePanel()
+    for landscape in (TOY, BLOCK):
+        result = race.Race(landscape, 1.0, list(race.RUNNERS))
+        words = panel.draw(result, **{**panel.values, "landscape": landscape})[1]
+        assert (race.SIMULATED in words) == (landscape == BLOCK)
 
 
 def test_a_runner_whose_package_is_missing_stays_at_home(monkeypatch):
     def missing(start, value, seed):
         raise ValueError("this search needs the package cmaes")
 
-    monkeypatch.setitem(race.RUNNERS, "separable CMA-ES", missing)
+    monkeypatch.setitem(race.SEARCHES, "separable CMA-ES", missing)
     words = run(RacePanel(bet="SPSA", budget=10))
     assert "Not at the start, for lack of a package: separable CMA-ES." in words
 

@@ -156,6 +156,15 @@ def test_options_without_effect_on_the_chosen_search_are_disabled_and_left_out(
     assert {key for key, widget in panel.controls.items() if widget.disabled} == idle
 
 
+def test_while_a_run_is_under_way_no_button_changes_its_options(tmp_path):
+    panel = search_panel(tmp_path)
+    buttons = [panel.run_button, panel.resume_button, panel.reset_button, *panel.preset_buttons]
+    assert len(buttons) == 3 + len(panel.presets) > 3
+    for yes in (True, False):
+        panel.busy(yes)
+        assert all(button.disabled is yes for button in buttons)
+
+
 def test_bits_are_drawn_layer_by_layer():
     before = {"patch_embed.proj": 4, "blocks.0.attn.qkv": 2, "blocks.0.mlp.fc1": 3}
     after = {"patch_embed.proj": 3, "blocks.0.attn.qkv": 4, "blocks.0.mlp.fc1": 3}

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import ipywidgets as W
 from IPython.core.getipython import get_ipython
-from traitlets import validate
+from traitlets import TraitError, validate
 
 from evolq_lite.files import DATA, write_whole
 from evolq_lite.panels.drawing import Drawing, as_image
@@ -33,6 +33,14 @@ PAGE = """<style>
 .evolq-drawing { color: var(--jp-ui-font-color1, inherit) }
 .evolq-words { paint-order: stroke; stroke: var(--jp-layout-color0, #fff); stroke-width: 3px }
 .evolq-stale { opacity: 0.45 }
+.evolq-status [role="status"] { line-height: 1.4 }
+.evolq-panel .jupyter-widgets.widget-slider .noUi-connects {
+  background: var(--jp-ui-font-color2, #616161) }
+.evolq-panel .noUi-handle { border: 1px solid var(--jp-ui-font-color2, #616161) }
+[data-jp-theme-light="false"] .evolq-paper { filter: brightness(0.8) }
+[data-jp-theme-light="false"] .evolq-panel .widget-dropdown > select { background-image: url("data:\
+image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath d='M5 7l4 4 \
+4-4' fill='none' stroke='white' stroke-width='2'/%3E%3C/svg%3E") }
 .evolq-lost { display: none; font-weight: bold }
 .jupyter-widgets-disconnected .evolq-lost { display: block }
 </style><img src="data:," alt="" style="display: none" onerror="
@@ -47,8 +55,8 @@ const start = () => {
 };
 start()">"""
 # Saves the picture as it is in the page: its plots side by side in one file.
-SAVE = """<a href="#" role="button" onclick="
-event.preventDefault();
+SAVE = """<button type="button" class="lm-Widget jupyter-widgets jupyter-button widget-button"
+title="Save the picture as an SVG file" style="width: auto; min-width: 90px" onclick="
 const plots = this.closest('.evolq-panel').querySelectorAll('.evolq-view .evolq-drawing > svg');
 let across = 0, tall = 0, parts = '';
 for (const plot of plots) {
@@ -59,13 +67,18 @@ for (const plot of plots) {
   parts += new XMLSerializer().serializeToString(part);
 }
 const file = `<svg xmlns='http://www.w3.org/2000/svg' width='${across}' height='${tall}'
-  font-family='sans-serif'><rect width='100%' height='100%' fill='white'/>${parts}</svg>`;
+  font-family='sans-serif'><style>.evolq-words { paint-order: stroke; stroke: white;
+  stroke-width: 3px }</style><rect width='100%' height='100%' fill='white'/>${parts}</svg>`;
 const link = document.createElement('a');
 link.href = window.URL.createObjectURL(new Blob([file], {type: 'image/svg+xml'}));
 link.download = 'panel.svg';
 link.click();
-window.URL.revokeObjectURL(link.href);">Save picture</a>"""
+window.URL.revokeObjectURL(link.href);">Save picture</button>"""
 LOST = '<div class="evolq-lost">Kernel restarted: run this cell again.</div>'
+OTHER_MACHINE = (
+    "(The stored picture of these settings is from another machine, whose kernels add in another "
+    "order: digits differ.)"
+)
 UNRUN = "<p>The controls appear when you run this cell.</p>"
 Values = dict[str, Any]
 
@@ -150,6 +163,7 @@ class Panel:
             if earlier.place == self.place and earlier.execution != self.execution:
                 earlier.close()
         self.moved, self.note, self.words = perf_counter(), "", ""
+        self.shown = ""  # what was said of the picture
         self.opened = self.closed = self.setting = False
         self.view, self.status = W.HTML(), W.HTML()
         self.page = W.HTML(PAGE, layout={"height": "0px", "margin": "0px"})
@@ -185,7 +199,7 @@ class Panel:
             for widget in (*self.controls.values(), *self.own()):
                 close_all(widget)
             raise
-        self.first = self.values
+        self.first, self.usual = self.values, self.defaults()
         for widget in self.controls.values():
             widget.observe(self.heard, names="value")
         for widget, word in ((self.view, "view"), (self.status, "status"), (self.bar, "bar")):
@@ -208,14 +222,21 @@ class Panel:
         return [self.view, self.status, self.page, self.bar, self.save, self.pinned, *buttons]
 
     def set_controls(self, values: Values) -> None:
-        """Give controls values; ValueError if there is no control of a name."""
+        """Give controls values; ValueError if there is no control of a name or no such value."""
         if unknown := values.keys() - self.controls.keys():
             raise ValueError(
                 f"{type(self).__name__} has no control {min(unknown)!r}; "
                 f"it has {', '.join(self.controls)}"
             )
         for key, value in values.items():
-            self.controls[key].value = value
+            widget = self.controls[key]
+            try:
+                if isinstance(widget, IntSlider) and isinstance(value, float) and value % 1:
+                    raise TraitError  # it would be cut off without a word
+                widget.value = value
+            except TraitError as error:
+                what = f"{type(self).__name__}: {key} is {value!r}"
+                raise ValueError(f"{what}; give {accepted(widget)}") from error
 
     def make_controls(self) -> dict[str, Any]:
         """The controls by name; the names are the arguments of `compute` and `draw`."""
@@ -231,11 +252,12 @@ class Panel:
 
     def buttons(self) -> list[W.Widget]:
         """What stands under the controls."""
-        return [self.row(*([self.cancel_button, self.bar] if self.slow else []))]
+        return [self.row(*([self.cancel_button] if self.slow else []))]
 
     def row(self, *before: W.Widget) -> W.Widget:
-        """Buttons side by side, with those that every panel has."""
-        every = self.reset_button, self.pin_button, *self.preset_buttons, self.save
+        """Buttons side by side, with those that every panel has, and the bar of a slow one."""
+        every = [self.reset_button, self.pin_button, *self.preset_buttons, self.save]
+        every += [self.bar] if self.slow else []
         return W.Box([*before, *every], layout={"flex_flow": "row wrap", "align_items": "center"})
 
     def arrange(self) -> W.Widget:
@@ -258,7 +280,7 @@ class Panel:
     def show_stored(self) -> bool:
         """Show the stored picture of the default values, False if it does not apply."""
         stored = first_view(type(self).__name__) if self.shipped else None
-        if stored is None or self.values != self.defaults():
+        if stored is None or self.values != self.usual:
             return False
         picture, words = stored
         self.show(picture, f"{words} (Stored result of these settings.)")
@@ -266,9 +288,14 @@ class Panel:
 
     def show(self, picture: str, words: str) -> None:
         """Show a picture of the present settings, and say what it shows."""
-        self.view.value = picture
+        self.view.value, self.shown = picture, words
         self.view.remove_class("evolq-stale")
         self.say(words)
+
+    def compared(self, words: str, values: Values) -> str:
+        """Words for a result; if the stored one of these values reads otherwise, they say why."""
+        stored = first_view(type(self).__name__) if self.shipped and values == self.usual else None
+        return words if stored is None or stored[1] == words else f"{words} {OTHER_MACHINE}"
 
     def defaults(self) -> Values:
         """The values that the controls begin with."""
@@ -347,7 +374,7 @@ class Panel:
             tick(1.0)
             picture, words = self.draw(result, **values)
             tick(1.0)
-            self.show(picture.html(), note + words)
+            self.show(picture.html(), note + self.compared(words, values))
 
         return run
 
@@ -366,12 +393,16 @@ class Panel:
         """A job has ended: say so if it did not end well."""
         self.busy(False)
         if isinstance(error, Cancelled):
-            self.say("Cancelled. The picture is the last one that was finished.")
+            self.say(f"Cancelled. {self.whose()}")
         elif error is None and self.words == CANCELLING:  # too late, it was finished
             self.say(self.said)
         elif error is not None:
             why = (str(error) or type(error).__name__).rstrip(".")
             self.say(f"{type(error).__name__}: {why}. {self.again}")
+
+    def whose(self) -> str:
+        """Of what settings the picture is, which is not of those that the controls show."""
+        return f"The dimmed picture is an earlier one: {self.shown}" if self.shown else ""
 
     def close(self) -> None:
         """Stop computing and take every widget away."""
@@ -400,6 +431,19 @@ def small_button(word: str, tooltip: str, act: Callable[[], None]) -> W.Button:
     button = W.Button(description=word, tooltip=tooltip, layout=layout)
     button.on_click(lambda _: act())
     return button
+
+
+def accepted(widget: W.Widget) -> str:
+    """The values that a control takes, in words."""
+    if isinstance(widget, W.Dropdown):
+        values = [o[1] if isinstance(o, tuple) else o for o in widget.options]
+        return f"one of: {', '.join(map(str, values))}"
+    if isinstance(widget, LogSlider):
+        return f"a number from {widget.base**widget.min:g} to {widget.base**widget.max:g}"
+    if isinstance(widget, _Clamped):
+        kind = "whole number" if isinstance(widget, IntSlider) else "number"
+        return f"a {kind} from {widget.min:g} to {widget.max:g}"  # type: ignore[attr-defined]
+    return "True or False" if isinstance(widget, W.Checkbox) else "a text"
 
 
 def told(values: Values) -> str:

@@ -31,6 +31,7 @@ SHAPES = {  # outlines as large as a circle of radius 1
     "down": "M0 1.1L1.1-.9H-1.1Z",
     "plus": "M-.4-1.1H.4V-.4H1.1V.4H.4V1.1H-.4V.4H-1.1V-.4H-.4Z",
     "cross": "M-.9-.9L.9.9M-.9.9L.9-.9",
+    "star": "M0-1.3L.3-.4H1.2L.5.15.75 1.05 0 .5-.75 1.05-.5.15-1.2-.4H-.3Z",
 }
 LETTER = 6.6  # about the width of a letter, in pixels
 ROW = 18  # height of a row of the legend
@@ -87,13 +88,19 @@ class Plot:
         dash: str = "",
         label: str = "",
         width: float = 2,
+        edge: str = "",
     ) -> None:
-        """Points joined in their order."""
-        style = f'fill="none" stroke="{color}" stroke-width="{width}" stroke-dasharray="{dash}"'
+        """Points joined in their order; `edge` is a color beneath, where the ground varies."""
+        looks = [f'stroke="{color}" stroke-width="{width}" stroke-dasharray="{dash}"']
+        if edge:
+            looks.insert(0, f'stroke="{edge}" stroke-width="{width + 1}"')
         path = pairs(self.x(xs), self.y(ys))
-        self.marks.append(f'<polyline points="{path}" {style} stroke-linejoin="round"/>')
+        for look in looks:
+            style = f'fill="none" {look} stroke-linejoin="round"'
+            self.marks.append(f'<polyline points="{path}" {style}/>')
         if label:
-            self.legend.append((f'<path d="M0 0H20" {style}/>', label))
+            swatch = "".join(f'<path d="M0 0H20" fill="none" {look}/>' for look in looks)
+            self.legend.append((swatch, label))
 
     def steps(self, xs: Numbers, ys: Numbers, **style: Any) -> None:
         """A line on which each y holds until the next x."""
@@ -239,7 +246,7 @@ class Plot:
         out = [text(middle, 14, self.title, 'font-weight="bold"')]
         x, y = float(self.left), 33.0
         for swatch, words in self.legend:
-            wide = 34 + LETTER * len(words)
+            wide = 40 + LETTER * len(words)
             if x + wide > self.width + 8 and x > self.left:
                 x, y = float(self.left), y + ROW
             out.append(f'<g transform="translate({x:.0f} {y - 4:.0f})">{swatch}</g>')
@@ -271,7 +278,7 @@ class Tiles:
             parts.append(text(x + size / 2, 34, words))
             parts.append(
                 f'<image x="{x}" y="40" width="{size}" height="{size}" href="{png(gray)}" '
-                'style="image-rendering: pixelated"/>'
+                'class="evolq-paper" style="image-rendering: pixelated"/>'
             )
         width = max(8 + across * len(titles), 12 + round(7.5 * len(title)))
         self.svg = (
@@ -313,7 +320,7 @@ class Sheet:
             x += 40 + LETTER * len(look)
         parts.append(
             f'<image x="4" y="{top}" width="{self.WIDE * columns}" height="{self.TALL * rows}" '
-            f'href="{pictures}" preserveAspectRatio="none"/>'
+            f'href="{pictures}" class="evolq-paper" preserveAspectRatio="none"/>'
         )
         for i, (label, look) in enumerate(zip(labels, looks, strict=True)):
             x, y = 4 + self.WIDE * (i % columns), top + self.TALL * (i // columns)

@@ -68,7 +68,7 @@ def block() -> BlockObjective:
     return BlockObjective(chain_of(twin(calibrated())), "blocks.5", demo.calibration, demo.targets)
 
 
-def objective_of(landscape: str, tick: Tick) -> Objective:
+def objective_of(landscape: str, tick: Tick) -> JaggedBowl | BlockObjective:
     """The objective of a landscape; the real block takes a second or two the first time."""
     if landscape == TOY:
         return JaggedBowl()
@@ -200,9 +200,12 @@ class EvolutionPanel(Panel):
     }
 
     def __init__(self, name: str | None = None, made: int = 0, **values: Any) -> None:
+        if isinstance(made, bool) or not isinstance(made, int) or made < 0:
+            raise ValueError(f"made is {made!r}; give a whole number of candidates, 0 or more")
         self.running: Run | None = None  # made by the worker; None: begin anew
         self.target = made  # candidates wanted; the worker only reads it
         self.playing = False
+        self.landscape = values.get("landscape", TOY)  # of the picture
         super().__init__(name, **values)
 
     def make_controls(self) -> dict[str, Any]:
@@ -245,7 +248,7 @@ class EvolutionPanel(Panel):
         }
 
     def buttons(self) -> list[W.Widget]:
-        """Step, Play, Pause, Restart and Cancel above the progress bar."""
+        """Step, Play, Pause, Restart and Cancel before the rest."""
         named = []
         for word, tooltip, on_click in (
             ("Step", "Make one candidate", self.step),
@@ -257,7 +260,7 @@ class EvolutionPanel(Panel):
             button.add_class(f"evolq-{word.lower()}")
             named.append(button)
         self.cancel_button.on_click(lambda _: self.pause())
-        return [self.row(*named, self.cancel_button), self.bar]
+        return [self.row(*named, self.cancel_button)]
 
     @property
     def generation(self) -> int:
@@ -286,9 +289,12 @@ class EvolutionPanel(Panel):
         self.changed(None)
 
     def changed(self, change: Any) -> None:
-        """Other values are another search."""
+        """Other values are another search; another landscape clears the picture at once."""
         self.playing, self.target, self.running = False, 0, None
         super().changed(change)
+        if (landscape := self.values["landscape"]) != self.landscape:
+            self.landscape = landscape
+            self.view.value = draw_waiting(landscape).html()
 
     def ended(self, error: BaseException | None) -> None:
         """What was stopped or failed is not taken up again."""
@@ -335,6 +341,13 @@ class EvolutionPanel(Panel):
         return Drawing(alt, *shown, draw_fitness(result)), said
 
 
+def draw_waiting(landscape: str) -> Drawing:
+    """Empty axes, until the first value of a landscape is there."""
+    title = f"Preparing {landscape.partition(':')[0]} …"
+    plot = Plot(title, (-1, 1), (-1, 16), "fitness", "copies", width=440, height=400, rows=2)
+    return Drawing(f"Empty axes: {landscape.partition(':')[0]} is being prepared.", plot)
+
+
 def draw_toy(run: Run) -> Plot:
     """A map, the trails, the members with their numbers of copies, the last parent and its child.
 
@@ -342,7 +355,7 @@ def draw_toy(run: Run) -> Plot:
     """
     xs, ys, values = relief()
     ends = (float(xs[0]), float(xs[-1])), (float(ys[0]), float(ys[-1]))
-    plot = Plot("The toy, dark is low", *ends, "scale 1", "scale 2", width=440, height=400, rows=2)
+    plot = Plot("The toy, dark is low", *ends, "scale 1", "scale 2", width=358, height=400, rows=2)
     plot.cells(values, (float(values.min()), 1.6), xs, ys)
     low, high = (torch.tensor(side) for side in zip(*ends))
     draw_trails(plot, run, low, high)
@@ -364,11 +377,12 @@ def draw_trails(plot: Plot, run: Run, low: Vector, high: Vector) -> None:
         place = child.vector.clamp(low, high).tolist()
         if child.entered:
             xs, ys = zip(child.parent.tolist(), place)
-            plot.line(xs, ys, ORANGE if child.best else "#fff", width=1.6 if child.best else 0.8)
+            look = (ORANGE, 1.8) if child.best else ("#fff", 0.9)
+            plot.line(xs, ys, look[0], width=look[1], edge="#000")
         else:
             plot.points(place[:1], place[1:], RED, "cross", 1.8)
     if any(child.best for child in run.children[:-1]):
-        plot.line([], [], ORANGE, label="trail of the best", width=1.6)
+        plot.line([], [], ORANGE, label="trail of the best", width=1.8, edge="#000")
 
 
 def draw_zoom(run: Run) -> Plot:
@@ -384,10 +398,10 @@ def draw_zoom(run: Run) -> Plot:
         *ends,
         "scale 1",
         "scale 2",
-        width=360,
+        width=346,
         height=400,
         rows=2,
-        left=72,
+        left=78,
         xticks=ticks[0],
         yticks=ticks[1],
     )
@@ -395,7 +409,7 @@ def draw_zoom(run: Run) -> Plot:
     corner = float(xs[50]) - step, float(ys[50]) - step
     square = [corner[0], corner[0] + 2 * step, corner[0] + 2 * step, corner[0], corner[0]]
     rise = [corner[1], corner[1], corner[1] + 2 * step, corner[1] + 2 * step, corner[1]]
-    plot.line(square, rise, "#fff", DASHES[1], "where its children can be", width=1.4)
+    plot.line(square, rise, "#fff", DASHES[1], "where its children can be", 1.4, "#000")
     everywhere = torch.full((2,), torch.inf)
     draw_trails(plot, run, -everywhere, everywhere)  # what lies outside is cut off
     draw_members(plot, [(*vector.tolist(), value, n) for vector, value, n in run.members()])
@@ -454,11 +468,11 @@ def draw_fitness(run: Run) -> Plot:
     room = max(0.08 * (top - best[-1]), 0.02)
     plot = Plot(
         "Fitness of all candidates",
-        (-0.5, max(10, len(values))),
+        (-0.5 - len(values) / 60, max(10, len(values))),
         (best[-1] - room, top + room),
         "candidate",
         run.label,
-        width=440,
+        width=346,
         height=400,
         rows=2,
     )
@@ -472,7 +486,7 @@ def draw_fitness(run: Run) -> Plot:
     plot.steps(numbers, best, color="currentColor", width=1.2)
     for fate, (word, (shape, color)) in enumerate(looks.items()):
         here = (fates == fate) & finite
-        shown = np.minimum(values[here], top + 0.9 * room)  # what is far above is at the top
+        shown = np.minimum(values[here], top + 0.7 * room)  # what is far above is at the top
         titles = [f"candidate {i}: {value:.5f}" for i, value in zip(numbers[here], values[here])]
         plot.points(numbers[here], shown, color, shape, 4, titles=titles, label=word)
     return plot

@@ -40,7 +40,10 @@ class GalleryPanel(Panel):
     live = True
     presets = {
         "Right": {"mean": 0.5, "std": 0.5},
+        "Look-alikes": {"text": "O0oIl1", "mean": 0.5, "std": 0.5},
         "Mean forgotten": {"mean": 0.0, "std": 1.0},
+        "Deviation 1": {"mean": 0.5, "std": 1.0},
+        "Deviation 0.25": {"mean": 0.5, "std": 0.25},
     }
 
     def __init__(self, file: Path | str, name: str | None = None, **values: Any) -> None:

@@ -136,9 +136,21 @@ class InfoNCEPanel(Panel):
             ),
         }
 
+    def show_stored(self) -> bool:
+        """While the stored picture is looked at, the network that the first move needs is made."""
+        shown, values = super().show_stored(), self.values
+
+        def prepare(tick: Tick) -> None:
+            self.compute(tick, **values)
+
+        if shown:
+            self.worker.follow(prepare)
+        return shown
+
     def changed(self, change: Any) -> None:
         """A control has moved; another network takes a second the first time, so say so."""
         if change is not None and change.owner is self.controls["bits"]:
+            self.view.add_class("evolq-stale")
             self.say(f"{self.note}Computing …")
         super().changed(change)
 

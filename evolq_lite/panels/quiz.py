@@ -28,6 +28,7 @@ STYLE = """<style>
 .evolq-question .widget-radio-box { width: 100%; max-width: 720px }
 .evolq-question .evolq-status { max-width: 720px }
 .evolq-question .widget-html-content { line-height: 1.45 }
+.evolq-question > .jupyter-button { align-self: flex-start }
 </style>"""
 CHOOSE = "Choose an answer first."
 

@@ -1,14 +1,20 @@
-"""Lesson 5: optimizers of `search.py` race on one objective, at equal cost; a bet comes first."""
+"""Lesson 5: seven searches and Adam race on one objective, at equal cost; a bet comes first.
+
+Cost is counted as in C3: a candidate is one forward pass, a gradient three (`descent.py`).
+"""
 
 from collections import Counter
 from collections.abc import Callable
 from time import perf_counter, sleep
-from typing import Any
+from typing import Any, Protocol
 
 import ipywidgets as W
 import numpy as np
 
+from evolq_lite.descent import COST_OF_GRADIENT, Descent, Differentiable
 from evolq_lite.genome import Vector
+from evolq_lite.landscape import JaggedBowl
+from evolq_lite.objective import BlockObjective, Objective
 from evolq_lite.panels.base import IntSlider, Panel, Values, control, small_button
 from evolq_lite.panels.drawing import COLORS, DASHES, Drawing, Plot
 from evolq_lite.panels.evolution import BLOCK, TOY, objective_of
@@ -26,7 +32,7 @@ from evolq_lite.search import (
 NO_BET = "place your bet"
 Make = Callable[[Vector, float, int], Optimizer]  # from start, value, seed
 # Steps are the paper's 0.001, or 1 % of each scale; one coordinate at a time goes ten times as far.
-RUNNERS: dict[str, Make] = {
+SEARCHES: dict[str, Make] = {
     "random search": lambda x, value, seed: RandomSearch(x, value, 1e-3, seed),
     "EvolQ (paper)": lambda x, value, seed: EvolQ(x, value, 1e-3, seed=seed),
     "EvolQ, relative": lambda x, value, seed: EvolQ(x, value, 0.01, seed=seed, relative=True),
@@ -39,9 +45,54 @@ RUNNERS: dict[str, Make] = {
     ),
     "separable CMA-ES": lambda x, value, seed: LogSpace(x, lambda y: SepCMA(y, value, 0.01, seed)),
 }
-OUTLINES = ("circle", "square", "diamond", "up", "down", "plus", "cross")
+ADAM, ADAM_STEP = "Adam (gradient)", 0.01  # of each scale, as the searches
+RUNNERS = (*SEARCHES, ADAM)
+OUTLINES = ("circle", "square", "diamond", "up", "down", "plus", "cross", "star")
+SIMULATED = (
+    "A gradient cannot pass through integers: Adam's passes simulate them in float, the others' "
+    "compute with them, which gives the same values up to the noise floor."
+)
 SECONDS = 5.0  # a race lasts at least so long: an eye wants to follow
 PICTURE = 0.15  # seconds between two pictures
+
+
+class Runner(Protocol):
+    """Who races: `spend` pays for one forward pass, and returns the best value known by then."""
+
+    def spend(self) -> float:
+        """Pay for one more forward pass."""
+        ...
+
+
+class Search:
+    """A search: each forward pass is a candidate."""
+
+    def __init__(self, objective: Objective, optimizer: Optimizer) -> None:
+        self.objective, self.optimizer = objective, optimizer
+
+    def spend(self) -> float:
+        """Ask, evaluate, tell."""
+        asked = self.optimizer.ask(1)
+        self.optimizer.tell(asked, self.objective(asked))
+        return self.optimizer.best[1]
+
+
+class Gradient:
+    """Adam: a step, and the value where it began, once its three forward passes are paid for.
+
+    It takes no random numbers, so every seed is the same.
+    """
+
+    def __init__(self, objective: Differentiable, first: float) -> None:
+        self.descent = Descent(objective, "adam", ADAM_STEP)
+        self.first, self.paid = first, 0
+
+    def spend(self) -> float:
+        """Save up; step when it is enough."""
+        self.paid += 1
+        if self.paid % COST_OF_GRADIENT == 0 and not self.descent.ended:
+            self.descent.step()
+        return min(self.first, self.descent.best[1])
 
 
 class Race:
@@ -76,6 +127,7 @@ class RacePanel(Panel):
 
     slow = True
     again = "Press Race to try again."
+    presets = {"Toy": {"landscape": TOY}, "Real block": {"landscape": BLOCK}}
 
     def __init__(self, name: str | None = None, **values: Any) -> None:
         self.wins: Counter[tuple[str, str]] = Counter()  # by landscape and name
@@ -109,10 +161,10 @@ class RacePanel(Panel):
         }
 
     def buttons(self) -> list[W.Widget]:
-        """Race and Cancel above the progress bar."""
+        """Race and Cancel before the rest."""
         self.race_button = small_button("Race", "Send all optimizers off", self.race)
         self.race_button.add_class("evolq-race")
-        return [self.row(self.race_button, self.cancel_button), self.bar]
+        return [self.row(self.race_button, self.cancel_button)]
 
     def open(self) -> None:
         """The starting line."""
@@ -124,12 +176,17 @@ class RacePanel(Panel):
         if change is None or change.owner is not self.controls["bet"]:
             self.worker.forget()
             self.busy(False)
-            start = Race(self.values["landscape"], 0.0, list(RUNNERS))
+            start = Race(self.values["landscape"], self.first_value(), list(RUNNERS))
             self.view.value = self.draw(start, **self.values)[0].html()
         asked = (
             "Press Race." if self.values["bet"] != NO_BET else "Bet on a winner, then press Race."
         )
         self.say(f"{note}{asked}")
+
+    def first_value(self) -> float:
+        """Where all start, which is 0 where a picture shows changes."""
+        toy = JaggedBowl()
+        return float(toy(toy.start[None])[0]) if self.values["landscape"] == TOY else 0.0
 
     def race(self) -> None:
         """Start, if there is a bet."""
@@ -145,23 +202,16 @@ class RacePanel(Panel):
         self.race_button.disabled = self.controls["bet"].disabled = yes
 
     def compute(self, tick: Tick, **values: Any) -> Race:
-        """Let each optimizer ask, evaluate and tell in turn, with pictures in between."""
+        """Let each spend a forward pass in turn, with pictures in between."""
         objective = objective_of(values["landscape"], tick)
         first = float(objective(objective.start[None])[0])
-        runners: dict[str, Optimizer] = {}
-        for name, make in RUNNERS.items():
-            try:
-                runners[name] = make(objective.start, first, values["seed"])
-            except ValueError:  # it needs a package that is not there; `draw` says so
-                continue
+        runners = line_up(objective, first, values["seed"])
         race = Race(values["landscape"], first, list(runners))
         drawn = perf_counter()
         for cost in range(1, values["budget"] + 1):
             began = perf_counter()
             for name, runner in runners.items():
-                asked = runner.ask(1)
-                runner.tell(asked, objective(asked))
-                race.best[name].append(runner.best[1])
+                race.best[name].append(runner.spend())
                 tick(cost / values["budget"])
             if perf_counter() - drawn > PICTURE:
                 drawn = perf_counter()
@@ -190,14 +240,28 @@ class RacePanel(Panel):
         if sum(wins.values()) > 1:
             tally = ", ".join(f"{name} {n}" for name, n in sorted(wins.items()))
             said += f" Wins on this landscape so far: {tally}."
+        if result.landscape == BLOCK:
+            said += f" {SIMULATED}"
         if absent := [name for name in RUNNERS if name not in result.best]:
             said += f" Not at the start, for lack of a package: {', '.join(absent)}."
         return Drawing(alt, draw_race(result, values), draw_ranking(result)), said
 
 
+def line_up(objective: JaggedBowl | BlockObjective, first: float, seed: int) -> dict[str, Runner]:
+    """All runners at the start, but those whose package is missing."""
+    runners: dict[str, Runner] = {}
+    for name, make in SEARCHES.items():
+        try:
+            runners[name] = Search(objective, make(objective.start, first, seed))
+        except ValueError:  # `draw` says so
+            continue
+    runners[ADAM] = Gradient(objective, first)
+    return runners
+
+
 def look_of(name: str) -> tuple[str, str, str]:
     """A runner's color, dash and shape, in every picture the same."""
-    i = list(RUNNERS).index(name)
+    i = RUNNERS.index(name)
     return COLORS[i % len(COLORS)], DASHES[i % len(DASHES)], OUTLINES[i % len(OUTLINES)]
 
 
@@ -213,7 +277,7 @@ def draw_race(result: Race, values: Values) -> Plot:
     """The best value of each runner over its cost."""
     plot = Plot(
         "Best value so far",
-        (0, values["budget"] * 1.03),
+        (-0.02 * values["budget"], 1.03 * values["budget"]),
         limits_of(result),
         "cost in forward passes",
         result.label,

@@ -121,9 +121,11 @@ class RoundingPanel(Panel):
     slow = True
     shipped = True
     presets = {
-        "GPTQ, 3 bits": {"bits": 3, "rounding": GPTQ},
+        "Nearest, MinMax": {"bits": 3, "rounding": MINMAX},
+        "Nearest, MSE": {"bits": 3, "rounding": MSE},
+        "GPTQ alone": {"bits": 3, "rounding": BARE},
+        "GPTQ": {"bits": 3, "rounding": GPTQ},
         "GPTQ, 2 bits": {"bits": 2, "rounding": GPTQ},
-        "Nearest, 3 bits": {"bits": 3, "rounding": MINMAX},
     }
 
     def __init__(self, name: str | None = None, **values: Any) -> None:

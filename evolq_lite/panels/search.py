@@ -55,6 +55,12 @@ class SearchPanel(Panel):
     slow = True
     shipped = True
     again = "Press Run to try again."
+    presets = {
+        "One member": {"population": 1, "step": 1e-3, "cycles": 3, "passes": 10},
+        "Wide": {"population": 15, "step": 0.1, "cycles": 3, "passes": 10},
+        "Short visits": {"population": 15, "step": 1e-3, "cycles": 1, "passes": 20},
+        "Long visits": {"population": 15, "step": 1e-3, "cycles": 10, "passes": 2},
+    }
 
     def __init__(
         self,
@@ -113,7 +119,7 @@ class SearchPanel(Panel):
         }
 
     def buttons(self) -> list[W.Widget]:
-        """Run, Pause, Resume and Cancel above the bar."""
+        """Run, Pause, Resume and Cancel before the rest."""
         self.run_button, self.pause_button, self.resume_button = (
             W.Button(description=word, tooltip=tip, layout={"width": "90px"})
             for word, tip in (
@@ -141,7 +147,7 @@ class SearchPanel(Panel):
         self.detail = W.HTML()
         self.detail.add_class("evolq-detail")
         self.withdraw()
-        return [self.row(*named.values(), self.cancel_button), self.bar]
+        return [self.row(*named.values(), self.cancel_button)]
 
     def arrange(self) -> W.Widget:
         """As other panels, and below it a character."""
@@ -170,7 +176,10 @@ class SearchPanel(Panel):
     def busy(self, yes: bool) -> None:
         """Only what makes sense can be pressed."""
         super().busy(yes)
-        self.run_button.disabled = self.resume_button.disabled = self.reset_button.disabled = yes
+        for button in (self.run_button, self.resume_button, self.reset_button):
+            button.disabled = yes
+        for button in self.preset_buttons:
+            button.disabled = yes
         self.pause_button.disabled = not yes
         self.enable(not yes)
 
@@ -314,7 +323,10 @@ class SearchPanel(Panel):
         self.looks += 1
         bits = (layer_bits(run.before), layer_bits(run.qmodel)) if run.genome is not None else None
         self.picture(outcome.history, outcome, bits)
-        self.say(self.verdict(outcome))
+        said = self.verdict(outcome)
+        if self.images == DEMO_IMAGES and self.looks == 1:  # as the stored run
+            said = self.compared(said, self.values)
+        self.say(said)
         self.offer(run, outcome)
 
     def withdraw(self) -> None:

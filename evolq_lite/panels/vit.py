@@ -67,7 +67,13 @@ class ViTPanel(Panel):
     presets = {
         "W8A8": {"weight_bits": 8, "act_bits": 8},
         "W3A8 MSE": {"weight_bits": 3, "act_bits": 8, "weight_observer": "mse"},
-        "W8A4": {"weight_bits": 8, "act_bits": 4, "weight_observer": "minmax"},
+        "W8A4": {"weight_bits": 8, "act_bits": 4, "weight_observer": "minmax", "sums": "ptf"},
+        "W8A4, one scale for sums": {
+            "weight_bits": 8,
+            "act_bits": 4,
+            "weight_observer": "minmax",
+            "sums": "tensor",
+        },
     }
 
     def __init__(self, name: str | None = None, **values: Any) -> None:
