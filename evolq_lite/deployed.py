@@ -149,7 +149,7 @@ def read_facts(path: Path, told: str | None) -> dict[str, Any]:
     if told is None:
         raise ValueError(
             f"{path} does not say how its images are prepared: python -m evolq_lite export did not "
-            "write it"
+            "write it; give a file that it wrote"
         )
     try:
         facts = parse_json(told)
