@@ -32,7 +32,7 @@ from evolq_lite.config import (
     QuantConfig,
     SearchConfig,
 )
-from evolq_lite.files import DATA
+from evolq_lite.files import DATA, check_target
 from evolq_lite.kernels import missing
 from evolq_lite.runs.environment import device_of, environment, fix_kernels
 from evolq_lite.terminal import progress, say
@@ -54,6 +54,7 @@ SENSITIVITY_IMAGES = 100  # calibration images that --sensitivity looks at
 SHARED = DATA.resolve().parent.parent / "shared"
 
 
+OF_TIMM = ("checkpoint", "calibration", "image_size")  # options of `export` for timm's networks
 PAPER_ONLY = ("imagenet", "class_map", "networks", "device", "passes", "seeds", "cost")
 
 C = TypeVar("C", QuantConfig, SearchConfig)
@@ -417,23 +418,19 @@ def convert_file(arguments: argparse.Namespace) -> int:
 def export_file(arguments: argparse.Namespace) -> int:
     """Write a run's network, or one quantized here, as an ONNX file."""
     out: Path = arguments.out
+    check_target(out)  # all that can be refused is refused before minutes of calibration
     if out.exists() and not arguments.replace:
         raise ValueError(f"{out} exists; give another --out, or add --replace")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"{out.parent} is not a folder; give an --out in one that exists")
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder; give the path of a file")
     from evolq_lite.export import export_onnx, require_extra
 
-    require_extra()  # before minutes of calibration
-    float_points = getattr(arguments, "float_points", "")
+    require_extra()
     shipment = ship(arguments)
     export_onnx(
         shipment.qmodel,
         out,
         shipment.example,
         weights=arguments.weights,
-        float_points=float_points,
+        float_points=getattr(arguments, "float_points", ""),
         facts=shipment.facts,
     )
     say(f"Written to {out}: {out.stat().st_size / 1e6:.2f} MB.")
@@ -442,18 +439,31 @@ def export_file(arguments: argparse.Namespace) -> int:
 
 def ship(arguments: argparse.Namespace) -> Shipment:
     """The network that `export` shall write: a run's, an embedded one, or a timm model."""
-    from evolq_lite.runs.shipping import make_shipment, open_run
+    from evolq_lite.export import check_packing, check_request
+    from evolq_lite.runs.shipping import make_shipment, open_run, read_run
 
-    if Path(arguments.source).is_dir():
-        given = [f.name for f in fields(QuantConfig) if hasattr(arguments, f.name)]
-        given += [n for n in ("preset", "checkpoint", "calibration") if getattr(arguments, n)]
-        if more := [name for name in given if name != "float_points"]:
-            raise ValueError(
-                f"{arguments.source} is a run, which knows its {more[0].replace('_', ' ')}; "
-                f"omit --{more[0].replace('_', '-')}"
-            )
-        return open_run(Path(arguments.source))
-    return make_shipment(shipped_source(arguments), quant_of(arguments))
+    path = Path(arguments.source)
+    floats = getattr(arguments, "float_points", "")
+    if not path.is_dir():
+        quant, source = quant_of(arguments), shipped_source(arguments)
+        kinds = check_request(quant, arguments.weights, floats)
+        if arguments.weights == "int4":
+            check_packing(quant, kinds)
+        return make_shipment(source, quant)
+    given = [f.name for f in fields(QuantConfig) if hasattr(arguments, f.name)]
+    given += [
+        name for name in ("preset", *OF_TIMM, "calibration_images") if getattr(arguments, name)
+    ]
+    if more := [name for name in given if name != "float_points"]:
+        raise ValueError(
+            f"{path} is a run, which knows its {more[0].replace('_', ' ')}; "
+            f"omit --{more[0].replace('_', '-')}"
+        )
+    run = read_run(path)
+    kinds = check_request(run.quant, arguments.weights, floats)
+    if arguments.weights == "int4" and not run.search.searches_bits:
+        check_packing(run.quant, kinds)
+    return open_run(run)
 
 
 def shipped_source(arguments: argparse.Namespace) -> Source:
@@ -463,6 +473,11 @@ def shipped_source(arguments: argparse.Namespace) -> Source:
 
     name, calibration = arguments.source, arguments.calibration
     if name in DEMO_MODELS:
+        if given := [option for option in OF_TIMM if getattr(arguments, option)]:
+            raise ValueError(
+                f"{name} is embedded, with its {given[0].replace('_', ' ')}; "
+                f"omit --{given[0].replace('_', '-')}"
+            )
         return Embedded(name, arguments.calibration_images or DEMO_IMAGES)
     if calibration is None:
         raise ValueError(
@@ -485,6 +500,8 @@ def verify_file(arguments: argparse.Namespace) -> int:
     from evolq_lite.deployed import Deployed
     from evolq_lite.runs.shipping import verify
 
+    if arguments.class_map is not None and arguments.test is None:
+        raise ValueError("--class-map names the folders of --test DIR; give that too, or omit it")
     network = Deployed(arguments.file)
     facts = network.facts
     quant = facts.get("quantization") or {}

@@ -4,6 +4,8 @@
 wants its images prepared; `prepare` does that. Read with lesson 9.
 """
 
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,15 @@ from typing import Any
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.transforms import str_to_interp_mode
 from torch import Tensor, nn
 
 from evolq_lite.data import DEMO_MODELS
-from evolq_lite.export import EXTRA, FORMAT, KEY, PREPARATION
+from evolq_lite.export import FORMAT, KEY, PREPARATION, missing_extra
 from evolq_lite.files import mistake, parse_json
+
+OURS = "give an ONNX file that python -m evolq_lite export wrote"
+CROPS = ("center", "squash", "border")  # timm's crop modes
 
 
 class Deployed(nn.Module):
@@ -32,15 +38,14 @@ class Deployed(nn.Module):
         super().__init__()
         try:
             import onnxruntime
-        except ImportError:
-            raise ValueError(
-                f"onnxruntime is not installed, which running an ONNX file needs; {EXTRA}"
-            ) from None
+        except ImportError as error:
+            told = missing_extra("onnxruntime", "running an ONNX file", error)
+            raise ValueError(told) from None
         path = Path(path)
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror or error})") from None
+            raise ValueError(f"{path} cannot be read ({error.strerror or error}); {OURS}") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 4  # what is wrong is raised
@@ -53,9 +58,10 @@ class Deployed(nn.Module):
             )
             told = self.session.get_modelmeta().custom_metadata_map.get(KEY)
         except Exception as error:  # it raises classes of its own, of many kinds
-            told = (str(error) or type(error).__name__).splitlines()[0][:200]
-            why = mistake(content[:512]) or told
-            raise ValueError(f"{path} is not an ONNX file that can be run here ({why})") from None
+            why = mistake(content[:512]) or explain(error)
+            raise ValueError(
+                f"{path} is not an ONNX file that can be run here ({why}); {OURS}"
+            ) from None
         self.facts = read_facts(path, told)
         reads, gives = self.session.get_inputs(), self.session.get_outputs()
         size, shapes = self.facts["input_size"], [part.shape for part in (*reads, *gives)]
@@ -67,6 +73,11 @@ class Deployed(nn.Module):
         ):
             raise ValueError(
                 f"{path} says that it reads images {size}, but its network does not; "
+                "export it again"
+            )
+        if (names := self.facts.get("classes")) and len(names) != self.classes:
+            raise ValueError(
+                f"{path} names {len(names)} classes, but its network tells {self.classes} apart; "
                 "export it again"
             )
 
@@ -99,13 +110,37 @@ class Deployed(nn.Module):
         return transform if size[0] != 1 else lambda image: transform(image.convert("L"))
 
 
+def explain(error: Exception) -> str:
+    """Why ONNX Runtime does not load a file, in plain words where the reason is a usual one."""
+    told = str(error) or type(error).__name__
+    if "INVALID_PROTOBUF" in told:
+        return "it is cut short, or of another format"
+    if re.search("model IR version|opset", told, re.IGNORECASE):
+        return "it needs a newer onnxruntime"
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", told).splitlines()[0][:200]
+
+
 def known_test(said: Any) -> bool:
     """Whether this is what `runs.shipping.test_facts` writes."""
     return said is None or (
         isinstance(said, dict)
         and isinstance(said["images"], int)
+        and said["images"] > 0
         and len(bytes.fromhex(said["correct"])) == -(-said["images"] // 8)
-        and isinstance(said.get("subset"), int | None)
+        and (said.get("subset") is None or int(said["subset"]) >= 2)
+    )
+
+
+def known_preparation(facts: Any, channels: int) -> bool:
+    """Whether images can be prepared so."""
+    mean, std = ([float(x) for x in facts[key]] for key in ("mean", "std"))
+    str_to_interp_mode(facts.get("interpolation", "bicubic"))  # KeyError for unknown ones
+    return (
+        len(mean) == len(std) == channels
+        and all(map(math.isfinite, (*mean, *std)))
+        and min(std) > 0
+        and 0.1 <= float(facts.get("crop_pct", 1.0)) <= 10
+        and facts.get("crop_mode", CROPS[0]) in CROPS
     )
 
 
@@ -114,19 +149,20 @@ def read_facts(path: Path, told: str | None) -> dict[str, Any]:
     if told is None:
         raise ValueError(
             f"{path} does not say how its images are prepared: python -m evolq_lite export did not "
-            "write it"
+            "write it; give a file that it wrote"
         )
     try:
         facts = parse_json(told)
         known = isinstance(facts, dict) and facts["format"] == FORMAT
         if known:
-            channels, height, width = map(int, facts["input_size"])
-            statistics = [*map(float, facts["mean"]), *map(float, facts["std"])]
+            size, names = facts["input_size"], facts.get("classes") or []
             known = (
-                min(channels, height, width) > 0
-                and len(statistics) == 2 * channels
+                len(size) == 3
+                and all(isinstance(n, int) and n > 0 for n in size)
+                and known_preparation(facts, size[0])
                 and facts.get("embedded") in (None, *DEMO_MODELS)
-                and isinstance(facts.get("classes") or [], list)
+                and isinstance(names, list)
+                and all(isinstance(name, str) for name in names)
                 and isinstance(facts.get("quantization") or {}, dict)
                 and known_test(facts.get("test"))
             )

@@ -27,6 +27,7 @@ multiplies the integers instead. Which form one chooses decides whether it sees 
 - *The scores keep a distance from softmax.* "DQ, Softmax, Q" would become one operator that looks
   its values up in a table and changes a quarter of the next codes. So the scores are quantized
   before they are multiplied by 1 / sqrt(d), with a scale that is larger by as much.
+- *A mean keeps its axes*, which a Squeeze takes away: see `keep_axes_of_means`.
 - *Weights of 2 to 4 bits* can be packed, two in a byte, before a Cast to int8. A runtime unpacks
   them once, when it loads the file; with a DQ right after them it would choose other arithmetic.
 
@@ -44,6 +45,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,7 +57,7 @@ from torch import Tensor, nn
 from evolq_lite.config import EXPORTED_WEIGHTS, KINDS, QuantConfig
 from evolq_lite.convert import Point, kind_of, twin
 from evolq_lite.fast import set_execution
-from evolq_lite.files import write_whole
+from evolq_lite.files import check_target, write_whole
 from evolq_lite.layers import QuantAttention, QuantConv2d, QuantLinear, QuantProducts, QuantWeight
 from evolq_lite.networks import hash_weights
 from evolq_lite.numerics import along
@@ -66,6 +68,7 @@ FORMAT = 1  # of what the file says of itself
 KEY = "evolq_lite"  # under which it says so
 PREPARATION = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 EXTRA = "pip install 'evolq_lite[export]'"
+NOTHING_TO_PACK = "no weight has 4 bits or fewer to pack as int4; export the weights as int8"
 
 
 def operator(name: str, inputs: Sequence[Tensor], dtype: torch.dtype, **attributes: Any) -> Tensor:
@@ -337,6 +340,28 @@ def packable_bits(qmodel: nn.Module) -> dict[str, int]:
     }
 
 
+def check_request(config: QuantConfig, weights: str, float_points: str) -> list[str]:
+    """The kinds of points to leave out. ValueError for what no calibration makes exportable."""
+    if weights not in EXPORTED_WEIGHTS:
+        raise ValueError(f"unknown weights {weights!r}; known: {', '.join(EXPORTED_WEIGHTS)}")
+    kinds = [kind.strip() for kind in float_points.split(",") if kind.strip()]
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ValueError(f"unknown kind of point {unknown[0]!r}; known: {', '.join(KINDS)}")
+    if config.moment_correction:
+        raise ValueError(
+            "moment_correction (preset official) adds a shift to each weight, for which a weight "
+            "behind DequantizeLinear has no place; export a network quantized without it"
+        )
+    return kinds
+
+
+def check_packing(config: QuantConfig, float_kinds: Sequence[str]) -> None:
+    """ValueError if no network that is quantized so has weights that fit into int4."""
+    fewest = min(config.weight_bits, config.edge_bits or config.weight_bits)
+    if fewest > 4 or "weights" in (*float_kinds, *config.float_kinds):
+        raise ValueError(NOTHING_TO_PACK)
+
+
 def export_onnx(
     qmodel: nn.Module,
     path: Path | str,
@@ -355,30 +380,18 @@ def export_onnx(
     network says. Needs the extra `export`. ValueError says why a network cannot be exported.
     """
     require_extra()
-    if weights not in EXPORTED_WEIGHTS:
-        raise ValueError(f"unknown weights {weights!r}; known: {', '.join(EXPORTED_WEIGHTS)}")
-    kinds = [kind.strip() for kind in float_points.split(",") if kind.strip()]
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise ValueError(f"unknown kind of point {unknown[0]!r}; known: {', '.join(KINDS)}")
+    path = Path(path)
+    check_target(path)
     if not any(isinstance(module, QuantWeight) for module in qmodel.modules()):
         raise ValueError("the network has no quantized layers; call quantize(model, config) first")
-    if any(isinstance(m, QuantWeight) and m.moment_correction for m in qmodel.modules()):
-        raise ValueError(
-            "moment_correction (preset official) adds a shift to each weight, for which a weight "
-            "behind DequantizeLinear has no place; export a network quantized without it"
-        )
+    kinds = check_request(cast(QuantConfig, qmodel.quant_config), weights, float_points)
     if example.ndim != 4 or not len(example):
         raise ValueError(
             f"example must be images (n, channels, height, width), not {tuple(example.shape)}"
         )
     packed = packable_bits(qmodel) if weights == "int4" and "weights" not in kinds else {}
     if weights == "int4" and not packed:
-        raise ValueError("no weight has 4 bits or fewer to pack; omit int4")
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is not a folder; give a path in one that exists")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the path of a file")
+        raise ValueError(NOTHING_TO_PACK)
     model = trace(make_exportable(qmodel, kinds), example.detach().cpu())
     name_nodes(model)
     if packed:
@@ -408,11 +421,19 @@ def quiet() -> Iterator[None]:
 
 def require_extra() -> None:
     """ValueError without the extra `export`."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"{error.name} is not installed, which exporting needs; {EXTRA}") from None
+    for package in ("onnx", "onnxscript", "onnx_ir", "ml_dtypes"):
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise ValueError(missing_extra(package, "exporting", error)) from None
+
+
+def missing_extra(package: str, purpose: str, error: ImportError) -> str:
+    """What to say if a package of the extra is not there, or there and cannot be loaded."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name or package} is not installed, which {purpose} needs; {EXTRA}"
+    why = str(error).splitlines()[0]
+    return f"{package}, which {purpose} needs, cannot be imported ({why}); install it anew: {EXTRA}"
 
 
 @torch.no_grad()
@@ -438,7 +459,31 @@ def trace(model: nn.Module, example: Tensor) -> Any:
         why = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
         raise ValueError(f"torch cannot export this {type(model).__name__} ({why})") from None
     assert program is not None
+    keep_axes_of_means(program.model)
     return program.model
+
+
+def keep_axes_of_means(model: Any) -> None:
+    """Make of each mean one that keeps its axes, and a Squeeze that takes them.
+
+    OpenVINO moves a DQ behind a mean that drops axes; where two points then read the mean, as those
+    of LeViT's two heads do, it loses their zero points, and the logits are arbitrary.
+    """
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        drops = node.op_type == "ReduceMean" and not node.attributes.get_int("keepdims", 1)
+        if not drops or node.outputs[0].is_graph_output():
+            continue
+        users, output = list(node.outputs[0].uses()), node.outputs[0]
+        squeeze = ir.node("Squeeze", [output, node.inputs[1]])
+        squeeze.outputs[0].type, squeeze.outputs[0].shape = output.type, output.shape
+        squeeze.metadata_props.update(node.metadata_props)  # its place in the network
+        node.attributes["keepdims"] = ir.AttrInt64("keepdims", 1)
+        output.shape = None
+        model.graph.insert_after(node, squeeze)
+        for user, i in users:
+            user.replace_input_with(i, squeeze.outputs[0])
 
 
 def name_nodes(model: Any) -> None:

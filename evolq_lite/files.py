@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -12,9 +13,39 @@ from zlib import crc32
 DATA = Path(os.environ.get("EVOLQ_DATA", Path(__file__).resolve().parents[1] / "data"))
 
 
+def temporary_beside(path: Path) -> Path:
+    """Under which name a file is written before it gets its own."""
+    return path.with_name(f".{path.name}.new")
+
+
+def check_target(path: Path) -> None:
+    """ValueError if `write_whole` cannot write there: found out by trying, before any work."""
+    temporary = temporary_beside(path)
+    try:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; give the path of a file")
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"{path.parent} is not a folder; give the path of a file in one")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is a device, not a file; give the path of a file")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(bytes(4096))  # a block, which a full disk has no room for
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror or error}); give the path of a file in a "
+            "folder that has space and that you may write to"
+        ) from None
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write under a temporary name, make sure that it is on the disk, and rename it."""
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = temporary_beside(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content)

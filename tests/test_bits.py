@@ -56,7 +56,7 @@ from evolq_lite.rounding import quant_layers, round_weights
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Run
 from evolq_lite.runs.scales import extras_of, scales_of
-from evolq_lite.runs.shipping import open_run
+from evolq_lite.runs.shipping import open_run, read_run
 from evolq_lite.runs.source import Folders
 from evolq_lite.runs.workers import Answer, Task, evaluate
 from evolq_lite.search import minimize
@@ -487,7 +487,7 @@ def test_a_run_of_both_resumes_between_the_two(
         patch.setattr(RunFolder, "append", stop)
         assert run_bits(folders, "part", *options) == 130
     assert run_bits(folders, "part", *options, "--resume") == 0
-    exported = layer_bits(open_run(tmp_path / "part").qmodel)
+    exported = layer_bits(open_run(read_run(tmp_path / "part")).qmodel)
     assert exported == json.loads((tmp_path / "whole" / "summary.json").read_text())["bits"]
     histories = [RunFolder(tmp_path / name).history() for name in ("whole", "part")]
     assert len({tuple(replace(e, seconds=0) for e in history) for history in histories}) == 1

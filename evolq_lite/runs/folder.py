@@ -324,14 +324,14 @@ def maker_of(path: Path) -> str:
         return "evolq_lite 0.1"
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; ValueError if it is damaged."""
+def read_object(path: Path, advice: str = ANEW) -> dict[str, Any]:
+    """A JSON file that holds an object; ValueError, with advice, if it is damaged."""
     try:
         found = parse_json(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {ANEW}") from None
+        raise ValueError(f"{path} is damaged ({error}); {advice}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged (not a JSON object); {ANEW}")
+        raise ValueError(f"{path} is damaged (not a JSON object); {advice}")
     return found
 
 

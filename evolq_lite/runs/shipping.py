@@ -6,7 +6,7 @@ gave the same), with the scales after the last finished visit. `verify` is for w
 but the file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from evolq_lite.runs.scales import digest_start, load_scales
 from evolq_lite.runs.source import BATCH, Embedded, Folders, Progress, Source, demo_test, quiet
 
 EMBEDDED = "typefaces-"  # what the names of embedded networks begin with
+SCALES = "scales.safetensors"  # those after a run's last finished visit
+AGAIN = "copy the run's whole folder again, or run it again"
 
 
 @dataclass(frozen=True)
@@ -95,53 +97,88 @@ def facts_of(source: Source) -> dict[str, Any]:
     return facts
 
 
-def open_run(path: Path) -> Shipment:
-    """The network of a run after its last finished visit.
+@dataclass(frozen=True)
+class PastRun:
+    """What a run's folder says of the network in it."""
 
-    ValueError if the folder holds none, or if the network cannot be made as the run had it.
+    path: Path
+    quant: QuantConfig
+    search: SearchConfig
+    source: Source
+    threads: int
+    calibrated: str  # digest of the network that the run began with
+    test: dict[str, Any] | None  # what it found on its test images, None before it has read them
+
+
+def read_part(path: Path) -> dict[str, Any]:
+    """A file of a run's folder; ValueError if it is missing or damaged."""
+    try:
+        return read_object(path, AGAIN)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}); {AGAIN}") from None
+
+
+def read_run(path: Path) -> PastRun:
+    """What can be told of a run without computing anything.
+
+    ValueError if the folder holds none, or none that can be exported.
     """
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} holds no run; give the folder that a run was written to")
-    config, state = read_object(path / "config.json"), read_object(path / "environment.json")
-    scales = path / "scales.safetensors"
-    if not scales.is_file():
+    if not (path / SCALES).is_file():
         raise ValueError(f"{path} holds no finished visit yet; resume the run, then export it")
+    config, state = (read_part(path / name) for name in ("config.json", "environment.json"))
     try:
-        quant = QuantConfig(**config["quantization"])
-        search = SearchConfig(**config["search"])
-        source = source_in(config)
+        run = PastRun(
+            path,
+            QuantConfig(**config["quantization"]),
+            SearchConfig(**config["search"]),
+            source_in(config),
+            state["threads"],
+            state["calibrated"],
+            test_facts(path, config, state["sha256"]),
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} was made by another version ({error}); run it again") from None
-    if lack := source.lack():
+    if lack := run.source.lack():
         raise ValueError(f"the run's files are not where they were: {lack}")
+    return run
+
+
+def open_run(run: PastRun) -> Shipment:
+    """The network of a run after its last finished visit.
+
+    ValueError if it cannot be made as the run had it.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(state.get("threads") or threads)  # sums round as they did
+    torch.set_num_threads(run.threads)  # sums round as they did
     table: BitsTable = {}
     try:
-        if search.searches_bits:
-            start, images = calibrate_source(source, quant, search.batch)
-            _, table, _ = prepare_bits(start, images, search)
-            shipment = Shipment(start, images[:2], facts_of(source))
+        if run.search.searches_bits:
+            start, images = calibrate_source(run.source, run.quant, run.search.batch)
+            _, table, _ = prepare_bits(start, images, run.search)
+            shipment = Shipment(start, images[:2], facts_of(run.source))
         else:
-            shipment = make_shipment(source, quant, search.batch)
+            shipment = make_shipment(run.source, run.quant, run.search.batch)
     finally:
         torch.set_num_threads(threads)
     qmodel = shipment.qmodel
-    if digest_start(qmodel, table) != state.get("calibrated"):
+    if digest_start(qmodel, table) != run.calibrated:
         raise ValueError(
-            f"calibrated again, the network of {path} is another one than the run began with; "
+            f"calibrated again, the network of {run.path} is another one than the run began with; "
             "export it on the machine of the run, with the same files"
         )
-    facts = {**shipment.facts, "run": load_scales(scales, qmodel), "test": test_facts(path, config)}
+    facts = {**shipment.facts, "run": load_scales(run.path / SCALES, qmodel), "test": run.test}
     return Shipment(qmodel, shipment.example, facts)
 
 
-def test_facts(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+def test_facts(
+    path: Path, config: Mapping[str, Any], hashes: Mapping[str, str]
+) -> dict[str, Any] | None:
     """What a run found on its test images, None if it has not read them yet."""
     if not (path / "summary.json").is_file():
         return None
-    summary = read_object(path / "summary.json")
-    hashes = read_object(path / "environment.json")["sha256"]
+    summary = read_part(path / "summary.json")
     return {
         "sha256": hashes.get("test images") or hashes.get("typefaces-test.npz"),
         "subset": config.get("test_images"),

@@ -133,7 +133,11 @@ for name in ("MatMul", "MatMulIntegerToFloat", "QLinearMatMul", "Gemm", "Softmax
 #   subtract its negative instead, and the integer product stays.
 # - *Values as uint8* on the right of a product: more codes change in OpenVINO. They are int8.
 # - *Packed 4-bit weights and a DQ* become a kernel that quantizes activations once more. We put a
-#   Cast to int8 in between, done once when the file is loaded.
+#   Cast to int8 in between, done once when the file is loaded. (For files of others there are
+#   options: `docs/export.md` names them.) Weights of 2 bits are int4 too: int2 is younger than
+#   opset 21, the version of ONNX that we write, and needs 25.
+# - *Operators of `torch.ao`*, in which torch once wrote quantized networks, will be removed. We
+#   write the standard's own Q and DQ.
 #
 # ## Is it the same network?
 #
