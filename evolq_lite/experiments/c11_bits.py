@@ -155,7 +155,9 @@ def measure_gains(results: pd.DataFrame) -> dict[str, dict[str, Gain]]:
 
 def figure(results: pd.DataFrame) -> Picture:
     """The evolution against its rivals, one panel for each network and budget."""
-    return plot_gains(measure_gains(results), "Evolved bits against rivals, equal budget")
+    return plot_gains(
+        measure_gains(results), "Evolved bits against rivals, equal budget", same_scale=True
+    )
 
 
 def verdict(results: pd.DataFrame) -> Verdict:

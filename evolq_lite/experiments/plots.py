@@ -22,10 +22,11 @@ def plot_gains(groups: Gains, title: str, same_scale: bool = False) -> Picture:
     """
     names = [list(gains) for gains in groups.values()]
     same_rows = all(rows == names[0] for rows in names)
-    across = 2 if len(groups) == 4 else min(ACROSS, len(groups))
+    across = {4: 2, 8: 4}.get(len(groups), min(ACROSS, len(groups)))
     down = math.ceil(len(groups) / across)
     height = 0.36 * max(map(len, names)) + 1.1
-    picture = new_figure(4.6 * across, height * down + 0.4, describe(groups, title))
+    width = 2.6 * across + 2 if same_rows else 4.6 * across
+    picture = new_figure(width, height * down + 0.4, describe(groups, title))
     grid = picture.subplots(down, across, squeeze=False, sharex=same_scale, sharey=same_rows)
     for axes, (group, gains) in zip(grid.flat, groups.items()):
         for i, gain in enumerate(gains.values()):
