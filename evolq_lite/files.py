@@ -13,6 +13,12 @@ from zlib import crc32
 DATA = Path(os.environ.get("EVOLQ_DATA", Path(__file__).resolve().parents[1] / "data"))
 
 
+def in_line(value: object) -> str:
+    """What a file says, for one line of an error: quoted where it would break the line."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
+
+
 def temporary_beside(path: Path) -> Path:
     """Under which name a file is written before it gets its own."""
     return path.with_name(f".{path.name}.new")

@@ -116,6 +116,34 @@ STATE = {
 }  # fmt: skip
 
 
+BROKEN = "a\nb\x1b"
+
+
+@pytest.mark.parametrize(
+    ("config", "state"),
+    [
+        ({"quantization": {BROKEN: 1}}, {}),
+        ({BROKEN: 1}, {}),
+        ({}, {"vector_instructions": BROKEN}),
+        ({}, {"threads": BROKEN}),
+        ({}, {"sha256": {BROKEN: "b"}}),
+        ({"format": 0}, {"versions": {"evolq-lite": BROKEN}}),
+    ],
+)
+def test_what_a_file_says_does_not_break_a_line(folder, config, state):
+    out = folder / "broken"
+    out.mkdir(exist_ok=True)
+    (out / "config.json").write_bytes(dumped({**CONFIG, **config}))
+    (out / "environment.json").write_bytes(dumped({**STATE, **state}))
+    with pytest.raises(ValueError) as refusal:
+        entered = RunFolder.resume(out, CONFIG)
+        try:
+            entered.enter(STATE)
+        finally:
+            entered.close()
+    assert one_sentence(refusal.value) and str(refusal.value).isprintable()
+
+
 @many
 @given(st.data())
 def test_run_folders(folder, data):

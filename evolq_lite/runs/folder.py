@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.evolve import Evaluated
-from evolq_lite.files import checksum_of, parse_json, seal, unseal, write_whole
+from evolq_lite.files import checksum_of, in_line, parse_json, seal, unseal, write_whole
 from evolq_lite.runs.environment import kernels_of
 
 FORMAT = 2  # of the folder; version 0.1 had no such number, and snapshots instead of a history
@@ -225,9 +225,10 @@ class RunFolder:
             raise ValueError(f"{file} is damaged; {ANEW}") from None
         for key in keys:
             if (was := theirs.get(key)) != (now := mine.get(key)):
-                hint = f"give --threads {was}" if key == "threads" else "resume on such a machine"
+                began = in_line(was)
+                hint = f"give --threads {began}" if key == "threads" else "resume on such a machine"
                 raise ValueError(
-                    f"{file}: the run began with {key} {was}, here it is {now}; {hint}, or {ANEW}"
+                    f"{file}: the run began with {key} {began}, here it is {now}; {hint}, or {ANEW}"
                 )
         if not file.is_file() or ("workers" in state and "workers" not in old):
             self.write("environment.json", state)
@@ -319,7 +320,7 @@ def maker_of(path: Path) -> str:
     """Which version made an old folder, as well as it tells."""
     try:
         versions = read_object(path / "environment.json")["versions"]
-        return f"evolq_lite {versions['evolq-lite']}"
+        return f"evolq_lite {in_line(versions['evolq-lite'])}"
     except (OSError, ValueError, KeyError, TypeError):
         return "evolq_lite 0.1"
 
@@ -346,5 +347,6 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
         return [] if old == new else [prefix]
     out = []
     for key in {*old, *new}:
-        out += _differences(old.get(key), new.get(key), f"{prefix}.{key}".lstrip("."))
+        name = in_line(key)  # of a file that anybody may have written
+        out += _differences(old.get(key), new.get(key), f"{prefix}.{name}".lstrip("."))
     return out

@@ -27,7 +27,7 @@ from evolq_lite.data import (
 )
 from evolq_lite.deployed import Deployed
 from evolq_lite.evaluate import Accuracy, predict, unpacked
-from evolq_lite.files import sha256
+from evolq_lite.files import in_line, sha256
 from evolq_lite.folders import label_images, list_folder
 from evolq_lite.rounding import round_weights
 from evolq_lite.runs.folder import read_object
@@ -139,7 +139,8 @@ def read_run(path: Path) -> PastRun:
             test_facts(path, config, state["sha256"]),
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} was made by another version ({error}); run it again") from None
+        why = in_line(error)
+        raise ValueError(f"{path} was made by another version ({why}); run it again") from None
     if lack := run.source.lack():
         raise ValueError(f"the run's files are not where they were: {lack}")
     return run
