@@ -1,7 +1,7 @@
 """R3, R4, R8: what the searches of R12 say of C3, C4 and C8 on real networks.
 
-Nothing is computed here. R12 has run the paper's search, one by KL and one by gradient from the
-same starts at the same cost on trained ViT-Tiny and DeiT-Tiny, and kept the losses of each test
+Nothing is computed here. R12 runs the paper's search, one by KL and one by gradient from the
+same starts at the same cost on trained ViT-Tiny and DeiT-Tiny, and keeps the losses of each test
 image. KL decides where both searches minimize infoNCE, and the cross-entropy of the labels where
 one of them minimizes KL itself.
 """
@@ -24,6 +24,8 @@ from evolq_lite.experiments.real_starts import (
 )
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 
+LOSSES = {"kl": "KL", "cross_entropy": "cross-entropy"}
+
 
 def settings_of(results: pd.DataFrame, start: str) -> dict[str, Networks]:
     """By setting: what each search has made of one start."""
@@ -41,50 +43,28 @@ def compare_searches(
 ) -> list[Row]:
     """The second search over the first: top-1 and both losses, of which one decides."""
     rows = [Row.of(f"{setting}: {now}, over {was}", measure_gain(found[was], found[now], images))]
-    for loss, name in (("kl", "KL"), ("cross_entropy", "cross-entropy")):
+    for loss, name in LOSSES.items():
         change = measure_loss(found[was], found[now], loss)
         holds = change.better if loss == decisive else None
         rows.append(Row.of_loss(f"{setting}: {now}, over {was}, {name}", change, holds))
     return rows
 
 
-def judge(results: pd.DataFrame, was: str, now: str, decisive: str) -> list[Row]:
-    """One search over another from the paper's start, in every setting."""
+def judge(results: pd.DataFrame, rival: str, loss: str) -> Verdict:
+    """Does EvolQ end below a rival in a loss, from MinMax at the same cost, in every setting?"""
     images = int(results["test_images"].iloc[0])
-    return [
+    rows = [
         row
         for setting, found in settings_of(results, POOR).items()
-        for row in compare_searches(found, setting, was, now, decisive, images)
+        for row in compare_searches(found, setting, rival, EVOLQ, loss, images)
     ]
-
-
-def count(rows: Sequence[Row]) -> tuple[int, int, int]:
-    """Settings in which the decisive loss fell significantly, in which it rose, and all."""
     decisive = [row for row in rows if row.holds is not None]
-    rose = [row for row in decisive if row.interval is not None and row.interval[0] > 0]
-    return sum(bool(row.holds) for row in decisive), len(rose), len(decisive)
-
-
-def judge_gradients(results: pd.DataFrame) -> Verdict:
-    """Does EvolQ end below Adam in KL, from the same start at the same cost?"""
-    rows = judge(results, ADAM, EVOLQ, "kl")
-    ahead, behind, settings = count(rows)
+    ahead = [bool(row.holds) for row in decisive]
+    behind = [row.interval is not None and row.interval[0] > 0 for row in decisive]
     return Verdict(
-        decide(row.holds for row in rows),
-        f"{scope_of(results, POOR)}, EvolQ from MinMax ends below Adam in KL in {ahead} of "
-        f"{settings} settings, above it in {behind}.",
-        tuple(rows),
-    )
-
-
-def judge_losses(results: pd.DataFrame) -> Verdict:
-    """Does a search by infoNCE end below one by KL in cross-entropy?"""
-    rows = judge(results, KL, EVOLQ, "cross_entropy")
-    ahead, behind, settings = count(rows)
-    return Verdict(
-        decide(row.holds for row in rows),
-        f"{scope_of(results, POOR)}, EvolQ by infoNCE ends below EvolQ by KL in cross-entropy in "
-        f"{ahead} of {settings} settings, above it in {behind}.",
+        decide(ahead),
+        f"{scope_of(results, POOR)}, EvolQ from MinMax ends below {rival} in {LOSSES[loss]} in "
+        f"{sum(ahead)} of {len(ahead)} settings, above it in {sum(behind)}.",
         tuple(rows),
     )
 
@@ -135,14 +115,14 @@ CLAIMS = (
     tell(
         "R3",
         "Does the paper's search end below gradients, on trained ViT-Tiny and DeiT-Tiny?",
-        judge_gradients,
+        partial(judge, rival=ADAM, loss="kl"),
         (POOR,),
         (EVOLQ, ADAM),
     ),
     tell(
         "R4",
         "Does infoNCE guide the search better than KL, on trained ViT-Tiny and DeiT-Tiny?",
-        judge_losses,
+        partial(judge, rival=KL, loss="cross_entropy"),
         (POOR,),
         (EVOLQ, KL),
     ),
