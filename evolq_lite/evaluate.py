@@ -222,6 +222,11 @@ class LossChange:
         return self.significant and self.change < 0
 
     @property
+    def worse(self) -> bool:
+        """Whether the loss rose significantly."""
+        return self.significant and self.change > 0
+
+    @property
     def verdict(self) -> str:
         """The result in words."""
         if not self.significant:

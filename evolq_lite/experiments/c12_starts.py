@@ -177,7 +177,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
             poor += [clear] * ((start, search) == ("paper", EVOLQ))
             kl = changes[start][search]
             others.append(Row.of_loss(f"{setting}: {search} on {start}, KL", kl))
-            worse += [kl.significant and not kl.better] * counts
+            worse += [kl.worse] * counts
         for start in dict.fromkeys(start for start, _ in found if start != "paper"):
             race = measure_gain(found["paper", EVOLQ], found[start, NONE])
             others.append(Row.of(f"{setting}: {start}, unsearched, over EvolQ on paper", race))

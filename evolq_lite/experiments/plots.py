@@ -136,7 +136,7 @@ def describe_starts(groups: Searches, title: str) -> str:
         for change in searches.values()
     ]
     better = sum(change.better for change in changes)
-    worse = sum(change.significant and not change.better for change in changes)
+    worse = sum(change.worse for change in changes)
     return (
         f"{title}, in {len(groups)} panels, a row for each start: of {len(changes)} searches "
         f"{better} lower the KL divergence significantly, {worse} raise it."

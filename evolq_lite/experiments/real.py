@@ -103,9 +103,9 @@ def pack_losses(outcome: Outcome) -> Result:
     }
 
 
-def refuse(cell: Cell) -> Result:
+def refuse(cell: Cell, claim: str = "REAL", module: str = "real") -> Result:
     """What runs without folders: the claim can be shown, not computed."""
-    raise ValueError("REAL needs folders of networks and photographs: see real.use_folders")
+    raise ValueError(f"{claim} needs folders of networks and photographs: see {module}.use_folders")
 
 
 def use_folders(weights: Path, photographs: Path, watch: Watch = lambda event: None) -> Claim:

@@ -35,7 +35,7 @@ from evolq_lite.experiments.c9_origin import (
     roughness_of,
 )
 from evolq_lite.experiments.cells import Claim, Tables
-from evolq_lite.experiments.real import NETWORKS, check_folders, source_of
+from evolq_lite.experiments.real import NETWORKS, check_folders, refuse, source_of
 from evolq_lite.experiments.results import Cell, Result, where
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import MARKERS, PETROFF, Picture, new_figure
@@ -99,9 +99,8 @@ def use_folders(weights: Path, photographs: Path) -> Claim:
     return replace(CLAIM, run=partial(run, weights=weights, photographs=photographs))
 
 
-def refuse(cell: Cell) -> Result:
-    """What runs without folders: the claim can be shown, not computed."""
-    raise ValueError("R9 needs folders of networks and photographs: see real_landscape.use_folders")
+# What runs without folders: the claim can be shown, not computed.
+without_folders = partial(refuse, claim="R9", module="real_landscape")
 
 
 def name_of(result: pd.Series) -> str:
@@ -233,7 +232,7 @@ CLAIM = Claim(
     "R9",
     "Where does the jaggedness of trained ViT-Tiny and DeiT-Tiny come from?",
     cells,
-    refuse,
+    without_folders,
     figure,
     verdict,
     tables,
@@ -243,7 +242,7 @@ LAYERS_CLAIM = Claim(
     "R2",
     "Is the loss over the scales of trained ViT-Tiny and DeiT-Tiny jagged, in attention most?",
     cells,
-    refuse,
+    without_folders,
     figure,
     verdict_on_layers,
     stage=stage_of,

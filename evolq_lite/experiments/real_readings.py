@@ -103,7 +103,7 @@ def tell(
         name,
         question,
         real_starts.cells,
-        real_starts.refuse,
+        real_starts.without_folders,
         partial(real_starts.draw, starts=starts, searches=searches, title=title),
         verdict,
         stage=real_starts.stage_of,

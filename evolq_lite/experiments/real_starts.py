@@ -35,7 +35,7 @@ from evolq_lite.experiments import c12_starts
 from evolq_lite.experiments.c12_starts import ADAM, NONE, SEARCHES, copy_of, follow_gradient
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
-from evolq_lite.experiments.real import NETWORKS, check_folders, source_of
+from evolq_lite.experiments.real import NETWORKS, check_folders, refuse, source_of
 from evolq_lite.experiments.results import Cell, Result, by
 from evolq_lite.experiments.setup import Setting, prepare_demo, search_scales
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
@@ -109,9 +109,8 @@ def use_folders(weights: Path, photographs: Path) -> Claim:
     return replace(CLAIM, run=partial(run, weights=weights, photographs=photographs))
 
 
-def refuse(cell: Cell) -> Result:
-    """What runs without folders: the claim can be shown, not computed."""
-    raise ValueError("R12 needs folders of networks and photographs: see real_starts.use_folders")
+# What runs without folders: the claim can be shown, not computed.
+without_folders = partial(refuse, claim="R12", module="real_starts")
 
 
 Networks = Mapping[str, pd.Series]  # by search: one result for each seed
@@ -223,7 +222,7 @@ CLAIM = Claim(
     "R12",
     "Does a search still gain on a good start, on trained ViT-Tiny and DeiT-Tiny?",
     cells,
-    refuse,
+    without_folders,
     figure,
     verdict,
     tables,
