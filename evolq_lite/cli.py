@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import fields, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
@@ -294,7 +295,10 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
         KNOWN,
         ON_FOLDERS,
         real,
+        real_cells,
         real_landscape,
+        real_options,
+        real_settings,
         real_starts,
         report,
     )
@@ -320,12 +324,17 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
         bar.set_postfix_str(f"{event.block}, fitness {event.fitness:.5f}")
 
     folders = arguments.weights, arguments.photographs
-    make = {
-        "REAL": lambda: real.use_folders(*folders, watch),
-        "R9": lambda: real_landscape.use_folders(*folders),
-        "R12": lambda: real_starts.use_folders(*folders),
+    work: dict[str, Callable[..., dict[str, Any]]] = {
+        "REAL": partial(real.run, watch=watch),
+        "R1": real_settings.run,
+        "R7": real_options.run,
+        "R9": real_landscape.run,
+        "R12": real_starts.run,
     }
-    claims = [make[claim.name]() if claim.name in make else claim for claim in claims]
+    claims = [
+        real_cells.use_folders(claim, work[claim.name], *folders) if claim.name in work else claim
+        for claim in claims
+    ]
     folder = arguments.out or (Path("runs/quick") if arguments.quick else report.RESULTS)
     with report.lock(folder):
         tasks = report.missing(claims, folder, arguments.quick)

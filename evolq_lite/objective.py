@@ -86,14 +86,13 @@ class BlockObjective:
             yield self._batch_loss(i, named)
 
     def gradient(self, vector: Vector) -> tuple[Vector, float]:
-        """Gradient (d,) and value of `loss`, batch by batch, so that one batch's graph is kept."""
+        """Gradient (d,) and value of `loss`, batch by batch."""
         vector = vector.detach().requires_grad_()
         gradient, value = torch.zeros_like(vector), 0.0
         for i in range(len(self.inputs)):
-            with torch.enable_grad():
-                loss = self._batch_loss(i, self.named(vector))
-            gradient += torch.autograd.grad(loss, vector)[0] / len(self.inputs)
-            value += float(loss.detach()) / len(self.inputs)
+            part, loss = self._batch_gradient(i, vector)
+            gradient += part / len(self.inputs)
+            value += loss / len(self.inputs)
         return gradient.detach(), value
 
     def named(self, vector: Vector) -> dict[str, Tensor]:
@@ -103,10 +102,35 @@ class BlockObjective:
 
     def _batch_loss(self, i: int, named: dict[str, Tensor]) -> Tensor:
         """The fitness on batch i with these scales."""
+        return self.fitness(self._logits(self.inputs[i], named), self.targets[i])
+
+    @torch.enable_grad()
+    def _batch_gradient(self, i: int, vector: Vector) -> tuple[Vector, float]:
+        """Gradient (d,) and value of the fitness on batch i.
+
+        A graph is many times as large as what passes through it (12 GB for 100 images of
+        DeiT-Tiny), so that of one chunk of images is kept. Where a batch has several, each chunk
+        runs once for the logits, which infoNCE wants together, and once for its share of the
+        gradient.
+        """
+        chunks = self.inputs[i].split(self.chain.chunk or len(self.inputs[i]))
+        if len(chunks) == 1:
+            loss = self._batch_loss(i, self.named(vector))
+            return torch.autograd.grad(loss, vector)[0], float(loss.detach())
+        parts = [self._logits(x, self.named(vector)).detach() for x in chunks]
+        logits = torch.cat(parts).requires_grad_()
+        loss = self.fitness(logits, self.targets[i])
+        gradient = torch.zeros_like(vector)
+        slopes = torch.autograd.grad(loss, logits)[0].split(len(chunks[0]))
+        for x, slope in zip(chunks, slopes, strict=True):
+            gradient += torch.autograd.grad(self._logits(x, self.named(vector)), vector, slope)[0]
+        return gradient, float(loss.detach())
+
+    def _logits(self, inputs: Tensor, named: dict[str, Tensor]) -> Tensor:
+        """Logits (n, classes) with these scales, from what enters the first segment."""
         # The chain as if these scales were in it; it starts at the first searched segment, whose
         # inputs (images, tokens, channels) are kept: what is before it does not run again.
-        logits = functional_call(self.chain, named, (self.inputs[i], self.first), tie_weights=False)
-        return self.fitness(logits, self.targets[i])
+        return functional_call(self.chain, named, (inputs, self.first), tie_weights=False)
 
     @torch.no_grad()
     def __call__(self, population: Population) -> Values:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,13 +21,16 @@ from safetensors.torch import save_file
 from evolq_lite.cli import main
 from evolq_lite.data import DATA
 from evolq_lite.data import test_faces as typefaces
-from evolq_lite.evaluate import SeedComparison, pack_values, packed, unpacked
+from evolq_lite.evaluate import SeedComparison, pack_values, packed, unpack_values, unpacked
 from evolq_lite.experiments import (
     CLAIMS,
     KNOWN,
     c9_origin,
     real,
+    real_cells,
     real_landscape,
+    real_options,
+    real_settings,
     real_starts,
     report,
 )
@@ -443,17 +447,23 @@ def photographs(tmp_path, monkeypatch):
         return timm.models.resnet.resnet10t(num_classes=3, channels=channels, zero_init_last=False)
 
     monkeypatch.setattr(timm, "create_model", create)
-    for name in real.NETWORKS:
+    for name in real_cells.NETWORKS:
         save_file(create(name).state_dict(), tmp_path / f"{name}.safetensors")
     monkeypatch.setattr(real, "CALIBRATION", 4)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+def use(module, folder, **options):
+    """A claim of real networks on small ones."""
+    work = partial(module.run, **options) if options else module.run
+    return real_cells.use_folders(module.CLAIM, work, folder, folder)
+
+
 def test_a_run_of_real_networks_is_resumed(photographs, monkeypatch):
     cell = real.CLAIM.cells(False)[1]
     seen = []
-    whole = real.use_folders(photographs, photographs, seen.append).run(cell)
+    whole = use(real, photographs, watch=seen.append).run(cell)
     assert len(seen) == whole["evaluations"] > 6 and whole["images"] == 6
     os.rename("runs", "finished")
 
@@ -462,9 +472,9 @@ def test_a_run_of_real_networks_is_resumed(photographs, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        real.use_folders(photographs, photographs, stop).run(cell)
+        use(real, photographs, watch=stop).run(cell)
     rest = []
-    resumed = real.use_folders(photographs, photographs, rest.append).run(cell)
+    resumed = use(real, photographs, watch=rest.append).run(cell)
     assert 0 < len(rest) < len(seen)
     timed = ("search_seconds", "peak_memory_mib")
     assert {k: v for k, v in resumed.items() if k not in timed} == {
@@ -474,7 +484,7 @@ def test_a_run_of_real_networks_is_resumed(photographs, monkeypatch):
 
 def test_searches_from_good_and_poor_starts_of_real_networks(photographs):
     """Two small cells from end to end: rounding, all searches, one reading of the test images."""
-    claim = real_starts.use_folders(photographs, photographs)
+    claim = use(real_starts, photographs)
     cells = {(c["network"], c["start"], c["seed"]): c for c in claim.cells(False)}
     assert len(claim.cells(False)) == 2 * 2 * (5 + 5 + 1 + 1) and not claim.cells(True)
     rows = []
@@ -493,12 +503,76 @@ def test_searches_from_good_and_poor_starts_of_real_networks(photographs):
     assert claim.figure(results).get_label()
 
 
+def test_schemes_of_real_networks_without_a_search(photographs):
+    """Two small cells; verdict and figure as if all had been measured, better at more bits."""
+    claim = use(real_settings, photographs)
+    cells = claim.cells(False)
+    assert len(cells) == 2 * (3 * 7 - 1) and not claim.cells(True)
+    assert cells == sorted(cells, key=claim.stage)
+    first = [cell for cell in cells if not claim.stage(cell)]
+    assert {cell["scheme"] for cell in first} == {*real_settings.SCHEMES} - {"recommended, learned"}
+    made = {}
+    for scheme in (real_settings.PAPER, real_settings.BEST):
+        cell = next(c for c in cells if (c["weight_bits"], c["scheme"]) == (3, scheme))
+        made[scheme] = claim.run({**cell, "images": 4})
+        assert made[scheme]["images"] == 6
+        assert not unpack_values(made[scheme]["float"]["kl"]).any()
+    assert made[real_settings.PAPER]["quantized"] != made[real_settings.BEST]["quantized"]
+    rows = []
+    for cell in first:
+        order = list(real_settings.SCHEMES).index(cell["scheme"])
+        wrong = {8: 2, 4: 20, 3: 60}[cell["weight_bits"]] // (1 + order)
+        found = {
+            name: {
+                "correct": packed(torch.arange(300) >= n),
+                "kl": pack_values(torch.full((300,), n / 100) + torch.rand(300) / 1000),
+                "cross_entropy": pack_values(torch.full((300,), 1 + n / 100)),
+            }
+            for name, n in (("float", 0), ("quantized", wrong))
+        }
+        rows.append(row_of({"cell": cell, "result": {"images": 300, **found}, "seconds": 1.0}))
+    results = pd.DataFrame(rows)
+    verdict = claim.verdict(results)
+    assert verdict.word == WORDS[0] and len(verdict.decisive) == 4
+    assert (
+        "costs ViT-Tiny 0.7 and DeiT-Tiny 0.7" in verdict.sentence
+        and "recovers 0.7" in verdict.sentence
+    )
+    assert len(verdict.sentence.split()) <= 30
+    (table,) = claim.tables(results).values()
+    assert len(table) == len(first)
+    assert 10 <= len(claim.figure(results).get_label().split()) <= 40
+
+
+def test_options_of_a_search_of_real_networks(photographs):
+    """A small cell from end to end; its verdict, table and figure."""
+    claim = use(real_options, photographs)
+    cells = claim.cells(False)
+    assert len(cells) == 3 * 2 * 2 and not claim.cells(True)
+    result = claim.run({**cells[0], "images": 4})
+    for name in real_options.VARIANTS:
+        assert result[name]["fitness"] <= result[name]["fitness_before"]
+        assert result[name]["evaluations"] == result[real_options.PAPER]["evaluations"]
+    assert result["median_scale"] > 0
+    results = pd.DataFrame(
+        [row_of({"cell": cell, "result": result, "seconds": 1.0}) for cell in cells[:4]]
+    )
+    verdict = claim.verdict(results)
+    assert "of 20 variants" in verdict.sentence and "one seed" in verdict.sentence
+    assert len(verdict.sentence.split()) <= 30 and len(verdict.decisive) == 20
+    (table,) = claim.tables(results).values()
+    assert len(table) == 4 * (1 + len(real_options.VARIANTS))
+    assert 10 <= len(claim.figure(results).get_label().split()) <= 40
+
+
 def test_lines_through_blocks_of_real_networks(photographs, monkeypatch):
     """Each landscape of one layer, small; verdicts and figure from them as from all layers."""
     monkeypatch.setattr(real_landscape, "BLOCK", "layer2.0")
     monkeypatch.setattr(real_landscape, "CALIBRATION", 4)
     monkeypatch.setattr(c9_origin, "REACH", 0.3)  # so small a network hardly notices 1 %
-    claim = real_landscape.use_folders(photographs, photographs)
+    claim = real_cells.use_folders(
+        real_landscape.CLAIM, real_landscape.run, photographs, photographs
+    )
     cells = claim.cells(False)
     assert len(cells) == 3 * 2 * 2 * 4 * 2 * 2 and not claim.cells(True)
     rows = []

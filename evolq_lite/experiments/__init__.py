@@ -15,7 +15,9 @@ from evolq_lite.experiments import (
     c12_starts,
     real,
     real_landscape,
+    real_options,
     real_readings,
+    real_settings,
     real_starts,
 )
 from evolq_lite.experiments.cells import Claim
@@ -40,8 +42,10 @@ ON_FOLDERS: dict[str, Claim] = {
     claim.name: claim
     for claim in (
         real.CLAIM,
+        real_settings.CLAIM,
         real_landscape.LAYERS_CLAIM,
         *real_readings.CLAIMS,
+        real_options.CLAIM,
         real_landscape.CLAIM,
         real_starts.CLAIM,
     )

@@ -135,5 +135,12 @@ def tables(results: pd.DataFrame) -> Tables:
 
 
 CLAIM = Claim(
-    "C1", "Do scales and bit-widths decide the accuracy?", cells, run, figure, verdict, tables
+    "C1",
+    "Do scales and bit-widths decide the accuracy?",
+    cells,
+    run,
+    figure,
+    verdict,
+    tables,
+    real="R1",
 )

@@ -136,4 +136,5 @@ CLAIM = Claim(
     run,
     figure,
     verdict,
+    real="R7",
 )

@@ -9,7 +9,6 @@ resumed.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, pack_values, unpac
 from evolq_lite.evolve import Evaluated
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_gains
+from evolq_lite.experiments.real_cells import NETWORKS, refuse, source_of
 from evolq_lite.experiments.results import Cell, Result, by
 from evolq_lite.experiments.verdicts import Row, Verdict, decide
 from evolq_lite.figures import Picture
 from evolq_lite.runs.run import Outcome, Run
-from evolq_lite.runs.source import Folders
 
-NETWORKS = {"vit_tiny_patch16_224": "ViT-Tiny", "deit_tiny_patch16_224": "DeiT-Tiny"}
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # quantization, search
     "EvolQ from MinMax": ({}, {}),
     "EvolQ from MSE": ({"weight_observer": "mse"}, {}),
@@ -69,7 +67,10 @@ def configs_of(cell: Cell) -> tuple[QuantConfig, SearchConfig]:
 
 
 def run(cell: Cell, weights: Path, photographs: Path, watch: Watch) -> Result:
-    """The whole run of a cell, or the rest of it; returns its summary."""
+    """The whole run of a cell, or the rest of it; returns its summary.
+
+    `watch` is shown each evaluation of a run, which takes a quarter of an hour.
+    """
     source = source_of(cell, weights, photographs, CALIBRATION)
     out = RUNS / "-".join(str(value).replace(" ", "_") for value in cell.values())
     resume = (out / "config.json").is_file()
@@ -82,50 +83,12 @@ def run(cell: Cell, weights: Path, photographs: Path, watch: Watch) -> Result:
     return {**outcome.summary(), **pack_losses(outcome)}
 
 
-def source_of(cell: Cell, weights: Path, photographs: Path, images: int) -> Folders:
-    """A cell's network on the photographs; `images` of them to calibrate, drawn by its seed."""
-    return Folders.at(
-        model=cell["network"],
-        checkpoint=weights / f"{cell['network']}.safetensors",
-        calibration=photographs / "calibration",
-        test=photographs / "validation",
-        class_map=photographs / "wnids.txt",
-        calibration_images=images,
-        seed=cell["seed"],
-    )
-
-
 def pack_losses(outcome: Outcome) -> Result:
     """Each loss of each network image by image, as `kl` and `cross_entropy`: for paired tests."""
     return {
         loss: {name: pack_values(getattr(each, loss)) for name, each in outcome.scores.items()}
         for loss in LOSSES
     }
-
-
-def refuse(cell: Cell, claim: str = "REAL", module: str = "real") -> Result:
-    """What runs without folders: the claim can be shown, not computed."""
-    raise ValueError(f"{claim} needs folders of networks and photographs: see {module}.use_folders")
-
-
-def use_folders(weights: Path, photographs: Path, watch: Watch = lambda event: None) -> Claim:
-    """The claim with folders to compute it from; ValueError if they do not hold what is needed.
-
-    `watch` is shown each evaluation of a run, which takes a quarter of an hour.
-    """
-    check_folders(weights, photographs)
-    work = partial(run, weights=weights, photographs=photographs, watch=watch)
-    return replace(CLAIM, run=work)
-
-
-def check_folders(weights: Path, photographs: Path) -> None:
-    """ValueError unless the networks and the photographs are there."""
-    for path in (*(weights / f"{name}.safetensors" for name in NETWORKS), photographs):
-        if not path.exists():
-            raise ValueError(
-                f"{path} is not there; give --weights FOLDER with {' and '.join(NETWORKS)} as "
-                ".safetensors, and --photographs FOLDER with calibration/, validation/, wnids.txt"
-            )
 
 
 def group(results: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
@@ -219,4 +182,4 @@ def tables(results: pd.DataFrame) -> Tables:
 
 
 QUESTION = "Does one pass of the search gain on trained ViT-Tiny and DeiT-Tiny, at 4 and 3 bits?"
-CLAIM = Claim("REAL", QUESTION, cells, refuse, figure, verdict, tables)
+CLAIM = Claim("REAL", QUESTION, cells, partial(refuse, claim="REAL"), figure, verdict, tables)

@@ -10,7 +10,6 @@ network from the block on, so a late block is taken. No test image is read.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean
@@ -35,7 +34,7 @@ from evolq_lite.experiments.c9_origin import (
     roughness_of,
 )
 from evolq_lite.experiments.cells import Claim, Tables
-from evolq_lite.experiments.real import NETWORKS, check_folders, refuse, source_of
+from evolq_lite.experiments.real_cells import NETWORKS, refuse, source_of
 from evolq_lite.experiments.results import Cell, Result, where
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import MARKERS, PETROFF, Picture, new_figure
@@ -91,16 +90,6 @@ def start_from(
     model, images, targets = source_of(cell, weights, photographs, CALIBRATION).load()
     demo = Demo(network, model, images, targets)
     return demo, quantize_for(demo, {**cell, "weight_bits": weight_bits})
-
-
-def use_folders(weights: Path, photographs: Path) -> Claim:
-    """The claim with folders to compute it from; ValueError if they do not hold what is needed."""
-    check_folders(weights, photographs)
-    return replace(CLAIM, run=partial(run, weights=weights, photographs=photographs))
-
-
-# What runs without folders: the claim can be shown, not computed.
-without_folders = partial(refuse, claim="R9", module="real_landscape")
 
 
 def name_of(result: pd.Series) -> str:
@@ -232,7 +221,7 @@ CLAIM = Claim(
     "R9",
     "Where does the jaggedness of trained ViT-Tiny and DeiT-Tiny come from?",
     cells,
-    without_folders,
+    partial(refuse, claim="R9"),
     figure,
     verdict,
     tables,
@@ -242,7 +231,7 @@ LAYERS_CLAIM = Claim(
     "R2",
     "Is the loss over the scales of trained ViT-Tiny and DeiT-Tiny jagged, in attention most?",
     cells,
-    without_folders,
+    partial(refuse, claim="R2"),
     figure,
     verdict_on_layers,
     stage=stage_of,

@@ -14,14 +14,8 @@ import pandas as pd
 from evolq_lite.experiments import real_starts
 from evolq_lite.experiments.c12_starts import ADAM, EVOLQ, KL, NONE
 from evolq_lite.experiments.cells import Claim
-from evolq_lite.experiments.real_starts import (
-    GOOD,
-    POOR,
-    Networks,
-    group,
-    measure_gain,
-    measure_loss,
-)
+from evolq_lite.experiments.real_cells import measure_gain, measure_loss, refuse
+from evolq_lite.experiments.real_starts import GOOD, POOR, Networks, group
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 
 LOSSES = {"kl": "KL", "cross_entropy": "cross-entropy"}
@@ -103,7 +97,7 @@ def tell(
         name,
         question,
         real_starts.cells,
-        real_starts.without_folders,
+        partial(refuse, claim=name),
         partial(real_starts.draw, starts=starts, searches=searches, title=title),
         verdict,
         stage=real_starts.stage_of,

@@ -10,37 +10,39 @@ Networks and photographs are not in this repo: give their folders. A cell takes 
 of one core, most of it for the searches, and holds all searches of one start.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evolq_lite.config import SearchConfig
-from evolq_lite.data import Demo
 from evolq_lite.evaluate import (
-    LOSSES,
     LossChange,
-    SeedComparison,
-    pack_values,
-    packed,
-    score,
-    unpack_values,
     unpacked,
 )
 from evolq_lite.experiments import c12_starts
 from evolq_lite.experiments.c12_starts import ADAM, NONE, SEARCHES, copy_of, follow_gradient
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
-from evolq_lite.experiments.real import NETWORKS, check_folders, refuse, source_of
+from evolq_lite.experiments.real_cells import (
+    FLOAT,
+    NETWORKS,
+    mean_loss,
+    measure_gain,
+    measure_loss,
+    read_test,
+    refuse,
+    source_of,
+    stack,
+    start_from,
+)
 from evolq_lite.experiments.results import Cell, Result, by
-from evolq_lite.experiments.setup import Setting, prepare_demo, search_scales
+from evolq_lite.experiments.setup import Setting, search_scales
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
-from evolq_lite.runs.source import BATCH
 
 POOR, GOOD = "paper", "recommended"
 STARTS = (POOR, "official", GOOD, "recommended, learned")  # as C12 has them
@@ -74,25 +76,13 @@ def run(cell: Cell, weights: Path, photographs: Path) -> Result:
     """Every search from the cell's start; then one reading of the test images by all networks."""
     source = source_of(cell, weights, photographs, cell["images"])
     config = replace(c12_starts.STARTS[cell["start"]], weight_bits=cell["weight_bits"], act_bits=8)
-    model, images, targets = source.load()
-    start = prepare_demo(Demo(cell["network"], model, images, targets), config)
-    networks: dict[str, nn.Module] = {"float": model, NONE: start.qmodel}
+    start = start_from(source, config)
+    networks: dict[str, nn.Module] = {FLOAT: start.demo.model, NONE: start.qmodel}
     told: dict[str, Result] = {}
     for name in ALL:
         networks[name], told[name] = search_from(start, name, cell)
-    scores = score(networks, source.test(BATCH), source.labels())
-    return {
-        "images": len(source.labels()),
-        "float": {"correct": packed(scores["float"].right)},
-        **{
-            name: {
-                **told.get(name, {}),
-                "correct": packed(scores[name].right),
-                **{loss: pack_values(getattr(scores[name], loss)) for loss in LOSSES},
-            }
-            for name in (NONE, *ALL)
-        },
-    }
+    read = read_test(source, networks)
+    return {**read, **{name: told[name] | read[name] for name in ALL}}
 
 
 def search_from(start: Setting, name: str, cell: Cell) -> tuple[nn.Module, Result]:
@@ -101,16 +91,6 @@ def search_from(start: Setting, name: str, cell: Cell) -> tuple[nn.Module, Resul
     config = SearchConfig(passes=cell["passes"], seed=cell["seed"], **SEARCHES.get(name, {}))
     told = follow_gradient(setting, config) if name == ADAM else search_scales(setting, config)
     return setting.qmodel, told
-
-
-def use_folders(weights: Path, photographs: Path) -> Claim:
-    """The claim with folders to compute it from; ValueError if they do not hold what is needed."""
-    check_folders(weights, photographs)
-    return replace(CLAIM, run=partial(run, weights=weights, photographs=photographs))
-
-
-# What runs without folders: the claim can be shown, not computed.
-without_folders = partial(refuse, claim="R12", module="real_starts")
 
 
 Networks = Mapping[str, pd.Series]  # by search: one result for each seed
@@ -122,22 +102,6 @@ def group(results: pd.DataFrame) -> dict[tuple[str, str], Networks]:
         (f"{NETWORKS[network]} W{bits}A8", start): {name: found[name] for name in (NONE, *ALL)}
         for (network, bits, start), found in by(results, "network", "weight_bits", "start").items()
     }
-
-
-def stack(column: pd.Series, read: Callable[[Result], Tensor]) -> Tensor:
-    """What is kept of each image, (seeds, n)."""
-    return torch.stack([read(result) for result in column])
-
-
-def measure_gain(was: pd.Series, now: pd.Series, images: int) -> SeedComparison:
-    """Top-1 of one column of results against another."""
-    before, after = (stack(c, lambda r: unpacked(r["correct"], images)) for c in (was, now))
-    return SeedComparison.of(before, after)
-
-
-def measure_loss(was: pd.Series, now: pd.Series, loss: str) -> LossChange:
-    """A loss of one column of results against another."""
-    return LossChange.of(*(stack(c, lambda r: unpack_values(r[loss])) for c in (was, now)))
 
 
 def figure(results: pd.DataFrame) -> Picture:
@@ -213,16 +177,11 @@ def tables(results: pd.DataFrame) -> Tables:
     return {f"Means over seeds on {images:,} test photographs": pd.DataFrame(rows)}
 
 
-def mean_loss(column: pd.Series, loss: str) -> str:
-    """The mean of a loss over images and seeds, for a table."""
-    return f"{float(stack(column, lambda r: unpack_values(r[loss])).mean()):.4f}"
-
-
 CLAIM = Claim(
     "R12",
     "Does a search still gain on a good start, on trained ViT-Tiny and DeiT-Tiny?",
     cells,
-    without_folders,
+    partial(refuse, claim="R12"),
     figure,
     verdict,
     tables,

@@ -1,0 +1,114 @@
+"""What the claims on trained ViT-Tiny and DeiT-Tiny share: folders, one reading, comparisons.
+
+Networks and photographs are not in this repo. 1,000 photographs calibrate, 1,000 others test, which
+are read once by all networks of a cell. (They are easier than the ImageNet validation set: compare
+accuracies with each other only.)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from evolq_lite.config import QuantConfig
+from evolq_lite.data import Demo
+from evolq_lite.evaluate import (
+    LOSSES,
+    LossChange,
+    SeedComparison,
+    pack_values,
+    packed,
+    score,
+    unpack_values,
+    unpacked,
+)
+from evolq_lite.experiments.cells import Claim
+from evolq_lite.experiments.results import Cell, Result
+from evolq_lite.experiments.setup import Setting, prepare_demo
+from evolq_lite.runs.source import BATCH, Folders
+
+NETWORKS = {"vit_tiny_patch16_224": "ViT-Tiny", "deit_tiny_patch16_224": "DeiT-Tiny"}
+FLOAT = "float"
+
+
+def source_of(cell: Cell, weights: Path, photographs: Path, images: int) -> Folders:
+    """A cell's network on the photographs; `images` of them to calibrate, drawn by its seed."""
+    return Folders.at(
+        model=cell["network"],
+        checkpoint=weights / f"{cell['network']}.safetensors",
+        calibration=photographs / "calibration",
+        test=photographs / "validation",
+        class_map=photographs / "wnids.txt",
+        calibration_images=images,
+        seed=cell["seed"],
+    )
+
+
+def start_from(source: Folders, config: QuantConfig) -> Setting:
+    """A source's network, quantized, calibrated and rounded."""
+    model, images, targets = source.load()
+    return prepare_demo(Demo(source.model, model, images, targets), config)
+
+
+def read_test(source: Folders, networks: Mapping[str, nn.Module]) -> Result:
+    """Which test images each network has right, and its losses; the first network is in float."""
+    scores = score(networks, source.test(BATCH), source.labels())
+    told: Result = {"images": len(source.labels())}
+    for name, found in scores.items():
+        losses = {loss: pack_values(getattr(found, loss)) for loss in LOSSES}
+        told[name] = {"correct": packed(found.right), **losses}
+    return told
+
+
+def refuse(cell: Cell, claim: str) -> Result:
+    """What runs without folders: the claim can be shown, not computed."""
+    raise ValueError(
+        f"{claim} needs folders of networks and photographs: see real_cells.use_folders"
+    )
+
+
+def use_folders(
+    claim: Claim, run: Callable[..., Result], weights: Path, photographs: Path
+) -> Claim:
+    """A claim on real networks, with folders to compute it from.
+
+    `run` computes a cell from them (its arguments `weights` and `photographs`). ValueError if they
+    do not hold what is needed.
+    """
+    check_folders(weights, photographs)
+    return replace(claim, run=partial(run, weights=weights, photographs=photographs))
+
+
+def check_folders(weights: Path, photographs: Path) -> None:
+    """ValueError unless the networks and the photographs are there."""
+    for path in (*(weights / f"{name}.safetensors" for name in NETWORKS), photographs):
+        if not path.exists():
+            raise ValueError(
+                f"{path} is not there; give --weights FOLDER with {' and '.join(NETWORKS)} as "
+                ".safetensors, and --photographs FOLDER with calibration/, validation/, wnids.txt"
+            )
+
+
+def stack(column: pd.Series, read: Callable[[Result], Tensor]) -> Tensor:
+    """What is kept of each image, (seeds, n)."""
+    return torch.stack([read(result) for result in column])
+
+
+def measure_gain(was: pd.Series, now: pd.Series, images: int) -> SeedComparison:
+    """Top-1 of one column of results against another."""
+    before, after = (stack(c, lambda r: unpacked(r["correct"], images)) for c in (was, now))
+    return SeedComparison.of(before, after)
+
+
+def measure_loss(was: pd.Series, now: pd.Series, loss: str) -> LossChange:
+    """A loss of one column of results against another."""
+    return LossChange.of(*(stack(c, lambda r: unpack_values(r[loss])) for c in (was, now)))
+
+
+def mean_loss(column: pd.Series, loss: str) -> str:
+    """The mean of a loss over images and seeds, for a table."""
+    return f"{float(stack(column, lambda r: unpack_values(r[loss])).mean()):.4f}"

@@ -1,0 +1,167 @@
+"""R7: C7's widths of mutation and genome on trained ViT-Tiny and DeiT-Tiny.
+
+The paper adds uniform noise of at most 0.001 to a scale, whatever the scale. What that is worth
+depends on the network and its bits, so its rivals are relative: noise of a share of each scale. One
+variant searches all scales, not only those of attention's weights. All start from MinMax and cost
+one pass; the test photographs are read once by all of a cell's networks, and KL decides.
+
+Networks and photographs are not in this repo: give their folders. A cell takes twenty minutes of
+one core.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from evolq_lite.config import PRESETS, SearchConfig
+from evolq_lite.evaluate import LossChange
+from evolq_lite.experiments.c12_starts import copy_of
+from evolq_lite.experiments.cells import Claim, Tables
+from evolq_lite.experiments.plots import plot_starts
+from evolq_lite.experiments.real_cells import (
+    FLOAT,
+    NETWORKS,
+    mean_loss,
+    measure_gain,
+    measure_loss,
+    read_test,
+    refuse,
+    source_of,
+    start_from,
+)
+from evolq_lite.experiments.results import Cell, Result, by
+from evolq_lite.experiments.setup import Setting, search_scales
+from evolq_lite.experiments.verdicts import WORDS, Row, Verdict, count_seeds
+from evolq_lite.figures import Picture
+from evolq_lite.genome import genome_of
+
+PAPER, START = "absolute 0.001 (paper)", "start"
+VARIANTS: dict[str, dict[str, Any]] = {
+    PAPER: {},
+    **{
+        f"relative {step}": {"mutation": "relative", "step": step}
+        for step in (0.003, 0.01, 0.03, 0.1)
+    },
+    "all scales": {"scales": "all"},
+}
+IMAGES = 256  # for calibration
+
+
+def cells(quick: bool) -> list[Cell]:
+    """Both networks at 4 and 3 bits, three seeds; nothing of it is quick."""
+    if quick:
+        return []
+    return [
+        {"network": network, "weight_bits": bits, "seed": seed, "images": IMAGES, "passes": 1}
+        for seed in (0, 1, 2)
+        for network in NETWORKS
+        for bits in (4, 3)
+    ]
+
+
+def stage_of(cell: Cell) -> int:
+    """Seeds are shown one after another."""
+    return int(cell["seed"])
+
+
+def run(cell: Cell, weights: Path, photographs: Path) -> Result:
+    """Every variant of the search from one start; one reading of the test images."""
+    source = source_of(cell, weights, photographs, cell["images"])
+    start = start_from(source, replace(PRESETS["paper"], weight_bits=cell["weight_bits"]))
+    networks: dict[str, nn.Module] = {FLOAT: start.demo.model, START: start.qmodel}
+    told: dict[str, Result] = {}
+    for name, options in VARIANTS.items():
+        setting = copy_of(start)
+        config = SearchConfig(passes=cell["passes"], seed=cell["seed"], **options)
+        told[name] = search_scales(setting, config)
+        networks[name] = setting.qmodel
+    read = read_test(source, networks)
+    searched = {name: told[name] | read[name] for name in VARIANTS}
+    return {**read, **searched, "median_scale": median_scale(start)}
+
+
+def median_scale(setting: Setting) -> float:
+    """The median of the scales that the paper's search changes."""
+    return float(genome_of(setting.qmodel, setting.chain.searchable).read(setting.qmodel).median())
+
+
+def group(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The results of each network and bit-width, a row for each seed."""
+    settings = by(results, "network", "weight_bits").items()
+    return {f"{NETWORKS[network]} W{bits}A8": found for (network, bits), found in settings}
+
+
+def figure(results: pd.DataFrame) -> Picture:
+    """KL before and after each variant of the search, a panel for each network and bit-width."""
+    changes: dict[str, dict[str, dict[str, LossChange]]] = {
+        setting: {
+            name: {"after the search": measure_loss(found[START], found[name], "kl")}
+            for name in VARIANTS
+        }
+        for setting, found in group(results).items()
+    }
+    return plot_starts(changes, "1,000-image check: one option of the search changed, from MinMax")
+
+
+def verdict(results: pd.DataFrame) -> Verdict:
+    """Does any variant end significantly below the paper's choice in KL, at the same cost?"""
+    settings, images = group(results), int(results["test_images"].iloc[0])
+    others = [name for name in VARIANTS if name != PAPER]
+    many = len(settings) * len(others)  # comparisons: Bonferroni
+    rows: list[Row] = []
+    starts: list[Row] = []
+    better: list[str] = []
+    for setting, found in settings.items():
+        for name in VARIANTS:
+            change = measure_loss(found[START], found[name], "kl")
+            starts.append(Row.of_loss(f"{setting}: {name}, over MinMax, KL", change))
+        for name in others:
+            change = measure_loss(found[PAPER], found[name], "kl")
+            ahead = change.better and many * change.p_value < 0.05
+            better += [name] * ahead
+            label = f"{setting}: {name}, over the paper's choice"
+            rows.append(Row.of_loss(f"{label}, KL", change, not ahead))
+            starts.append(Row.of(label, measure_gain(found[PAPER], found[name], images)))
+    widths = sum(name.startswith("relative") for name in better)
+    return Verdict(
+        WORDS[2 if better else 0],
+        f"On a 1,000-image check ({count_seeds(results)}, one pass), {len(better)} of {many} "
+        f"variants, {widths} of them relative widths, beat the paper's choice significantly in KL "
+        "(Bonferroni).",
+        (*rows, *starts),
+    )
+
+
+def tables(results: pd.DataFrame) -> Tables:
+    """KL and cross-entropy of each variant, and what the paper's width is relative to scales."""
+    rows = []
+    for setting, found in group(results).items():
+        width = SearchConfig().width(int(found["weight_bits"].iloc[0]))
+        share = 100 * width / found["median_scale"].mean()
+        for name in (START, *VARIANTS):
+            rows.append(
+                {
+                    "setting": setting,
+                    "search": name,
+                    "the paper's width, % of the median scale": f"{share:.1f}",
+                    "KL to float": mean_loss(found[name], "kl"),
+                    "cross-entropy": mean_loss(found[name], "cross_entropy"),
+                }
+            )
+    return {"Means over seeds on 1,000 test photographs": pd.DataFrame(rows)}
+
+
+CLAIM = Claim(
+    "R7",
+    "Are the paper's width and genome the best choice on trained ViT-Tiny and DeiT-Tiny?",
+    cells,
+    partial(refuse, claim="R7"),
+    figure,
+    verdict,
+    tables,
+    stage=stage_of,
+)

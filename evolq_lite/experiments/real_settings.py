@@ -1,0 +1,169 @@
+"""R1: what bits and schemes of quantization cost trained ViT-Tiny and DeiT-Tiny, unsearched.
+
+The paper's scheme; one thing of it changed at a time: MSE scales of weights, a scale per channel
+for residual sums; what the published script really does; and this repo's recommendation with each
+way of rounding. One seed, which draws the calibration images. What 8 bits cost ViT-Tiny under the
+paper's scheme is no matter of bits: single channels of its residual sums are so wide that powers of
+two up to 8 leave all others a step that is too coarse.
+
+Networks and photographs are not in this repo: give their folders. Most cells take two minutes of
+one core, learned rounding a quarter of an hour.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from evolq_lite.config import PRESETS, QuantConfig
+from evolq_lite.evaluate import Accuracy, SeedComparison, unpacked
+from evolq_lite.experiments.cells import Claim, Tables
+from evolq_lite.experiments.plots import plot_gains
+from evolq_lite.experiments.real_cells import (
+    FLOAT,
+    NETWORKS,
+    mean_loss,
+    measure_gain,
+    measure_loss,
+    read_test,
+    refuse,
+    source_of,
+    start_from,
+)
+from evolq_lite.experiments.results import Cell, Result, by
+from evolq_lite.experiments.verdicts import Row, Verdict, decide
+from evolq_lite.figures import Picture
+
+PAPER, MSE, CHANNELS, GPTQ, LEARNED = "paper", "MSE", "sums by channel", "GPTQ", "learned"
+SCHEMES: dict[str, QuantConfig] = {
+    PAPER: PRESETS["paper"],
+    MSE: replace(PRESETS["paper"], weight_observer="mse"),
+    CHANNELS: replace(PRESETS["paper"], sums="channel"),
+    "official": PRESETS["official"],
+    "recommended, nearest": replace(PRESETS["recommended"], rounding="nearest"),
+    f"recommended, {GPTQ}": PRESETS["recommended"],
+    f"recommended, {LEARNED}": replace(PRESETS["recommended"], rounding="learned"),
+}
+BEST = f"recommended, {GPTQ}"
+BITS = (8, 4, 3)
+IMAGES = 256  # for calibration, as in R12
+QUANTIZED = "quantized"
+
+
+def cells(quick: bool) -> list[Cell]:
+    """Every network, bit-width and scheme; nothing of it is quick."""
+    if quick:
+        return []
+    found = [
+        {"network": network, "weight_bits": bits, "scheme": scheme, "seed": 0, "images": IMAGES}
+        for network in NETWORKS
+        for bits in BITS
+        for scheme in SCHEMES
+        if bits < 8 or LEARNED not in scheme  # at 8 bits the nearest integer will do
+    ]
+    return sorted(found, key=stage_of)
+
+
+def stage_of(cell: Cell) -> int:
+    """Learned rounding takes longer than all else."""
+    return int(LEARNED in cell["scheme"])
+
+
+def run(cell: Cell, weights: Path, photographs: Path) -> Result:
+    """Quantize, round, test."""
+    source = source_of(cell, weights, photographs, cell["images"])
+    start = start_from(source, replace(SCHEMES[cell["scheme"]], weight_bits=cell["weight_bits"]))
+    return read_test(source, {FLOAT: start.demo.model, QUANTIZED: start.qmodel})
+
+
+Schemes = Mapping[str, pd.DataFrame]  # results by scheme
+
+
+def group(results: pd.DataFrame) -> dict[tuple[str, int], Schemes]:
+    """The results of each network and bit-width."""
+    settings = by(results, "network", "weight_bits").items()
+    return {(NETWORKS[n], bits): by(found, "scheme") for (n, bits), found in settings}
+
+
+def compare(was: pd.DataFrame, now: pd.DataFrame, column: str = QUANTIZED) -> SeedComparison:
+    """Top-1 of some quantized networks against what others, or the float one, reach."""
+    return measure_gain(was[column], now[QUANTIZED], int(was["test_images"].iloc[0]))
+
+
+def figure(results: pd.DataFrame) -> Picture:
+    """What each scheme loses, a panel for each network and bit-width."""
+    gains = {
+        f"{network} W{bits}A8": {s: compare(r, r, FLOAT) for s, r in found.items()}
+        for (network, bits), found in group(results).items()
+    }
+    return plot_gains(gains, "1,000-image check: top-1 against the float network, no search")
+
+
+def verdict(results: pd.DataFrame) -> Verdict:
+    """Do fewer bits cost accuracy under the paper's scheme, and do other scales or sums move it?"""
+    settings = group(results)
+    rows: list[Row] = []
+    lost, back = [], []
+    for network in dict.fromkeys(network for network, _ in settings):
+        at = {bits: settings[network, bits] for bits in BITS}
+        eight, three = at[8][PAPER], at[3][PAPER]
+        fall, mse = compare(eight, three), compare(three, at[3][MSE])
+        rows.append(Row.of(f"{network} W3A8, over W8A8", fall, fall.gain < 0 and fall.significant))
+        rows.append(Row.of(f"{network} W3A8 by MSE, over MinMax", mse, mse.significant))
+        lost.append(-100 * compare(eight, eight, FLOAT).gain)
+        back.append(100 * compare(eight, at[8][CHANNELS]).gain)
+    for (network, bits), found in settings.items():
+        for scheme, other in found.items():
+            if scheme != PAPER:
+                name = f"{network} W{bits}A8: {scheme}, over {PAPER}"
+                change = measure_loss(found[PAPER][QUANTIZED], other[QUANTIZED], "kl")
+                rows.append(Row.of(name, compare(found[PAPER], other)))
+                rows.append(Row.of_loss(f"{name}, KL", change))
+    names = list(NETWORKS.values())
+    cost = " and ".join(f"{name} {points:.1f}" for name, points in zip(names, lost, strict=True))
+    return Verdict(
+        decide(row.holds for row in rows),
+        f"On a 1,000-image check (one seed), the paper's scheme at W8A8 costs {cost} points; one "
+        f"scale per channel of residual sums recovers {' and '.join(f'{x:.1f}' for x in back)}.",
+        tuple(rows),
+    )
+
+
+def tables(results: pd.DataFrame) -> Tables:
+    """Top-1 with its interval and the losses of each scheme."""
+    rows, whole = [], {}
+    for (network, bits), found in group(results).items():
+        for scheme, these in found.items():
+            result = these.iloc[0]
+            whole[network] = top1_of(result, FLOAT)
+            rows.append(
+                {
+                    "setting": f"{network} W{bits}A8",
+                    "scheme": scheme,
+                    "top-1": str(top1_of(result, QUANTIZED)),
+                    "KL to float": mean_loss(these[QUANTIZED], "kl"),
+                    "cross-entropy": mean_loss(these[QUANTIZED], "cross_entropy"),
+                }
+            )
+    told = ", ".join(f"{network} {top1}" for network, top1 in whole.items())
+    return {f"On 1,000 test photographs, without a search (float: {told})": pd.DataFrame(rows)}
+
+
+def top1_of(result: pd.Series, column: str) -> Accuracy:
+    """Top-1 of one network of a result."""
+    right = unpacked(result[column]["correct"], int(result["test_images"]))
+    return Accuracy(int(right.sum()), len(right))
+
+
+CLAIM = Claim(
+    "R1",
+    "Do scales and bit-widths decide the accuracy of trained ViT-Tiny and DeiT-Tiny?",
+    cells,
+    partial(refuse, claim="R1"),
+    figure,
+    verdict,
+    tables,
+    stage=stage_of,
+)
