@@ -679,8 +679,8 @@ def parser() -> argparse.ArgumentParser:
         "claims",
         nargs="*",
         default=["all"],
-        metavar="C1 ... C12 | all | REAL | R9 | R12 | PAPER",
-        help="default: all; REAL, R9, R12: real networks, need the two folders below; PAPER: the "
+        metavar="C1 ... C12 | all | REAL | R1 ... R12 | PAPER",
+        help="default: all; REAL, R1 to R12: real networks, need the two folders below; PAPER: the "
         "paper's whole grid, needs --imagenet",
     )
     again.add_argument("--quick", action="store_true", help="few small cells, to try it")
@@ -695,13 +695,13 @@ def parser() -> argparse.ArgumentParser:
         "--weights",
         type=Path,
         default=SHARED / "weights",
-        help="REAL, R9, R12, PAPER: folder of checkpoints",
+        help="REAL, R1 to R12, PAPER: folder of checkpoints",
     )
     again.add_argument(
         "--photographs",
         type=Path,
         default=SHARED / "imagenet",
-        help="REAL, R9, R12: folder with calibration/, validation/ and wnids.txt",
+        help="REAL, R1 to R12: folder with calibration/, validation/ and wnids.txt",
     )
     paper = again.add_argument_group("PAPER")
     paper.add_argument(
