@@ -201,6 +201,7 @@ class Segment:
     inputs: list[Tensor]  # batches, as earlier rounding has left them
     float_inputs: list[Tensor]
     weights: dict[str, list[Tensor]]  # (n,) of each layer's inputs, by batch; empty: all equal
+    chunk: int  # images whose graph is kept at a time
 
     def weights_of(self, name: str, batch: int, rows: Tensor) -> Tensor:
         """The weights (n, 1) of a layer's inputs (groups, n, inputs) in a batch."""
@@ -272,9 +273,11 @@ def walk(
     for point in teacher.modules():
         if isinstance(point, Point):
             point.passing = True
-    weights = weigh_inputs(teacher, images, batch) if weigh else {}
-    inputs, float_inputs = list(images.split(batch)), list(images.split(batch))
     floats = chain_of(teacher)
+    floats.fit_chunk(images[:1])
+    chunk = floats.chunk or batch
+    weights = weigh_inputs(teacher, images, batch, chunk) if weigh else {}
+    inputs, float_inputs = list(images.split(batch)), list(images.split(batch))
     segments = zip(chain_of(qmodel).segments, floats.segments, strict=True)
     for i, ((name, run, _), (_, run_float, _)) in enumerate(segments, 1):
         called: dict[str, Tensor] = {}
@@ -290,6 +293,7 @@ def walk(
             inputs,
             float_inputs,
             weights,
+            chunk,
         )
         inputs = [run(x) for x in inputs]
         float_inputs = [run_float(x) for x in float_inputs]
@@ -368,18 +372,19 @@ def float_means(segment: Segment) -> dict[str, Tensor]:
     return {name: torch.stack(sums[name]).sum(0) / totals[name] for name in layers}
 
 
-def squared_slopes(
-    logits: Tensor, outputs: list[Tensor], generator: torch.Generator, labels: int = 2
-) -> list[Tensor]:
+def draw_labels(logits: Tensor, generator: torch.Generator, count: int = 2) -> Tensor:
+    """Labels (n, count) drawn from a network's own prediction (n, classes)."""
+    return logits.softmax(1).multinomial(count, replacement=True, generator=generator)
+
+
+def squared_slopes(logits: Tensor, outputs: list[Tensor], labels: Tensor) -> list[Tensor]:
     """The squared gradient of -log p(label) at each of a network's inner outputs.
 
-    Labels are drawn from the network's own prediction (n, classes): in the mean over labels, this
-    is the Fisher information there.
+    In the mean over labels (n, count) that were drawn from the network's own prediction, this is
+    the Fisher information there.
     """
-    shares = logits.detach().softmax(1)
-    drawn = shares.multinomial(labels, replacement=True, generator=generator)
     squares = [torch.zeros_like(output) for output in outputs]
-    for label in drawn.T:
+    for label in labels.T:
         with torch.enable_grad():
             loss = F.cross_entropy(logits, label, reduction="sum")
         slopes = torch.autograd.grad(loss, outputs, retain_graph=True)
@@ -393,32 +398,49 @@ def level(parts: list[Tensor]) -> list[Tensor]:
     return [part / mean + 0.01 for part in parts]
 
 
-def weigh_inputs(teacher: nn.Module, images: Tensor, batch: int) -> dict[str, list[Tensor]]:
+def weigh_inputs(
+    teacher: nn.Module, images: Tensor, batch: int, chunk: int
+) -> dict[str, list[Tensor]]:
     """How much each of a layer's inputs counts: weights (n,), by layer and batch.
 
-    It is the squared slope at the layer's output.
+    It is the squared slope at the layer's output. The graph of all layers is large: 5 GB for 32
+    images of DeiT-Tiny. So that of one chunk of images is kept.
     """
     generator = torch.Generator(images.device).manual_seed(0)
     layers = quant_layers(teacher)
     weights: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for x in images.split(batch):
+        labels = draw_labels(teacher(x), generator)
+        parts = [
+            slopes_at_outputs(teacher, layers, *part)
+            for part in zip(x.split(chunk), labels.split(chunk), strict=True)
+        ]
+        for name in parts[0]:
+            weights[name].append(torch.cat([part[name] for part in parts]))
+    return {name: level(parts) for name, parts in weights.items()}
+
+
+def slopes_at_outputs(
+    teacher: nn.Module, layers: Mapping[str, Layer], x: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """The squared slope (n,) at each place of each layer's output, summed over channels."""
     outputs: dict[str, Tensor] = {}
     hooks = [
         layer.register_forward_hook(lambda _, __, y, name=name: outputs.update({name: y}))
         for name, layer in layers.items()
     ]
     try:
-        for x in images.split(batch):
-            outputs.clear()
-            with torch.enable_grad():
-                logits = teacher(x.clone().requires_grad_())  # weights may not ask for gradients
-            squares = squared_slopes(logits, list(outputs.values()), generator)
-            for name, square in zip(outputs, squares, strict=True):
-                channels = 1 if isinstance(layers[name], nn.Conv2d) else -1
-                weights[name].append(square.sum(channels).flatten())
+        with torch.enable_grad():
+            logits = teacher(x.clone().requires_grad_())  # weights may not ask for gradients
+        squares = squared_slopes(logits, list(outputs.values()), labels)
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: level(parts) for name, parts in weights.items()}
+    channels = {name: 1 if isinstance(layers[name], nn.Conv2d) else -1 for name in outputs}
+    return {
+        name: square.sum(channels[name]).flatten()
+        for name, square in zip(outputs, squares, strict=True)
+    }
 
 
 def weigh_outputs(segment: Segment, outputs: list[Tensor]) -> Tensor:
@@ -427,11 +449,13 @@ def weigh_outputs(segment: Segment, outputs: list[Tensor]) -> Tensor:
     convolution = outputs[0].ndim == 4 and isinstance([*segment.layers.values()][-1], nn.Conv2d)
     weights = []
     for output in outputs:
-        middle = output.clone().requires_grad_()
-        with torch.enable_grad():
-            logits = segment.rest_float(middle)
-        (square,) = squared_slopes(logits, [middle], generator)
-        weights.append(square.mean(1 if convolution else -1, keepdim=True))
+        labels = draw_labels(segment.rest_float(output), generator)
+        for x, drawn in zip(output.split(segment.chunk), labels.split(segment.chunk), strict=True):
+            middle = x.clone().requires_grad_()
+            with torch.enable_grad():
+                logits = segment.rest_float(middle)
+            (square,) = squared_slopes(logits, [middle], drawn)
+            weights.append(square.mean(1 if convolution else -1, keepdim=True))
     return torch.cat(level(weights))
 
 

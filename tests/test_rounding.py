@@ -25,7 +25,8 @@ from evolq_lite import (
     quantize,
     save_scales,
 )
-from evolq_lite.convert import factors_of, quantizers, set_factors
+from evolq_lite.chain import CHUNK_BYTES
+from evolq_lite.convert import factors_of, quantizers, set_factors, twin
 from evolq_lite.evolve import Evaluated, visits_of
 from evolq_lite.fast import set_execution
 from evolq_lite.fitness import kl
@@ -39,9 +40,12 @@ from evolq_lite.rounding import (
     freeze_integers,
     integers_of,
     quant_layers,
+    round_segment,
     round_weights,
     rows_of,
     set_integers,
+    walk,
+    weigh_outputs,
 )
 from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Run
@@ -231,6 +235,28 @@ def test_biases_restore_the_mean_output() -> None:
     with torch.no_grad():
         found, wanted = first(demo.calibration), demo.model.patch_embed.proj(demo.calibration)
     assert torch.allclose(found.mean((0, 2, 3)), wanted.mean((0, 2, 3)), atol=1e-5)
+
+
+@torch.no_grad()
+def test_inputs_are_weighed_alike_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many images have their graph kept at a time changes last digits of weights only."""
+    found = []
+    for size in (CHUNK_BYTES, 3 * 1024):
+        monkeypatch.setattr("evolq_lite.chain.CHUNK_BYTES", size)
+        x = toy_images("vit", 12)
+        qmodel = quantize(toy("vit"), QuantConfig(3))
+        calibrate(qmodel, x)
+        segments = walk(qmodel, twin(qmodel), x, batch=8, weigh=True)
+        for segment in islice(segments, 2):  # the stem, and a block
+            list(round_segment(segment))
+        outputs = [segment.run_float(x) for x in segment.float_inputs]
+        found.append((segment.chunk, segment.weights, weigh_outputs(segment, outputs)))
+    (many, weights, at_outputs), (few, again, same) = found
+    assert few < 8 <= many
+    assert torch.allclose(at_outputs, same, rtol=1e-3)
+    for name, batches in weights.items():
+        assert [len(w) for w in batches] == [len(w) for w in again[name]]
+        assert torch.allclose(torch.cat(batches), torch.cat(again[name]), rtol=1e-3)
 
 
 def test_rounding_resumes_where_it_was_stopped() -> None:
