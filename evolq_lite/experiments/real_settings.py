@@ -67,8 +67,8 @@ def cells(quick: bool) -> list[Cell]:
 
 
 def stage_of(cell: Cell) -> int:
-    """Learned rounding takes longer than all else."""
-    return int(LEARNED in cell["scheme"])
+    """Learned rounding takes longer than all else, and is for the fewest bits."""
+    return (LEARNED in cell["scheme"]) * (1 + (cell["weight_bits"] > min(BITS)))
 
 
 def run(cell: Cell, weights: Path, photographs: Path) -> Result:
