@@ -469,15 +469,16 @@ figure
 
 # %% [markdown]
 # The axes are logarithmic. From one start to the other KL falls to between a quarter and a ninth;
-# next to that, no search moves at all. From MinMax the paper's search lowers KL significantly once,
-# by less than 3 % (DeiT-Tiny, 3 bits); from GPTQ's integers it never does. Ten passes would go
-# further than one, but not that far: in ten passes on DeiT-Tiny, at 4 bits, the loss fell two and a
-# half times as far as in one.
+# next to that, no search moves visibly. From MinMax the paper's search lowers KL significantly
+# once, by less than 3 % (DeiT-Tiny, 3 bits); from GPTQ's integers it never does. Ten passes would
+# go further than one, but not that far: in ten passes on DeiT-Tiny, at 4 bits, the loss fell two
+# and a half times as far as in one.
 #
 # And what does each choice cost, before any search? That is claim R1. The *paper*'s scheme comes
 # first; *MSE* and *sums by channel* change one thing in it: the scales of weights, and a scale of
 # its own for each channel of the residual sums. *Official* is what the published script does.
-# *Recommended* is the preset of that name, with three ways of rounding.
+# *Recommended* is the preset of that name, with three ways of rounding; the slowest one, learned,
+# was tried at 3 bits only.
 
 # %% tags=["hide-input"]
 figure, verdict = load_claim("R1")
