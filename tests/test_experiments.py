@@ -570,9 +570,7 @@ def test_lines_through_blocks_of_real_networks(photographs, monkeypatch):
     monkeypatch.setattr(real_landscape, "BLOCK", "layer2.0")
     monkeypatch.setattr(real_landscape, "CALIBRATION", 4)
     monkeypatch.setattr(c9_origin, "REACH", 0.3)  # so small a network hardly notices 1 %
-    claim = real_cells.use_folders(
-        real_landscape.CLAIM, real_landscape.run, photographs, photographs
-    )
+    claim = use(real_landscape, photographs)
     cells = claim.cells(False)
     assert len(cells) == 3 * 2 * 2 * 4 * 2 * 2 and not claim.cells(True)
     rows = []
