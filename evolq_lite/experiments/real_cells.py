@@ -26,6 +26,7 @@ from evolq_lite.evaluate import (
     unpack_values,
     unpacked,
 )
+from evolq_lite.experiments.c12_starts import copy_of
 from evolq_lite.experiments.cells import Claim
 from evolq_lite.experiments.results import Cell, Result
 from evolq_lite.experiments.setup import Setting, prepare_demo
@@ -62,6 +63,20 @@ def read_test(source: Folders, networks: Mapping[str, nn.Module]) -> Result:
         losses = {loss: pack_values(getattr(found, loss)) for loss in LOSSES}
         told[name] = {"correct": packed(found.right), **losses}
     return told
+
+
+def search_each(
+    source: Folders, start: Setting, name: str, searches: Mapping[str, Callable[[Setting], Result]]
+) -> Result:
+    """Every search, in place on a copy of the start `name`; one reading by all networks."""
+    networks: dict[str, nn.Module] = {FLOAT: start.demo.model, name: start.qmodel}
+    told: dict[str, Result] = {}
+    for search, work in searches.items():
+        setting = copy_of(start)
+        told[search] = work(setting)
+        networks[search] = setting.qmodel
+    read = read_test(source, networks)
+    return {**read, **{search: told[search] | read[search] for search in searches}}
 
 
 def refuse(cell: Cell, claim: str) -> Result:

@@ -15,21 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
 
 from evolq_lite.config import PRESETS, SearchConfig
 from evolq_lite.evaluate import LossChange
-from evolq_lite.experiments.c12_starts import copy_of
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
-    FLOAT,
     NETWORKS,
     mean_loss,
     measure_gain,
     measure_loss,
-    read_test,
     refuse,
+    search_each,
     source_of,
     start_from,
 )
@@ -72,16 +69,15 @@ def run(cell: Cell, weights: Path, photographs: Path) -> Result:
     """Every variant of the search from one start; one reading of the test images."""
     source = source_of(cell, weights, photographs, cell["images"])
     start = start_from(source, replace(PRESETS["paper"], weight_bits=cell["weight_bits"]))
-    networks: dict[str, nn.Module] = {FLOAT: start.demo.model, START: start.qmodel}
-    told: dict[str, Result] = {}
-    for name, options in VARIANTS.items():
-        setting = copy_of(start)
-        config = SearchConfig(passes=cell["passes"], seed=cell["seed"], **options)
-        told[name] = search_scales(setting, config)
-        networks[name] = setting.qmodel
-    read = read_test(source, networks)
-    searched = {name: told[name] | read[name] for name in VARIANTS}
-    return {**read, **searched, "median_scale": median_scale(start)}
+    searches = {
+        name: partial(
+            search_scales,
+            config=SearchConfig(passes=cell["passes"], seed=cell["seed"], **options),
+        )
+        for name, options in VARIANTS.items()
+    }
+    found = search_each(source, start, START, searches)
+    return {**found, "median_scale": median_scale(start)}
 
 
 def median_scale(setting: Setting) -> float:

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from torch import nn
 
 from evolq_lite.config import SearchConfig
 from evolq_lite.evaluate import (
@@ -24,17 +23,16 @@ from evolq_lite.evaluate import (
     unpacked,
 )
 from evolq_lite.experiments import c12_starts
-from evolq_lite.experiments.c12_starts import ADAM, NONE, SEARCHES, copy_of, follow_gradient
+from evolq_lite.experiments.c12_starts import ADAM, NONE, SEARCHES, follow_gradient
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
-    FLOAT,
     NETWORKS,
     mean_loss,
     measure_gain,
     measure_loss,
-    read_test,
     refuse,
+    search_each,
     source_of,
     stack,
     start_from,
@@ -76,21 +74,14 @@ def run(cell: Cell, weights: Path, photographs: Path) -> Result:
     """Every search from the cell's start; then one reading of the test images by all networks."""
     source = source_of(cell, weights, photographs, cell["images"])
     config = replace(c12_starts.STARTS[cell["start"]], weight_bits=cell["weight_bits"], act_bits=8)
-    start = start_from(source, config)
-    networks: dict[str, nn.Module] = {FLOAT: start.demo.model, NONE: start.qmodel}
-    told: dict[str, Result] = {}
-    for name in ALL:
-        networks[name], told[name] = search_from(start, name, cell)
-    read = read_test(source, networks)
-    return {**read, **{name: told[name] | read[name] for name in ALL}}
+    searches = {name: partial(search, name=name, cell=cell) for name in ALL}
+    return search_each(source, start_from(source, config), NONE, searches)
 
 
-def search_from(start: Setting, name: str, cell: Cell) -> tuple[nn.Module, Result]:
-    """A copy of the start after a search, and what the search says of itself."""
-    setting = copy_of(start)
+def search(setting: Setting, name: str, cell: Cell) -> Result:
+    """Search in place; what the search says of itself."""
     config = SearchConfig(passes=cell["passes"], seed=cell["seed"], **SEARCHES.get(name, {}))
-    told = follow_gradient(setting, config) if name == ADAM else search_scales(setting, config)
-    return setting.qmodel, told
+    return follow_gradient(setting, config) if name == ADAM else search_scales(setting, config)
 
 
 Networks = Mapping[str, pd.Series]  # by search: one result for each seed
