@@ -14,7 +14,6 @@ import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import fields, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
@@ -294,12 +293,7 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
         CLAIMS,
         KNOWN,
         ON_FOLDERS,
-        real,
         real_cells,
-        real_landscape,
-        real_options,
-        real_settings,
-        real_starts,
         report,
     )
 
@@ -324,15 +318,11 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
         bar.set_postfix_str(f"{event.block}, fitness {event.fitness:.5f}")
 
     folders = arguments.weights, arguments.photographs
-    work: dict[str, Callable[..., dict[str, Any]]] = {
-        "REAL": partial(real.run, watch=watch),
-        "R1": real_settings.run,
-        "R7": real_options.run,
-        "R9": real_landscape.run,
-        "R12": real_starts.run,
-    }
+    watched: dict[str, dict[str, Any]] = {"REAL": {"watch": watch}}  # its cells are whole runs
     claims = [
-        real_cells.use_folders(claim, work[claim.name], *folders) if claim.name in work else claim
+        real_cells.use_folders(claim, *folders, **watched.get(claim.name, {}))
+        if claim.name in ON_FOLDERS
+        else claim
         for claim in claims
     ]
     folder = arguments.out or (Path("runs/quick") if arguments.quick else report.RESULTS)

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -456,8 +455,7 @@ def photographs(tmp_path, monkeypatch):
 
 def use(module, folder, **options):
     """A claim of real networks on small ones."""
-    work = partial(module.run, **options) if options else module.run
-    return real_cells.use_folders(module.CLAIM, work, folder, folder)
+    return real_cells.use_folders(module.CLAIM, folder, folder, **options)
 
 
 def test_a_run_of_real_networks_is_resumed(photographs, monkeypatch):

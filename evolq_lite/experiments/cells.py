@@ -43,7 +43,7 @@ class Claim:
     name: str  # C1, C2 ...
     question: str
     cells: Callable[[bool], list[Cell]]  # from `quick`
-    run: Callable[[Cell], Result]
+    run: Callable[..., Result]  # from a cell; on real networks, from folders as well: real_cells
     figure: Callable[[pd.DataFrame], Picture]
     verdict: Callable[[pd.DataFrame], Verdict]
     tables: Callable[[pd.DataFrame], Tables] = no_tables  # more numbers, by title

@@ -9,7 +9,6 @@ resumed.
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, pack_values, unpac
 from evolq_lite.evolve import Evaluated
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_gains
-from evolq_lite.experiments.real_cells import NETWORKS, refuse, source_of
+from evolq_lite.experiments.real_cells import NETWORKS, source_of
 from evolq_lite.experiments.results import Cell, Result, by
 from evolq_lite.experiments.verdicts import Row, Verdict, decide
 from evolq_lite.figures import Picture
@@ -182,4 +181,4 @@ def tables(results: pd.DataFrame) -> Tables:
 
 
 QUESTION = "Does one pass of the search gain on trained ViT-Tiny and DeiT-Tiny, at 4 and 3 bits?"
-CLAIM = Claim("REAL", QUESTION, cells, partial(refuse, claim="REAL"), figure, verdict, tables)
+CLAIM = Claim("REAL", QUESTION, cells, run, figure, verdict, tables)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -79,23 +80,14 @@ def search_each(
     return {**read, **{search: told[search] | read[search] for search in searches}}
 
 
-def refuse(cell: Cell, claim: str) -> Result:
-    """What runs without folders: the claim can be shown, not computed."""
-    raise ValueError(
-        f"{claim} needs folders of networks and photographs: see real_cells.use_folders"
-    )
+def use_folders(claim: Claim, weights: Path, photographs: Path, **options: Any) -> Claim:
+    """A claim on real networks, with folders (and other options) to compute it from.
 
-
-def use_folders(
-    claim: Claim, run: Callable[..., Result], weights: Path, photographs: Path
-) -> Claim:
-    """A claim on real networks, with folders to compute it from.
-
-    `run` computes a cell from them (its arguments `weights` and `photographs`). ValueError if they
-    do not hold what is needed.
+    ValueError if they do not hold what is needed.
     """
     check_folders(weights, photographs)
-    return replace(claim, run=partial(run, weights=weights, photographs=photographs))
+    run = partial(claim.run, weights=weights, photographs=photographs, **options)
+    return replace(claim, run=run)
 
 
 def check_folders(weights: Path, photographs: Path) -> None:

@@ -10,7 +10,7 @@ network from the block on, so a late block is taken. No test image is read.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 
@@ -34,7 +34,7 @@ from evolq_lite.experiments.c9_origin import (
     roughness_of,
 )
 from evolq_lite.experiments.cells import Claim, Tables
-from evolq_lite.experiments.real_cells import NETWORKS, refuse, source_of
+from evolq_lite.experiments.real_cells import NETWORKS, source_of
 from evolq_lite.experiments.results import Cell, Result, where
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import MARKERS, PETROFF, Picture, new_figure
@@ -221,7 +221,7 @@ CLAIM = Claim(
     "R9",
     "Where does the jaggedness of trained ViT-Tiny and DeiT-Tiny come from?",
     cells,
-    partial(refuse, claim="R9"),
+    run,
     figure,
     verdict,
     tables,
@@ -231,7 +231,7 @@ LAYERS_CLAIM = Claim(
     "R2",
     "Is the loss over the scales of trained ViT-Tiny and DeiT-Tiny jagged, in attention most?",
     cells,
-    partial(refuse, claim="R2"),
+    run,
     figure,
     verdict_on_layers,
     stage=stage_of,

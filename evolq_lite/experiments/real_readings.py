@@ -14,7 +14,7 @@ import pandas as pd
 from evolq_lite.experiments import real_starts
 from evolq_lite.experiments.c12_starts import ADAM, EVOLQ, KL, NONE
 from evolq_lite.experiments.cells import Claim
-from evolq_lite.experiments.real_cells import measure_gain, measure_loss, refuse
+from evolq_lite.experiments.real_cells import measure_gain, measure_loss
 from evolq_lite.experiments.real_starts import GOOD, POOR, Networks, group
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 
@@ -97,7 +97,7 @@ def tell(
         name,
         question,
         real_starts.cells,
-        partial(refuse, claim=name),
+        real_starts.run,
         partial(real_starts.draw, starts=starts, searches=searches, title=title),
         verdict,
         stage=real_starts.stage_of,

@@ -12,7 +12,6 @@ one core, learned rounding a quarter of an hour.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +27,6 @@ from evolq_lite.experiments.real_cells import (
     measure_gain,
     measure_loss,
     read_test,
-    refuse,
     source_of,
     start_from,
 )
@@ -161,7 +159,7 @@ CLAIM = Claim(
     "R1",
     "Do scales and bit-widths decide the accuracy of trained ViT-Tiny and DeiT-Tiny?",
     cells,
-    partial(refuse, claim="R1"),
+    run,
     figure,
     verdict,
     tables,
