@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from evolq_lite.cli import main
+from evolq_lite.config import PRESETS
 from evolq_lite.data import DATA
 from evolq_lite.data import test_faces as typefaces
 from evolq_lite.evaluate import SeedComparison, pack_values, packed, unpack_values, unpacked
@@ -38,6 +39,7 @@ from evolq_lite.experiments.cells import measure_gain
 from evolq_lite.experiments.results import VERSION, ResultFile, by, row_of, where
 from evolq_lite.experiments.verdicts import UNDECIDED, WORDS, Row, decide, tabulate, to_markdown
 from evolq_lite.files import seal, unseal
+from evolq_lite.rounding import integers_of
 
 
 @pytest.fixture(scope="module")
@@ -499,6 +501,28 @@ def test_searches_from_good_and_poor_starts_of_real_networks(photographs):
     (table,) = claim.tables(results).values()
     assert len(table) == 2 * (1 + len(real_starts.ALL))
     assert claim.figure(results).get_label()
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "learned"])
+def test_integers_of_a_real_network_are_chosen_once(photographs, monkeypatch, rounding):
+    """Whoever begins there again, begins with the same network; other options are another one."""
+    cell = {**real_settings.cells(False)[0], "images": 4}
+    source = real_cells.source_of(cell, photographs, photographs, 4)
+    config = replace(PRESETS["recommended"], rounding=rounding, weight_bits=3)
+    images = source.load().images
+    first = real_cells.start_from(source, config)
+    chosen = integers_of(first.qmodel)
+    assert chosen
+    with monkeypatch.context() as patch:
+        patch.setattr(real_cells, "round_setting", lambda *_: pytest.fail("chosen again"))
+        again = real_cells.start_from(source, config)
+    assert torch.equal(again.qmodel(images), first.qmodel(images))
+    assert all(torch.equal(chosen[name], t) for name, t in integers_of(again.qmodel).items())
+    assert len(list(real_cells.KEPT.iterdir())) == 1
+    for other in (replace(config, weight_bits=4), replace(config, edge_bits=4)):
+        real_cells.start_from(source, other)
+    real_cells.start_from(replace(source, seed=1, calibration_images=3), config)
+    assert len(list(real_cells.KEPT.iterdir())) == 4
 
 
 def test_schemes_of_real_networks_without_a_search(photographs):

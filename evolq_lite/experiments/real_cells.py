@@ -6,7 +6,7 @@ accuracies with each other only.)
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ from evolq_lite.evaluate import (
 )
 from evolq_lite.experiments.c12_starts import copy_of
 from evolq_lite.experiments.cells import Claim
-from evolq_lite.experiments.results import Cell, Result
-from evolq_lite.experiments.setup import Setting, prepare_demo
+from evolq_lite.experiments.results import VERSION, Cell, Result
+from evolq_lite.experiments.setup import Setting, prepare_demo, round_setting
+from evolq_lite.runs.scales import digest_of, load_scales, save_scales, scales_of
 from evolq_lite.runs.source import BATCH, Folders
 
 NETWORKS = {"vit_tiny_patch16_224": "ViT-Tiny", "deit_tiny_patch16_224": "DeiT-Tiny"}
 FLOAT = "float"
+KEPT = Path("runs/real/starts")  # integers that were chosen
 
 
 def source_of(cell: Cell, weights: Path, photographs: Path, images: int) -> Folders:
@@ -51,9 +53,25 @@ def source_of(cell: Cell, weights: Path, photographs: Path, images: int) -> Fold
 
 
 def start_from(source: Folders, config: QuantConfig) -> Setting:
-    """A source's network, quantized, calibrated and rounded."""
+    """A source's network, quantized, calibrated and rounded.
+
+    What rounding chose is kept in `runs/real/starts`: learned rounding takes a quarter of an hour,
+    and several claims begin with the same. The name of a file tells what calibration made of which
+    options, so that it serves no other network, images or scheme.
+    """
     model, images, targets = source.load()
-    return prepare_demo(Demo(source.model, model, images, targets), config)
+    demo = Demo(source.model, model, images, targets)
+    setting = prepare_demo(demo, config, choose_integers=False)
+    if config.rounding != "nearest":
+        made = digest_of(scales_of(setting.qmodel), {"version": VERSION, **asdict(config)})
+        name = f"{source.model}-W{config.weight_bits}-{config.rounding}-{made[:16]}.safetensors"
+        if (KEPT / name).exists():
+            load_scales(KEPT / name, setting.qmodel)
+        else:
+            round_setting(setting, config)
+            KEPT.mkdir(parents=True, exist_ok=True)
+            save_scales(KEPT / name, setting.qmodel)
+    return setting
 
 
 def read_test(source: Folders, networks: Mapping[str, nn.Module]) -> Result:

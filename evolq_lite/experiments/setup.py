@@ -41,12 +41,18 @@ def prepare_demo(demo: Demo, config: QuantConfig, choose_integers: bool = True) 
     """The same for any network with its calibration images."""
     qmodel = quantize(demo.model, config)
     calibrate(qmodel, demo.calibration, config)
-    if choose_integers:
-        for _ in round_weights(qmodel, demo.calibration, config.rounding):
-            pass
     chain = chain_of(qmodel)
     chain.fit_chunk(demo.calibration[:1])
-    return Setting(demo, qmodel, chain)
+    setting = Setting(demo, qmodel, chain)
+    if choose_integers:
+        round_setting(setting, config)
+    return setting
+
+
+def round_setting(setting: Setting, config: QuantConfig) -> None:
+    """Choose the integers of its weights in the config's way, in place."""
+    for _ in round_weights(setting.qmodel, setting.demo.calibration, config.rounding):
+        pass
 
 
 def search_scales(setting: Setting, config: SearchConfig, visits: int | None = None) -> Result:
