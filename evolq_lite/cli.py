@@ -328,6 +328,9 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
     folder = arguments.out or (Path("runs/quick") if arguments.quick else report.RESULTS)
     with report.lock(folder):
         tasks = report.missing(claims, folder, arguments.quick)
+        if real := [cell for claim, cell in tasks if claim.name in ON_FOLDERS]:
+            with progress(None, "photographs, opened", "image") as opened:
+                real_cells.check_folders(real, *folders, opened.update)
         cells = report.count(claims, arguments.quick)
         with progress(cells, "cells", "cell", initial=cells - len(tasks)) as bar:
             for cell in report.reproduce(tasks, folder, workers):

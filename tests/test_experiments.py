@@ -422,6 +422,53 @@ def test_real_networks_without_their_folders_are_refused_in_a_sentence(tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def damage_photograph(folder):
+    path = folder / "validation" / "b" / "3.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def damage_network(folder):
+    path = folder / "deit_tiny_patch16_224.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+FLAWS = {
+    "a damaged test photograph": (damage_photograph, r"validation/b/3\.png"),
+    "a damaged network": (damage_network, r"deit_tiny_patch16_224\.safetensors"),
+    "a class map that does not fit": (
+        lambda folder: (folder / "wnids.txt").write_text("a\nb\n"),
+        r"wnids\.txt",
+    ),
+    "no class map": (lambda folder: (folder / "wnids.txt").unlink(), r"wnids\.txt"),
+    "too few to calibrate": (
+        lambda folder: shutil.rmtree(folder / "calibration" / "c"),
+        r"256|1,?000",
+    ),
+    "no photographs to test": (lambda folder: shutil.rmtree(folder / "validation"), "validation"),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+@pytest.mark.parametrize("claim", ["REAL", "R1"])
+def test_folders_of_real_networks_are_checked_before_any_cell(
+    photographs, monkeypatch, capsys, flaw, claim
+):
+    """A cell takes a quarter of an hour, and reads the test photographs at its end."""
+    monkeypatch.setattr(real_cells, "start_from", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(real, "Run", lambda *_, **__: pytest.fail("computed"))
+    if flaw == "too few to calibrate":
+        monkeypatch.setattr(real_cells, "CALIBRATION", 1000)
+    else:
+        monkeypatch.setattr(real_cells, "wanted_by", lambda cells: 4)
+    damage, said = FLAWS[flaw]
+    damage(photographs)
+    folders = ["--weights", str(photographs), "--photographs", str(photographs)]
+    assert main(["reproduce", claim, "--out", str(photographs / "out"), *folders]) == 2
+    error = capsys.readouterr().err
+    assert re.search(said, error) and len(error.strip().splitlines()) == 1
+    assert not (photographs / "out").exists()
+
+
 def test_every_cell_of_real_networks_is_another_run():
     configs = {
         (cell["network"], *map(str, real.configs_of(cell))) for cell in real.CLAIM.cells(False)
@@ -450,7 +497,7 @@ def photographs(tmp_path, monkeypatch):
     monkeypatch.setattr(timm, "create_model", create)
     for name in real_cells.NETWORKS:
         save_file(create(name).state_dict(), tmp_path / f"{name}.safetensors")
-    monkeypatch.setattr(real, "CALIBRATION", 4)
+    monkeypatch.setattr(real_cells, "CALIBRATION", 4)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.evaluate import LOSSES, Accuracy, Comparison, pack_values, unpacked
 from evolq_lite.evolve import Evaluated
+from evolq_lite.experiments import real_cells
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_gains
 from evolq_lite.experiments.real_cells import NETWORKS, source_of
@@ -38,7 +39,6 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # quantization, s
 }
 PAPER = "EvolQ from MinMax"
 WHOLE = "EvolQ from MinMax, ten passes"  # the paper's whole search, in one setting
-CALIBRATION = 1000  # images
 RUNS = Path("runs/real")
 Watch = Callable[[Evaluated], None]
 
@@ -70,7 +70,7 @@ def run(cell: Cell, weights: Path, photographs: Path, watch: Watch) -> Result:
 
     `watch` is shown each evaluation of a run, which takes a quarter of an hour.
     """
-    source = source_of(cell, weights, photographs, CALIBRATION)
+    source = source_of(cell, weights, photographs, real_cells.CALIBRATION)
     out = RUNS / "-".join(str(value).replace(" ", "_") for value in cell.values())
     resume = (out / "config.json").is_file()
     with Run(source, *configs_of(cell), out, resume=resume) as whole:

@@ -5,7 +5,7 @@ are read once by all networks of a cell. (They are easier than the ImageNet vali
 accuracies with each other only.)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from evolq_lite.config import QuantConfig
-from evolq_lite.data import Demo
+from evolq_lite.data import Demo, check_images
 from evolq_lite.evaluate import (
     LOSSES,
     LossChange,
@@ -31,11 +31,14 @@ from evolq_lite.experiments.c12_starts import copy_of
 from evolq_lite.experiments.cells import Claim
 from evolq_lite.experiments.results import VERSION, Cell, Result
 from evolq_lite.experiments.setup import Setting, prepare_demo, round_setting
+from evolq_lite.folders import list_folder
 from evolq_lite.runs.scales import digest_of, load_scales, save_scales, scales_of
-from evolq_lite.runs.source import BATCH, Folders
+from evolq_lite.runs.source import BATCH, Folders, Progress, quiet
 
 NETWORKS = {"vit_tiny_patch16_224": "ViT-Tiny", "deit_tiny_patch16_224": "DeiT-Tiny"}
 FLOAT = "float"
+PARTS = "calibration", "validation"  # folders of photographs
+CALIBRATION = 1000  # photographs, where a cell does not say how many
 KEPT = Path("runs/real/starts")  # integers that were chosen
 
 
@@ -44,8 +47,8 @@ def source_of(cell: Cell, weights: Path, photographs: Path, images: int) -> Fold
     return Folders.at(
         model=cell["network"],
         checkpoint=weights / f"{cell['network']}.safetensors",
-        calibration=photographs / "calibration",
-        test=photographs / "validation",
+        calibration=photographs / PARTS[0],
+        test=photographs / PARTS[1],
         class_map=photographs / "wnids.txt",
         calibration_images=images,
         seed=cell["seed"],
@@ -99,23 +102,34 @@ def search_each(
 
 
 def use_folders(claim: Claim, weights: Path, photographs: Path, **options: Any) -> Claim:
-    """A claim on real networks, with folders (and other options) to compute it from.
-
-    ValueError if they do not hold what is needed.
-    """
-    check_folders(weights, photographs)
+    """A claim on real networks, with folders (and other options) to compute it from."""
     run = partial(claim.run, weights=weights, photographs=photographs, **options)
     return replace(claim, run=run)
 
 
-def check_folders(weights: Path, photographs: Path) -> None:
-    """ValueError unless the networks and the photographs are there."""
+def check_folders(
+    cells: Sequence[Cell], weights: Path, photographs: Path, progress: Progress = quiet
+) -> None:
+    """ValueError unless the networks and photographs of some cells are there, and can be read.
+
+    Every photograph is opened: otherwise a cell would fail after a quarter of an hour.
+    """
     for path in (*(weights / f"{name}.safetensors" for name in NETWORKS), photographs):
         if not path.exists():
             raise ValueError(
                 f"{path} is not there; give --weights FOLDER with {' and '.join(NETWORKS)} as "
                 ".safetensors, and --photographs FOLDER with calibration/, validation/, wnids.txt"
             )
+    for name in NETWORKS:
+        source = source_of({"network": name, "seed": 0}, weights, photographs, wanted_by(cells))
+        source.list_tests(int(source.load_network().model.num_classes))  # type: ignore[arg-type]
+    for part in PARTS:
+        check_images(list_folder(photographs / part).paths, progress)
+
+
+def wanted_by(cells: Sequence[Cell]) -> int:
+    """How many photographs calibrate, at most."""
+    return max(cell.get("images", CALIBRATION) for cell in cells)
 
 
 def stack(column: pd.Series, read: Callable[[Result], Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -54,13 +55,14 @@ print(table.round(4).to_string())
 def lock(folder: Path) -> Iterator[None]:
     """Make a folder of results and keep others from writing to it; Busy if somebody does.
 
-    ValueError for a folder of version 0.1.
+    ValueError for a folder of version 0.1. A new folder goes again if nothing was written to it.
     """
     if old := [name for name in KNOWN if (folder / name).is_dir()]:
         raise ValueError(
             f"{folder / old[0]} holds results of evolq_lite 0.1, one file per cell, which this "
             "version does not read; move it, or give another --out"
         )
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     file = FileLock(folder / ".lock", 0)
     try:
@@ -77,6 +79,8 @@ def lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         file.release()
+        if new and {path.name for path in folder.iterdir()} <= {".lock"}:  # nothing was computed
+            shutil.rmtree(folder)
 
 
 def missing(claims: Sequence[Claim], folder: Path, quick: bool = False) -> list[tuple[Claim, Cell]]:
