@@ -27,9 +27,11 @@ from evolq_lite.experiments import (
     KNOWN,
     c9_origin,
     real,
+    real_bits,
     real_cells,
     real_landscape,
     real_options,
+    real_racing,
     real_settings,
     real_starts,
     report,
@@ -631,6 +633,52 @@ def test_options_of_a_search_of_real_networks(photographs):
     assert len(verdict.sentence.split()) <= 30 and len(verdict.decisive) == 20
     (table,) = claim.tables(results).values()
     assert len(table) == 4 * (1 + len(real_options.VARIANTS))
+    assert 10 <= len(claim.figure(results).get_label().split()) <= 40
+
+
+def test_races_on_a_real_network(photographs):
+    """A small cell from end to end; its verdict, table and figure."""
+    claim = use(real_racing, photographs)
+    cells = claim.cells(False)
+    assert len(cells) == 5 * 2 and not claim.cells(True)
+    result = claim.run({**cells[1], "images": 6, "batch": 2})
+    paper, race, equal = (result[name] for name in real_racing.SEARCHES)
+    assert race["evaluations"] == paper["evaluations"] == paper["cost"]
+    assert race["cost"] <= paper["cost"] + 1 and equal["cost"] >= paper["cost"]
+    assert {level["level"] for level in paper["levels"]} >= {0.05}
+    results = pd.DataFrame(
+        [row_of({"cell": cell, "result": result, "seconds": 1.0}) for cell in cells[:4]]
+    )
+    check_what_is_told(claim, results, "of DeiT-Tiny (2 seeds, one pass)", decisive=2)
+    (table,) = claim.tables(results).values()
+    assert len(table) == 2 * 4 and list(table["candidates"][:2]) == ["", str(paper["evaluations"])]
+
+
+def test_bits_of_a_real_network(photographs):
+    """A small cell from end to end; its verdict, table and figure."""
+    claim = use(real_bits, photographs)
+    cells = claim.cells(False)
+    assert len(cells) == 5 * 4 * 2 and not claim.cells(True)
+    assert [cell["mean_bits"] for cell in cells[:4]] == [2.5, 2.5, 3.0, 3.0]
+    small = {"images": 4, "evaluations": 6, "widths": "2,3,8"}
+    result = claim.run({**cells[0], **small})
+    for method in real_bits.METHODS:
+        assert result[method]["mean"] <= 2.5 and {*result[method]["bits"].values()} <= {2, 3, 8}
+    assert result["evolution"]["evaluations"] == result["random walks"]["evaluations"] == 7
+    assert result["even bits"]["kl"] != result["float"]["kl"]
+    results = pd.DataFrame(
+        [row_of({"cell": cell, "result": result, "seconds": 1.0}) for cell in cells[:4]]
+    )
+    check_what_is_told(claim, results, "of 4 budgets: even bits in", decisive=12)
+    (table,) = claim.tables(results).values()
+    assert len(table) == 4 * 4
+
+
+def check_what_is_told(claim, results, said, decisive):
+    """A verdict in few words, and a figure that says what it shows."""
+    verdict = claim.verdict(results)
+    assert said in verdict.sentence and len(verdict.sentence.split()) <= 30
+    assert len(verdict.decisive) == decisive
     assert 10 <= len(claim.figure(results).get_label().split()) <= 40
 
 

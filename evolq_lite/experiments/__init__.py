@@ -14,8 +14,10 @@ from evolq_lite.experiments import (
     c11_bits,
     c12_starts,
     real,
+    real_bits,
     real_landscape,
     real_options,
+    real_racing,
     real_readings,
     real_settings,
     real_starts,
@@ -47,6 +49,8 @@ ON_FOLDERS: dict[str, Claim] = {
         *real_readings.CLAIMS,
         real_options.CLAIM,
         real_landscape.CLAIM,
+        real_racing.CLAIM,
+        real_bits.CLAIM,
         real_starts.CLAIM,
     )
 }

@@ -232,4 +232,5 @@ CLAIM = Claim(
     figure,
     verdict,
     tables,
+    real="R10",
 )

@@ -55,8 +55,8 @@ def source_of(cell: Cell, weights: Path, photographs: Path, images: int) -> Fold
     )
 
 
-def start_from(source: Folders, config: QuantConfig) -> Setting:
-    """A source's network, quantized, calibrated and rounded.
+def start_from(source: Folders, config: QuantConfig, choose_integers: bool = True) -> Setting:
+    """A source's network, quantized, calibrated and (`choose_integers`) rounded.
 
     What rounding chose is kept in `runs/real/starts`: learned rounding takes a quarter of an hour,
     and several claims begin with the same. The name of a file tells what calibration made of which
@@ -65,7 +65,7 @@ def start_from(source: Folders, config: QuantConfig) -> Setting:
     model, images, targets = source.load()
     demo = Demo(source.model, model, images, targets)
     setting = prepare_demo(demo, config, choose_integers=False)
-    if config.rounding != "nearest":
+    if choose_integers and config.rounding != "nearest":
         made = digest_of(scales_of(setting.qmodel), {"version": VERSION, **asdict(config)})
         name = f"{source.model}-W{config.weight_bits}-{config.rounding}-{made[:16]}.safetensors"
         if (KEPT / name).exists():
@@ -146,6 +146,16 @@ def measure_gain(was: pd.Series, now: pd.Series, images: int) -> SeedComparison:
 def measure_loss(was: pd.Series, now: pd.Series, loss: str) -> LossChange:
     """A loss of one column of results against another."""
     return LossChange.of(*(stack(c, lambda r: unpack_values(r[loss])) for c in (was, now)))
+
+
+def tell_means(column: pd.Series, images: int) -> dict[str, str]:
+    """Top-1 and losses, means over seeds, for a table."""
+    right = stack(column, lambda r: unpacked(r["correct"], images))
+    return {
+        "top-1, %": f"{100 * float(right.float().mean()):.1f}",
+        "KL to float": mean_loss(column, "kl"),
+        "cross-entropy": mean_loss(column, "cross_entropy"),
+    }
 
 
 def mean_loss(column: pd.Series, loss: str) -> str:

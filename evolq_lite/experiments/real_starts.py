@@ -20,7 +20,6 @@ import pandas as pd
 from evolq_lite.config import SearchConfig
 from evolq_lite.evaluate import (
     LossChange,
-    unpacked,
 )
 from evolq_lite.experiments import c12_starts
 from evolq_lite.experiments.c12_starts import ADAM, NONE, SEARCHES, follow_gradient
@@ -28,13 +27,12 @@ from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     NETWORKS,
-    mean_loss,
     measure_gain,
     measure_loss,
     search_each,
     source_of,
-    stack,
     start_from,
+    tell_means,
 )
 from evolq_lite.experiments.results import Cell, Result, by
 from evolq_lite.experiments.setup import Setting, search_scales
@@ -152,16 +150,13 @@ def tables(results: pd.DataFrame) -> Tables:
     rows = []
     for (setting, start), found in group(results).items():
         for name in (NONE, *ALL):
-            right = stack(found[name], lambda r: unpacked(r["correct"], images))
             rows.append(
                 {
                     "setting": setting,
                     "start": start,
                     "search": name,
-                    "seeds": str(len(right)),
-                    "top-1, %": f"{100 * float(right.float().mean()):.1f}",
-                    "KL to float": mean_loss(found[name], "kl"),
-                    "cross-entropy": mean_loss(found[name], "cross_entropy"),
+                    "seeds": str(len(found[name])),
+                    **tell_means(found[name], images),
                 }
             )
     return {f"Means over seeds on {images:,} test photographs": pd.DataFrame(rows)}

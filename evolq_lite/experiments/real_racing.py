@@ -1,0 +1,157 @@
+"""R10: C10's races on trained DeiT-Tiny, over one pass.
+
+The paper's search, which evaluates every candidate whole; a race with as many candidates; and a
+race that goes on until it has computed as many batches. All start from MinMax, and the test
+photographs are read once by all of a cell's networks; KL to the float network decides.
+
+Network and photographs are not in this repo: give their folders. A cell takes twenty minutes of one
+core.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from evolq_lite.config import PRESETS
+from evolq_lite.experiments.c10_racing import (
+    EQUAL,
+    PAPER,
+    RACE,
+    START,
+    config_of,
+    race,
+    search_and_keep,
+)
+from evolq_lite.experiments.cells import Claim, Tables
+from evolq_lite.experiments.plots import plot_starts
+from evolq_lite.experiments.real_cells import (
+    NETWORKS,
+    measure_gain,
+    measure_loss,
+    search_each,
+    source_of,
+    start_from,
+    tell_means,
+)
+from evolq_lite.experiments.results import Cell, Result, by
+from evolq_lite.experiments.setup import Setting
+from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
+from evolq_lite.figures import Picture
+
+NETWORK = "deit_tiny_patch16_224"
+SEARCHES = (PAPER, RACE, EQUAL)
+
+
+def cells(quick: bool) -> list[Cell]:
+    """Two bit-widths, five seeds; nothing of it is quick."""
+    if quick:
+        return []
+    return [
+        {"network": NETWORK, "weight_bits": bits, "seed": seed}
+        | {"images": 1000, "batch": 100, "passes": 1}
+        for seed in range(5)
+        for bits in (4, 3)
+    ]
+
+
+def stage_of(cell: Cell) -> int:
+    """Seeds are shown one after another."""
+    return int(cell["seed"])
+
+
+def run(cell: Cell, weights: Path, photographs: Path) -> Result:
+    """Three searches from one start; one reading of the test photographs."""
+    source = source_of(cell, weights, photographs, cell["images"])
+    start = start_from(source, replace(PRESETS["paper"], weight_bits=cell["weight_bits"]))
+    searches = {name: partial(search, name=name, cell=cell) for name in SEARCHES}
+    return search_each(source, start, START, searches)
+
+
+def search(setting: Setting, name: str, cell: Cell) -> Result:
+    """Search in place; what the search says of itself."""
+    whole = {**cell, "search": name}
+    if name == PAPER:
+        return search_and_keep(setting, config_of(whole, racing=False))
+    return race(setting, whole)
+
+
+def group(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The results of each bit-width, a row for each seed."""
+    settings = by(results, "network", "weight_bits").items()
+    return {f"{NETWORKS[network]} W{bits}A8": found for (network, bits), found in settings}
+
+
+def cost_of(found: pd.DataFrame) -> float:
+    """What as many candidates cost when they race, as a share."""
+    shares = [race["cost"] / paper["cost"] for race, paper in zip(found[RACE], found[PAPER])]
+    return sum(shares) / len(shares)
+
+
+def figure(results: pd.DataFrame) -> Picture:
+    """KL before and after each search, a panel for each bit-width."""
+    changes = {
+        setting: {
+            name: {"after the search": measure_loss(found[START], found[name], "kl")}
+            for name in SEARCHES
+        }
+        for setting, found in group(results).items()
+    }
+    return plot_starts(changes, "1,000-image check: with and without racing, from MinMax")
+
+
+def verdict(results: pd.DataFrame) -> Verdict:
+    """Does a race at the paper's cost end significantly lower in KL, at both bit-widths?"""
+    images = int(results["test_images"].iloc[0])
+    rows: list[Row] = []
+    others: list[Row] = []
+    shares: list[float] = []
+    for setting, found in group(results).items():
+        shares.append(cost_of(found))
+        for name in (EQUAL, RACE):
+            change = measure_loss(found[PAPER], found[name], "kl")
+            counts = name == EQUAL
+            label = f"{setting}: {name}, over the paper's search"
+            row = Row.of_loss(f"{label}, KL", change, change.better if counts else None)
+            (rows if counts else others).append(row)
+            others.append(Row.of(label, measure_gain(found[PAPER], found[name], images)))
+    return Verdict(
+        decide(row.holds for row in rows),
+        f"On a 1,000-image check of DeiT-Tiny ({count_seeds(results)}, one pass), as many "
+        f"candidates cost {100 * sum(shares) / len(shares):.0f} % when they race; at equal cost KL "
+        f"ends lower in {sum(bool(row.holds) for row in rows)} of {len(rows)} settings.",
+        (*rows, *others),
+    )
+
+
+def tables(results: pd.DataFrame) -> Tables:
+    """What each search costs and finds, in the mean over seeds."""
+    images = int(results["test_images"].iloc[0])
+    rows = []
+    for setting, found in group(results).items():
+        for name in (START, *SEARCHES):
+            told = pd.DataFrame(list(found[name]))
+            searched = name != START
+            rows.append(
+                {
+                    "setting": setting,
+                    "search": name,
+                    "candidates": f"{told['evaluations'].mean():.0f}" if searched else "",
+                    "cost, evaluations": f"{told['cost'].mean():.0f}" if searched else "",
+                    **tell_means(found[name], images),
+                }
+            )
+    return {f"Means over seeds on {images:,} test photographs": pd.DataFrame(rows)}
+
+
+CLAIM = Claim(
+    "R10",
+    "Does dropping candidates early gain at the paper's cost, on trained DeiT-Tiny?",
+    cells,
+    run,
+    figure,
+    verdict,
+    tables,
+    stage=stage_of,
+)
