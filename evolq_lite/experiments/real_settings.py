@@ -35,16 +35,16 @@ from evolq_lite.experiments.verdicts import Row, Verdict, decide
 from evolq_lite.figures import Picture
 
 PAPER, MSE, CHANNELS, GPTQ, LEARNED = "paper", "MSE", "sums by channel", "GPTQ", "learned"
+BEST, SLOWEST = f"recommended, {GPTQ}", f"recommended, {LEARNED}"
 SCHEMES: dict[str, QuantConfig] = {
     PAPER: PRESETS["paper"],
     MSE: replace(PRESETS["paper"], weight_observer="mse"),
     CHANNELS: replace(PRESETS["paper"], sums="channel"),
     "official": PRESETS["official"],
     "recommended, nearest": replace(PRESETS["recommended"], rounding="nearest"),
-    f"recommended, {GPTQ}": PRESETS["recommended"],
-    f"recommended, {LEARNED}": replace(PRESETS["recommended"], rounding="learned"),
+    BEST: PRESETS["recommended"],
+    SLOWEST: replace(PRESETS["recommended"], rounding="learned"),
 }
-BEST = f"recommended, {GPTQ}"
 BITS = (8, 4, 3)
 IMAGES = 256  # for calibration, as in R12
 QUANTIZED = "quantized"
@@ -113,12 +113,12 @@ def verdict(results: pd.DataFrame) -> Verdict:
         lost.append(-100 * compare(eight, eight, FLOAT).gain)
         back.append(100 * compare(eight, at[8][CHANNELS]).gain)
     for (network, bits), found in settings.items():
-        for scheme, other in found.items():
-            if scheme != PAPER:
-                name = f"{network} W{bits}A8: {scheme}, over {PAPER}"
-                change = measure_loss(found[PAPER][QUANTIZED], other[QUANTIZED], "kl")
-                rows.append(Row.of(name, compare(found[PAPER], other)))
-                rows.append(Row.of_loss(f"{name}, KL", change))
+        pairs = [(PAPER, scheme) for scheme in found if scheme != PAPER]
+        for was, now in (*pairs, *[(BEST, SLOWEST)] * (SLOWEST in found)):
+            name = f"{network} W{bits}A8: {now}, over {was}"
+            change = measure_loss(found[was][QUANTIZED], found[now][QUANTIZED], "kl")
+            rows.append(Row.of(name, compare(found[was], found[now])))
+            rows.append(Row.of_loss(f"{name}, KL", change))
     names = list(NETWORKS.values())
     cost = " and ".join(f"{name} {points:.1f}" for name, points in zip(names, lost, strict=True))
     return Verdict(

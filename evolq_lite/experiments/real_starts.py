@@ -85,10 +85,16 @@ Networks = Mapping[str, pd.Series]  # by search: one result for each seed
 
 
 def group(results: pd.DataFrame) -> dict[tuple[str, str], Networks]:
-    """By setting and start: what each search has found, a result for each seed."""
+    """By setting, then start: what each search has found, a result for each seed."""
+    known = by(results, "network", "weight_bits", "start")
     return {
-        (f"{NETWORKS[network]} W{bits}A8", start): {name: found[name] for name in (NONE, *ALL)}
-        for (network, bits, start), found in by(results, "network", "weight_bits", "start").items()
+        (f"{NETWORKS[network]} W{bits}A8", start): {
+            name: known[network, bits, start][name] for name in (NONE, *ALL)
+        }
+        for network in NETWORKS
+        for bits in (4, 3)
+        for start in STARTS
+        if (network, bits, start) in known
     }
 
 
