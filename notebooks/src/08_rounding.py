@@ -472,8 +472,8 @@ figure
 # and an eleventh; next to that, no search moves visibly. On DeiT-Tiny at 3 bits the paper's search
 # lowers KL significantly, by 2.6 % from MinMax and by 1.5 % from the published script's scheme;
 # from GPTQ's integers, and from learned ones, it never does. Learned integers leave little to find:
-# of 576 candidates that four searches tried on them (all but Adam), 12 were better; on MinMax it was
-# 105. Ten passes would go further than one, but not that far: in ten passes on DeiT-Tiny, at 4
+# of 576 candidates that four searches tried on them (all but Adam), 12 were better; on MinMax it
+# was 105. Ten passes would go further than one, but not that far: in ten passes on DeiT-Tiny, at 4
 # bits, the loss fell two and a half times as far as in one.
 #
 # Learned rounding has a weakness of its own. On the 256 photographs that it was given, it brings KL
@@ -484,8 +484,8 @@ figure
 # And what does each choice cost, before any search? That is claim R1. The *paper*'s scheme comes
 # first; *MSE* and *sums by channel* change one thing in it: the scales of weights, and a scale of
 # its own for each channel of the residual sums. *Official* is what the published script does.
-# *Recommended* is the preset of that name, with three ways of rounding, the slowest one, learned, at
-# 4 and 3 bits.
+# *Recommended* is the preset of that name, with three ways of rounding; the slowest one, learned,
+# was tried at 4 and 3 bits.
 
 # %% tags=["hide-input"]
 figure, verdict = load_claim("R1")
