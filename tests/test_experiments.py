@@ -25,6 +25,7 @@ from evolq_lite.evaluate import SeedComparison, pack_values, packed, unpack_valu
 from evolq_lite.experiments import (
     CLAIMS,
     KNOWN,
+    c8_beyond,
     c9_origin,
     real,
     real_bits,
@@ -351,10 +352,15 @@ def test_our_search_must_be_ahead_in_three_settings_of_four(ahead, word):
 
     def chance(cell):
         won = (cell["network"], cell["weight_bits"]) in settings
-        return 0.8 + 0.05 * (won and cell["variant"] == "best start, adaptive")
+        return 0.8 + 0.05 * (won and cell["variant"] == c8_beyond.CHOSEN)
 
-    found = CLAIMS["C8"].verdict(make_up("C8", chance))
-    assert found.word == word and [row.holds for row in found.decisive].count(True) == ahead
+    results = make_up("C8", chance)
+    better = results["variant"].eq(c8_beyond.CHOSEN)
+    results["kl"] = [pack_values(torch.full((20,), 0.1 if good else 0.2)) for good in better]
+    found = CLAIMS["C8"].verdict(results)
+    top1 = [row.holds for row in found.decisive if row.unit == "points"]
+    assert found.word == word and top1.count(True) == ahead and len(top1) == 4
+    assert all(row.holds for row in found.decisive if row.unit == "nats")
 
 
 def test_nothing_is_decided_by_a_part_of_the_cells(quick):

@@ -25,10 +25,15 @@ from evolq_lite.evaluate import Gain, LossChange, unpack_values
 from evolq_lite.experiments.cells import Claim, Tables, count_correct, measure_gain, measure_loss
 from evolq_lite.experiments.plots import NAMES, plot_starts
 from evolq_lite.experiments.results import Cell, Result, by
-from evolq_lite.experiments.setup import Setting, measure_test, prepare, search_scales
+from evolq_lite.experiments.setup import (
+    Setting,
+    measure_test,
+    prepare,
+    search_at_once,
+    search_scales,
+)
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
-from evolq_lite.objective import BlockObjective
 
 STARTS: dict[str, QuantConfig] = {
     "paper": PRESETS["paper"],
@@ -112,18 +117,11 @@ def copy_of(setting: Setting) -> Setting:
 
 def follow_gradient(setting: Setting, search: SearchConfig) -> Result:
     """Adam on the same scales, all at once, for as many forwards as the block-wise search costs."""
-    chain, demo = setting.chain, setting.demo
-    blocks = chain.searchable
-    # A candidate of a block runs the network from there on.
-    shares = [1 - chain.index(block) / len(chain.names) for block in blocks]
-    budget = round(search.passes * search.cycles * sum(shares))
-    objective = BlockObjective(chain, blocks, demo.calibration, demo.targets, batch=search.batch)
-    before = float(objective(objective.start[None])[0])
-    vector, _ = descend(objective, "adam", ADAM_STEP, budget)
-    fitness = float(objective(vector[None])[0])  # as the network is executed
-    if fitness < before:
-        objective.commit(vector)
-    return {"fitness_before": before, "fitness": min(before, fitness)}
+    return search_at_once(
+        setting,
+        search,
+        lambda objective, _, budget: descend(objective, "adam", ADAM_STEP, budget)[0],
+    )
 
 
 def group(results: pd.DataFrame) -> dict[str, dict[tuple[str, str], pd.DataFrame]]:

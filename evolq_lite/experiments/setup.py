@@ -1,6 +1,6 @@
 """What the experiments share: a quantized embedded network with its data, and the test images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,6 +15,8 @@ from evolq_lite.evaluate import LOSSES, pack_values, packed, predict, score_batc
 from evolq_lite.evolve import Evaluated, evolve
 from evolq_lite.experiments.results import Result
 from evolq_lite.fitness import fitness_of
+from evolq_lite.genome import Vector
+from evolq_lite.objective import BlockObjective
 from evolq_lite.rounding import round_weights
 
 
@@ -78,6 +80,38 @@ def tell_search(history: Sequence[Evaluated]) -> Result:
         "accepted": sum(event.accepted for event in history[1:]),
         "search_seconds": round(sum(event.seconds for event in history), 2),
     }
+
+
+def search_at_once(
+    setting: Setting,
+    config: SearchConfig,
+    search: Callable[[BlockObjective, float, int], Vector],
+) -> Result:
+    """Search all scales at once, in place, at the cost of the config's search by blocks.
+
+    `search` gets an objective, the fitness of its start and a budget in forwards of the whole
+    network; what it returns is kept if it is better.
+    """
+    chain, demo = setting.chain, setting.demo
+    blocks = chain.searchable
+    # A candidate of a block runs the network from there on.
+    shares = [1 - chain.index(block) / len(chain.names) for block in blocks]
+    budget = round(config.passes * config.cycles * sum(shares))
+    objective = BlockObjective(
+        chain,
+        blocks,
+        demo.calibration,
+        demo.targets,
+        fitness_of(config.fitness, config.temperature),
+        config.batch,
+        config.scales,
+    )
+    before = float(objective(objective.start[None])[0])
+    vector = search(objective, before, budget)
+    fitness = float(objective(vector[None])[0])  # as the network is executed
+    if fitness < before:
+        objective.commit(vector)
+    return {"fitness_before": before, "fitness": min(before, fitness)}
 
 
 @torch.no_grad()
