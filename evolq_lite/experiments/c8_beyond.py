@@ -154,6 +154,7 @@ def adapt_factors(objective: BlockObjective, value: float, budget: int, seed: in
 
 
 AHEAD, START_AHEAD = "chosen, over paper", "its start, over paper"
+GAIN = "chosen, over its start"
 Pairs = dict[str, tuple[pd.DataFrame, pd.DataFrame]]  # what is compared, before and after
 
 
@@ -165,7 +166,7 @@ def pair_up(results: pd.DataFrame) -> dict[str, Pairs]:
         pairs[f"{NAMES[network]} W{bits}A8"] = {
             AHEAD: (found[PAPER], found[CHOSEN]),
             START_AHEAD: (found[PAPER], found[UNSEARCHED]),
-            "chosen, over its start": (found[UNSEARCHED], found[CHOSEN]),
+            GAIN: (found[UNSEARCHED], found[CHOSEN]),
         }
     return pairs
 

@@ -1,4 +1,4 @@
-"""R3, R4, R8: what the searches of R12 say of C3, C4 and C8 on real networks.
+"""R3, R4: what the searches of R12 say of C3 and C4 on real networks.
 
 Nothing is computed here. R12 runs the paper's search, one by KL and one by gradient from the
 same starts at the same cost on trained ViT-Tiny and DeiT-Tiny, and keeps the losses of each test
@@ -12,10 +12,10 @@ from functools import partial
 import pandas as pd
 
 from evolq_lite.experiments import real_starts
-from evolq_lite.experiments.c12_starts import ADAM, EVOLQ, KL, NONE
+from evolq_lite.experiments.c12_starts import ADAM, EVOLQ, KL
 from evolq_lite.experiments.cells import Claim
 from evolq_lite.experiments.real_cells import measure_gain, measure_loss
-from evolq_lite.experiments.real_starts import GOOD, POOR, Networks, group
+from evolq_lite.experiments.real_starts import POOR, Networks, group
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 
 LOSSES = {"kl": "KL", "cross_entropy": "cross-entropy"}
@@ -63,27 +63,6 @@ def judge(results: pd.DataFrame, rival: str, loss: str) -> Verdict:
     )
 
 
-def judge_start(results: pd.DataFrame) -> Verdict:
-    """Are GPTQ's integers without a search ahead of the paper's search, in top-1 and in KL?"""
-    images = int(results["test_images"].iloc[0])
-    rows: list[Row] = []
-    good = settings_of(results, GOOD)
-    for setting, found in settings_of(results, POOR).items():
-        was, now = found[EVOLQ], good[setting][NONE]
-        name = f"{setting}: {GOOD}, unsearched, over {EVOLQ} on {POOR}"
-        gain, kl = measure_gain(was, now, images), measure_loss(was, now, "kl")
-        rows.append(Row.of(name, gain, gain.gain > 0 and gain.significant))
-        rows.append(Row.of_loss(f"{name}, KL", kl, kl.better))
-    top1, losses = rows[::2], rows[1::2]
-    return Verdict(
-        decide(row.holds for row in rows),
-        f"{scope_of(results, POOR)}, GPTQ's integers without a search beat the paper's search in "
-        f"{sum(bool(row.holds) for row in top1)} of {len(top1)} settings in top-1, in "
-        f"{sum(bool(row.holds) for row in losses)} in KL.",
-        tuple(rows),
-    )
-
-
 def tell(
     name: str,
     question: str,
@@ -119,12 +98,5 @@ CLAIMS = (
         partial(judge, rival=KL, loss="cross_entropy"),
         (POOR,),
         (EVOLQ, KL),
-    ),
-    tell(
-        "R8",
-        "Does a better start beat the paper's search, on trained ViT-Tiny and DeiT-Tiny?",
-        judge_start,
-        (POOR, GOOD),
-        (EVOLQ,),
     ),
 )
