@@ -1,9 +1,9 @@
 """REAL: the headline on trained ViT-Tiny and DeiT-Tiny and real photographs, a 1,000-image check.
 
 1,000 calibration images, 1,000 others to test, one pass of the search instead of ten, one seed: it
-says whether the picture of C5 and C8 carries over, not more. One setting was also searched for the
-paper's ten passes, which says what the other nine are worth there. C8 chooses among starts by the
-loss on calibration images: `choose_start` does so among the two that were searched. Networks and
+says whether the picture of C5 carries over, not more. One setting was also searched for the paper's
+ten passes, which says what the other nine are worth there. Of the two better starts that were
+searched, `choose_start` takes the one with the smaller loss on calibration images. Networks and
 photographs are not in this repo: give their folders. A run in work is kept in `runs/real`, and
 resumed.
 """
@@ -121,7 +121,7 @@ def race(found: dict[str, pd.Series], method: str, network: str = "evolved") -> 
 
 
 def choose_start(found: dict[str, pd.Series]) -> str:
-    """The adaptive search that C8 would take, whose start has the least loss for calibration."""
+    """The adaptive search whose start has the least loss on the calibration images."""
     adaptive = [method for method in found if method.startswith("adaptive")]
     return min(adaptive, key=lambda method: float(found[method]["fitness_before"]))
 
