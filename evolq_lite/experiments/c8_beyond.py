@@ -80,7 +80,7 @@ VARIANTS = {
         for name, search in SEARCHES.items()
     },
 }
-CHOSEN = f"{LEARNED}, layer factors, by KL"
+CHOSEN = f"{LEARNED}, EvolQ by KL"
 UNSEARCHED = VARIANTS[CHOSEN].start  # a variant, too
 CHOICE_SEED = 100
 HELD_OUT = 2000  # images
