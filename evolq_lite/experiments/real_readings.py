@@ -1,4 +1,4 @@
-"""R3, R4: what the searches of R12 say of C3 and C4 on real networks.
+"""R3, R4, R8: what the searches of R12 say of C3, C4 and C8 on real networks.
 
 Nothing is computed here. R12 runs the paper's search, one by KL and one by gradient from the
 same starts at the same cost on trained ViT-Tiny and DeiT-Tiny, and keeps the losses of each test
@@ -12,10 +12,12 @@ from functools import partial
 import pandas as pd
 
 from evolq_lite.experiments import real_starts
-from evolq_lite.experiments.c12_starts import ADAM, EVOLQ, KL
+from evolq_lite.experiments.c8_beyond import AHEAD, GAIN, START_AHEAD
+from evolq_lite.experiments.c12_starts import ADAM, EVOLQ, KL, NONE
 from evolq_lite.experiments.cells import Claim
 from evolq_lite.experiments.real_cells import measure_gain, measure_loss
-from evolq_lite.experiments.real_starts import POOR, Networks, group
+from evolq_lite.experiments.real_starts import BEST, POOR, Networks, group
+from evolq_lite.experiments.results import Cell
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 
 LOSSES = {"kl": "KL", "cross_entropy": "cross-entropy"}
@@ -63,12 +65,52 @@ def judge(results: pd.DataFrame, rival: str, loss: str) -> Verdict:
     )
 
 
+def judge_choice(results: pd.DataFrame) -> Verdict:
+    """Is C8's choice, learned integers and EvolQ by KL, ahead of the paper's search in both?
+
+    In top-1 and in KL, in every setting, with the seeds for which integers were learned.
+    """
+    images = int(results["test_images"].iloc[0])
+    results = results[results["seed"].isin(results[results["start"] == BEST]["seed"])]
+    rows: list[Row] = []
+    ahead, gained = [], []
+    good = settings_of(results, BEST)
+    for setting, found in settings_of(results, POOR).items():
+        start, chosen = good[setting][NONE], good[setting][KL]
+        for name, was, now in (
+            (AHEAD, found[EVOLQ], chosen),
+            (START_AHEAD, found[EVOLQ], start),
+            (GAIN, start, chosen),
+        ):
+            gain, kl = measure_gain(was, now, images), measure_loss(was, now, "kl")
+            clear, counts = gain.gain > 0 and gain.significant, name == AHEAD
+            rows.append(Row.of(f"{setting}: {name}", gain, clear if counts else None))
+            label = f"{setting}: {name}, KL"
+            rows.append(Row.of_loss(label, kl, kl.better if counts else None))
+            if counts:
+                ahead.append(clear and kl.better)
+            elif name == GAIN:
+                gained.append(kl.better)
+    return Verdict(
+        decide(ahead),
+        f"{scope_of(results, BEST)}, C8's choice beats the paper's search in {sum(ahead)} of "
+        f"{len(ahead)} settings (top-1 and KL), its own start in {sum(gained)} (KL).",
+        tuple(rows),
+    )
+
+
+def stage_of_choice(cell: Cell) -> int:
+    """As R12's, which shows its first seed before integers are learned."""
+    return max(real_starts.stage_of(cell), 1)
+
+
 def tell(
     name: str,
     question: str,
     verdict: Callable[[pd.DataFrame], Verdict],
     starts: Sequence[str],
     searches: Sequence[str],
+    stage: Callable[[Cell], int] = real_starts.stage_of,
 ) -> Claim:
     """A claim that is told from R12's results."""
     title = f"1,000-image check: {' and '.join(searches)}"
@@ -79,7 +121,7 @@ def tell(
         real_starts.run,
         partial(real_starts.draw, starts=starts, searches=searches, title=title),
         verdict,
-        stage=real_starts.stage_of,
+        stage=stage,
         reads="R12",
     )
 
@@ -98,5 +140,13 @@ CLAIMS = (
         partial(judge, rival=KL, loss="cross_entropy"),
         (POOR,),
         (EVOLQ, KL),
+    ),
+    tell(
+        "R8",
+        "Does this repo's best search beat the paper's, on trained ViT-Tiny and DeiT-Tiny?",
+        judge_choice,
+        (POOR, BEST),
+        (EVOLQ, KL),
+        stage_of_choice,
     ),
 )

@@ -39,8 +39,8 @@ from evolq_lite.experiments.setup import Setting, search_scales
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
 
-POOR, GOOD = "paper", "recommended"
-STARTS = (POOR, "official", GOOD, "recommended, learned")  # as C12 has them
+POOR, GOOD, BEST = "paper", "recommended", "recommended, learned"
+STARTS = (POOR, "official", GOOD, BEST)  # as C12 has them
 SEEDS = {POOR: 5, GOOD: 5}  # the others: one
 IMAGES = 256  # for calibration
 ALL = (*SEARCHES, ADAM)
