@@ -5,8 +5,8 @@ integers by GPTQ and the same budget of bits; walks and evolution get half of C1
 fewer widths. The test photographs are read once by all of a cell's networks; KL to the float
 network decides.
 
-Networks and photographs are not in this repo: give their folders. A cell takes forty minutes of one
-core, nearly all of it for evaluations of the whole network.
+Networks and photographs are not in this repo: give their folders. A cell takes an hour of one core,
+more or less (an estimate: it has not been run), most of it for evaluations of the whole network.
 """
 
 from functools import partial
@@ -28,6 +28,7 @@ from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     NETWORKS,
+    change_kl,
     measure_gain,
     measure_loss,
     search_each,
@@ -91,13 +92,7 @@ def group(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def figure(results: pd.DataFrame) -> Picture:
     """KL of even bits and after each choice, a panel for each network and budget."""
-    changes = {
-        setting: {
-            name: {"instead of even bits": measure_loss(found[EVEN], found[name], "kl")}
-            for name in METHODS
-        }
-        for setting, found in group(results).items()
-    }
+    changes = change_kl(group(results), EVEN, METHODS, "instead of even bits")
     return plot_starts(changes, "1,000-image check: bits of each layer, equal budget")
 
 

@@ -5,7 +5,7 @@ are read once by all networks of a cell. (They are easier than the ImageNet vali
 accuracies with each other only.)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -155,6 +155,16 @@ def tell_means(column: pd.Series, images: int) -> dict[str, str]:
         "top-1, %": f"{100 * float(right.float().mean()):.1f}",
         "KL to float": mean_loss(column, "kl"),
         "cross-entropy": mean_loss(column, "cross_entropy"),
+    }
+
+
+def change_kl(
+    groups: Mapping[str, pd.DataFrame], start: str, others: Iterable[str], how: str
+) -> dict[str, dict[str, dict[str, LossChange]]]:
+    """KL of other networks against a start's, by setting, network and `how`: for `plot_starts`."""
+    return {
+        setting: {name: {how: measure_loss(found[start], found[name], "kl")} for name in others}
+        for setting, found in groups.items()
     }
 
 

@@ -5,7 +5,7 @@ race that goes on until it has computed as many batches. All start from MinMax, 
 photographs are read once by all of a cell's networks; KL to the float network decides.
 
 Network and photographs are not in this repo: give their folders. A cell takes twenty minutes of one
-core.
+core, more or less (an estimate: it has not been run).
 """
 
 from dataclasses import replace
@@ -28,6 +28,7 @@ from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     NETWORKS,
+    change_kl,
     measure_gain,
     measure_loss,
     search_each,
@@ -91,13 +92,7 @@ def cost_of(found: pd.DataFrame) -> float:
 
 def figure(results: pd.DataFrame) -> Picture:
     """KL before and after each search, a panel for each bit-width."""
-    changes = {
-        setting: {
-            name: {"after the search": measure_loss(found[START], found[name], "kl")}
-            for name in SEARCHES
-        }
-        for setting, found in group(results).items()
-    }
+    changes = change_kl(group(results), START, SEARCHES, "after the search")
     return plot_starts(changes, "1,000-image check: with and without racing, from MinMax")
 
 
