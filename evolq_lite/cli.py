@@ -55,7 +55,7 @@ SHARED = DATA.resolve().parent.parent / "shared"
 
 
 OF_TIMM = ("checkpoint", "calibration", "image_size")  # options of `export` for timm's networks
-PAPER_ONLY = ("imagenet", "class_map", "networks", "device", "passes", "seeds", "cost")
+PAPER_ONLY = ("imagenet", "class_map", "networks", "passes", "seeds", "cost")
 
 C = TypeVar("C", QuantConfig, SearchConfig)
 
@@ -317,10 +317,17 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
     def watch(event: Evaluated) -> None:
         bar.set_postfix_str(f"{event.block}, fitness {event.fitness:.5f}")
 
-    folders = arguments.weights, arguments.photographs
+    if arguments.device and not any(name in ON_FOLDERS for name in names):
+        raise ValueError(
+            "--device is for REAL, R1 to R12 and PAPER; omit it: the others are computed on "
+            "processors, all in the same way"
+        )
+    if arguments.device and workers is None:
+        device_of(arguments.device)
+    place = real_cells.Place(arguments.weights, arguments.photographs, arguments.device or "auto")
     watched: dict[str, dict[str, Any]] = {"REAL": {"watch": watch}}  # its cells are whole runs
     claims = [
-        real_cells.use_folders(claim, *folders, **watched.get(claim.name, {}))
+        real_cells.compute_at(claim, place, **watched.get(claim.name, {}))
         if claim.name in ON_FOLDERS
         else claim
         for claim in claims
@@ -330,7 +337,7 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
         tasks = report.missing(claims, folder, arguments.quick)
         if real := [cell for claim, cell in tasks if claim.name in ON_FOLDERS]:
             with progress(None, "photographs, opened", "image") as opened:
-                real_cells.check_folders(real, *folders, opened.update)
+                real_cells.check_folders(real, place, opened.update)
         cells = report.count(claims, arguments.quick)
         with progress(cells, "cells", "cell", initial=cells - len(tasks)) as bar:
             for cell in report.reproduce(tasks, folder, workers):
@@ -696,6 +703,10 @@ def parser() -> argparse.ArgumentParser:
         default=SHARED / "imagenet",
         help="REAL, R1 to R12: folder with calibration/, validation/ and wnids.txt",
     )
+    again.add_argument(
+        "--device",
+        help="REAL, R1 to R12, PAPER: cpu, cuda, mps (default: cuda if there is one, else cpu)",
+    )
     paper = again.add_argument_group("PAPER")
     paper.add_argument(
         "--imagenet", type=Path, metavar="DIR", help="folder of ImageNet, with train/ and val/"
@@ -706,7 +717,6 @@ def parser() -> argparse.ArgumentParser:
     paper.add_argument(
         "--networks", nargs="+", metavar="NAME", help="of the paper or of timm (default: all 11)"
     )
-    paper.add_argument("--device", help="cpu, cuda, mps (default: cuda if there is one, else cpu)")
     paper.add_argument("--passes", type=number(int, "1 or more"), help="default: 10, the paper's")
     paper.add_argument("--seeds", type=number(int, "1 or more"), help="default: 3, from 0 on")
     paper.add_argument("--cost", action="store_true", help="say what it costs, compute nothing")

@@ -66,7 +66,7 @@ def quantize(model: nn.Module, config: QuantConfig) -> nn.Module:
         qmodel.patch_embed.norm = nn.Sequential(norm, sum_quantizer(config))
     if config.gelu_factors:
         for mlp in mlps_with_gelu(qmodel):
-            mlp.norm = ChannelFactors(mlp.fc2.in_features)
+            mlp.norm = ChannelFactors(mlp.fc2.in_features).to(mlp.fc2.weight.device)
     apply_exceptions(qmodel, config)
     qmodel.quant_config = config  # type: ignore[assignment]  # what `calibrate` goes by
     check_same(model, qmodel)

@@ -50,7 +50,8 @@ class Elimination:
     def of(cls, hessian: Tensor, damping: float, by_activation: bool) -> Self:
         """Factorize; the damping, a share of the mean diagonal, is raised until that succeeds."""
         diagonal = hessian.diagonal(dim1=1, dim2=2)
-        order = torch.arange(diagonal.shape[1]).expand_as(diagonal)
+        inputs = torch.arange(diagonal.shape[1], device=diagonal.device)
+        order = inputs.expand_as(diagonal)
         if by_activation:
             order = diagonal.argsort(1, descending=True)
         hessian = hessian.take_along_dim(order[:, :, None], 1).take_along_dim(order[:, None], 2)
@@ -64,8 +65,8 @@ class Elimination:
             if not failed.any():
                 break
             damping = max(10 * damping, 1e-8)
-        eye = torch.eye(hessian.shape[1], dtype=hessian.dtype).expand_as(hessian)
-        root = torch.linalg.solve_triangular(lower, eye, upper=False).flip(1, 2)
+        eye = torch.eye(len(inputs), dtype=hessian.dtype, device=hessian.device)
+        root = torch.linalg.solve_triangular(lower, eye.expand_as(hessian), upper=False).flip(1, 2)
         return cls(order, root, damping, int(dead.sum()))
 
 
@@ -83,7 +84,7 @@ def sweep(
     lo, hi = integers.lo - zero_point, integers.hi - zero_point
     for start in range(0, inputs, PANEL):
         stop = min(start + PANEL, inputs)
-        errors = torch.empty(groups, stop - start, rows, dtype=w.dtype)
+        errors = w.new_empty(groups, stop - start, rows)
         for i in range(start, stop):
             q[:, i] = (w[:, i] / scale).round_().clamp_(lo, hi)
             errors[:, i - start] = (w[:, i] - q[:, i] * scale) / root[:, i, i, None]
@@ -118,7 +119,7 @@ def round_rows(
     step = scale.double()[..., None]
     q = (weight / step).round().clamp(lo, hi)  # what stays unless a row gets better
     error = nearest = squared_error(weight, q * step, hessian)
-    for factors in torch.tensor(FACTORS if refit_scales else (1.0,)).split(TOGETHER):
+    for factors in scale.new_tensor(FACTORS if refit_scales else (1.0,)).split(TOGETHER):
         # Every row once for each factor: (groups, factors * rows, inputs).
         scales = scale[:, None] * factors[:, None]  # (groups, factors, rows)
         steps = scales.double().flatten(1)

@@ -224,7 +224,7 @@ class QuantAttention(FromFloat, Attention):
     """timm's `Attention` (ViT, DeiT), with `attn_mask`; ValueError for gated or causal variants."""
 
     def add_points(self, config: QuantConfig) -> None:
-        if self.gate is not None:
+        if getattr(self, "gate", None) is not None:  # older versions of timm have none
             raise ValueError(
                 "gated attention is not supported; quantize it by hand with QuantProducts"
             )

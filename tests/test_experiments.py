@@ -36,6 +36,7 @@ from evolq_lite.experiments import (
     real_racing,
     real_settings,
     real_starts,
+    real_whole,
     report,
 )
 from evolq_lite.experiments.c6_selection import Selection
@@ -513,7 +514,7 @@ def photographs(tmp_path, monkeypatch):
 
 def use(module, folder, **options):
     """A claim of real networks on small ones."""
-    return real_cells.use_folders(module.CLAIM, folder, folder, **options)
+    return real_cells.compute_at(module.CLAIM, real_cells.Place(folder, folder), **options)
 
 
 def test_a_run_of_real_networks_is_resumed(photographs, monkeypatch):
@@ -563,7 +564,7 @@ def test_searches_from_good_and_poor_starts_of_real_networks(photographs):
 def test_integers_of_a_real_network_are_chosen_once(photographs, monkeypatch, rounding):
     """Whoever begins there again, begins with the same network; other options are another one."""
     cell = {**real_settings.cells(False)[0], "images": 4}
-    source = real_cells.source_of(cell, photographs, photographs, 4)
+    source = real_cells.source_of(cell, real_cells.Place(photographs, photographs), 4)
     config = replace(PRESETS["recommended"], rounding=rounding, weight_bits=3)
     images = source.load().images
     first = real_cells.start_from(source, config)
@@ -679,6 +680,47 @@ def test_bits_of_a_real_network(photographs):
     check_what_is_told(claim, results, "of 4 budgets: even bits in", decisive=12)
     (table,) = claim.tables(results).values()
     assert len(table) == 4 * 4
+
+
+def test_the_whole_search_of_a_real_network(photographs):
+    """A small cell from end to end: both claims told from it, and every snapshot tested."""
+    claim, picks = use(real_whole, photographs), KNOWN["R6"]
+    cells = claim.cells(False)
+    assert len(cells) == 2 * 2 * 3 and not claim.cells(True) and picks.reads == "R5"
+    assert [claim.stage(cell) for cell in cells] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    result = claim.run({**cells[3], "images": 4, "passes": 9})
+    evolved, rival = result["EvolQ"], result["random"]
+    assert evolved["evaluations"] == rival["evaluations"] == 9 * 4 * 3 + 1
+    assert len(result["visits"]) == 9 * 4 and result["device"] == "cpu"
+    assert 1 < len(result["snapshots"]) <= 1 + evolved["accepted"]
+    assert result["snapshots"][-1] == evolved["correct"]
+    assert min(visit["fitness"] for visit in result["visits"]) == evolved["fitness"]
+    results = pd.DataFrame(
+        [row_of({"cell": cell, "result": result, "seconds": 1.0}) for cell in cells[:6]]
+    )
+    check_what_is_told(claim, results, "(3 seeds, ten passes)", decisive=2)
+    check_what_is_told(picks, results, "(3 seeds, ten passes)", decisive=2)
+    (table,) = claim.tables(results).values()
+    assert len(table) == 2 * 3
+
+
+def test_snapshots_that_are_lucky_on_one_half_are_not_better_on_the_other():
+    """Made up: 30 snapshots whose differences are pure luck."""
+    generator = torch.Generator().manual_seed(0)
+    right = torch.rand(30, 400, generator=generator) < 0.7
+    result = {
+        "MinMax": {"correct": packed(right[0])},
+        "snapshots": [packed(row) for row in right],
+        "visits": [{"fitness": 1 - i / 100, "snapshot": i} for i in range(30)],
+        "images": 400,
+    }
+    cells = real_whole.cells(False)[:3]
+    rows = [row_of({"cell": cell, "result": result, "seconds": 1.0}) for cell in cells]
+    found = real_whole.verdict_on_picks(pd.DataFrame(rows))
+    luck, here, there = found.rows[:3]
+    mean = 100 * float(right.float().mean() - right[-1].float().mean())
+    assert luck.holds and luck.gain == pytest.approx(here.gain - there.gain)
+    assert here.gain > mean + 4 and there.gain < mean + 2
 
 
 def check_what_is_told(claim, results, said, decisive):

@@ -18,6 +18,7 @@ from evolq_lite.experiments import paper_cost, paper_grid
 from evolq_lite.experiments.results import VERSION, ResultFile
 from evolq_lite.files import seal
 from evolq_lite.networks import unfused
+from evolq_lite.runs import environment
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 3)}
@@ -295,14 +296,14 @@ def test_what_is_wrong_is_said_before_anything_is_computed(imagenet, refused, mo
 
 
 def test_options_of_the_grid_are_refused_elsewhere(refused, tmp_path):
-    refused(("reproduce", "C1", "--device", "cuda", "--out", tmp_path / "out"), "for PAPER")
+    refused(("reproduce", "C1", "--device", "cuda", "--out", tmp_path / "out"), "and PAPER")
     refused(("reproduce", "PAPER", "C1"), "omit the other experiments")
     refused(("reproduce", "PAPER"), "--imagenet DIR")
 
 
 def test_local_workers_take_the_gpus_in_turn(monkeypatch):
     """Acted out, because a test machine has none."""
-    monkeypatch.setattr(paper_grid, "device_of", torch.device)
+    monkeypatch.setattr(environment, "device_of", torch.device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for number, name, device in (
         (0, "cuda", "cuda:0"),
@@ -311,8 +312,8 @@ def test_local_workers_take_the_gpus_in_turn(monkeypatch):
         (None, "cuda", "cuda"),
         (3, "cpu", "cpu"),
     ):
-        monkeypatch.setattr(paper_grid, "worker_number", lambda number=number: number)
-        assert str(paper_grid.device_here(name)) == device
+        monkeypatch.setattr(environment, "worker_number", lambda number=number: number)
+        assert str(environment.device_here(name)) == device
 
 
 def test_the_cost_of_a_cell_is_counted():

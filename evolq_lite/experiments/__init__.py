@@ -21,6 +21,7 @@ from evolq_lite.experiments import (
     real_readings,
     real_settings,
     real_starts,
+    real_whole,
 )
 from evolq_lite.experiments.cells import Claim
 
@@ -47,6 +48,8 @@ ON_FOLDERS: dict[str, Claim] = {
         real_settings.CLAIM,
         real_landscape.LAYERS_CLAIM,
         *real_readings.CLAIMS,
+        real_whole.CLAIM,
+        real_whole.PICKS_CLAIM,
         real_options.CLAIM,
         real_landscape.CLAIM,
         real_racing.CLAIM,

@@ -103,7 +103,7 @@ def search_and_keep(setting: Setting, config: SearchConfig) -> Result:
 
         @torch.no_grad()
         def values(population: Population) -> Values:
-            found = [torch.stack(list(objective.batch_losses(vector))) for vector in population]
+            found = [torch.stack(list(objective.batch_losses(v))).cpu() for v in population]
             kept.extend(found)
             return torch.stack([losses.mean() for losses in found])
 

@@ -25,7 +25,7 @@ from evolq_lite.experiments.verdicts import to_markdown
 from evolq_lite.files import write_whole
 from evolq_lite.folders import Listing, list_folder
 from evolq_lite.networks import check_name
-from evolq_lite.runs.environment import device_of
+from evolq_lite.runs.environment import device_here
 from evolq_lite.runs.run import Run
 from evolq_lite.runs.source import Folders, Progress, official_crop, quiet
 
@@ -344,29 +344,6 @@ def configs_of(cell: Cell) -> tuple[QuantConfig, SearchConfig]:
     if not cell["network"].startswith(("vit", "deit")):  # its points are those of a plain ViT
         quant = replace(quant, outputs=False)
     return quant, SearchConfig(passes=cell["passes"], seed=cell["seed"])
-
-
-def device_here(name: str) -> torch.device:
-    """The device for a cell; the workers of this machine take its GPUs in turn.
-
-    Workers of a cluster see the GPU that they were started with (CUDA_VISIBLE_DEVICES).
-    """
-    device = device_of(name)
-    number = worker_number()
-    if device.type != "cuda" or ":" in name or number is None:
-        return device
-    return torch.device("cuda", number % torch.cuda.device_count())
-
-
-def worker_number() -> int | None:
-    """The number of the local worker that this process is, None if it is none."""
-    from distributed import get_worker
-
-    try:
-        name = get_worker().name
-    except ValueError:
-        return None
-    return name if isinstance(name, int) else None
 
 
 # The table

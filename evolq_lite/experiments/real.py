@@ -21,10 +21,11 @@ from evolq_lite.evolve import Evaluated
 from evolq_lite.experiments import real_cells
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_gains
-from evolq_lite.experiments.real_cells import NETWORKS, source_of
+from evolq_lite.experiments.real_cells import NETWORKS, Place, source_of
 from evolq_lite.experiments.results import Cell, Result, by
 from evolq_lite.experiments.verdicts import Row, Verdict, decide
 from evolq_lite.figures import Picture
+from evolq_lite.runs.environment import device_here, tell_device
 from evolq_lite.runs.run import Outcome, Run
 
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # quantization, search
@@ -65,21 +66,22 @@ def configs_of(cell: Cell) -> tuple[QuantConfig, SearchConfig]:
     )
 
 
-def run(cell: Cell, weights: Path, photographs: Path, watch: Watch) -> Result:
+def run(cell: Cell, place: Place, watch: Watch) -> Result:
     """The whole run of a cell, or the rest of it; returns its summary.
 
     `watch` is shown each evaluation of a run, which takes a quarter of an hour.
     """
-    source = source_of(cell, weights, photographs, real_cells.CALIBRATION)
+    source = source_of(cell, place, real_cells.CALIBRATION)
     out = RUNS / "-".join(str(value).replace(" ", "_") for value in cell.values())
     resume = (out / "config.json").is_file()
-    with Run(source, *configs_of(cell), out, resume=resume) as whole:
+    device = device_here(place.device)
+    with Run(source, *configs_of(cell), out, resume=resume, device=device) as whole:
         for event in whole.evolve():
             if isinstance(event, Evaluated):
                 watch(event)
         outcome = whole.test()
         whole.write(outcome)
-    return {**outcome.summary(), **pack_losses(outcome)}
+    return {**outcome.summary(), **pack_losses(outcome), "device": tell_device(device)}
 
 
 def pack_losses(outcome: Outcome) -> Result:

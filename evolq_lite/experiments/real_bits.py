@@ -10,7 +10,6 @@ more or less (an estimate: it has not been run), most of it for evaluations of t
 """
 
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
@@ -28,6 +27,7 @@ from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     NETWORKS,
+    Place,
     change_kl,
     measure_gain,
     measure_loss,
@@ -65,10 +65,10 @@ def stage_of(cell: Cell) -> int:
     return int(cell["seed"]) + SEEDS * (cell["mean_bits"] not in FIRST)
 
 
-def run(cell: Cell, weights: Path, photographs: Path) -> Result:
+def run(cell: Cell, place: Place) -> Result:
     """Round at all widths, choose bits by each method; one reading of the test photographs."""
-    source = source_of(cell, weights, photographs, cell["images"])
-    setting = start_from(source, QUANT, choose_integers=False)  # `bits_table` does
+    source = source_of(cell, place, cell["images"])
+    setting = start_from(source, QUANT, place.device, choose_integers=False)  # `bits_table` does
     search = search_of(cell, EVEN)
     genome = bits_genome(setting.qmodel, search.bit_widths, search.mean_bits)
     table = bits_table(setting.qmodel, setting.demo.calibration, genome)

@@ -6,7 +6,7 @@ accuracies with each other only.)
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from evolq_lite.experiments.cells import Claim
 from evolq_lite.experiments.results import VERSION, Cell, Result
 from evolq_lite.experiments.setup import Setting, prepare_demo, round_setting
 from evolq_lite.folders import list_folder
+from evolq_lite.runs.environment import device_here, tell_device
 from evolq_lite.runs.scales import digest_of, load_scales, save_scales, scales_of
 from evolq_lite.runs.source import BATCH, Folders, Progress, quiet
 
@@ -42,27 +43,41 @@ CALIBRATION = 1000  # photographs, where a cell does not say how many
 KEPT = Path("runs/real/starts")  # integers that were chosen
 
 
-def source_of(cell: Cell, weights: Path, photographs: Path, images: int) -> Folders:
+@dataclass(frozen=True)
+class Place:
+    """Where cells of real networks are computed: folders, and a device by name.
+
+    "auto" is CUDA if there is one; workers take a machine's GPUs in turn.
+    """
+
+    weights: Path
+    photographs: Path
+    device: str = "cpu"
+
+
+def source_of(cell: Cell, place: Place, images: int) -> Folders:
     """A cell's network on the photographs; `images` of them to calibrate, drawn by its seed."""
     return Folders.at(
         model=cell["network"],
-        checkpoint=weights / f"{cell['network']}.safetensors",
-        calibration=photographs / PARTS[0],
-        test=photographs / PARTS[1],
-        class_map=photographs / "wnids.txt",
+        checkpoint=place.weights / f"{cell['network']}.safetensors",
+        calibration=place.photographs / PARTS[0],
+        test=place.photographs / PARTS[1],
+        class_map=place.photographs / "wnids.txt",
         calibration_images=images,
         seed=cell["seed"],
     )
 
 
-def start_from(source: Folders, config: QuantConfig, choose_integers: bool = True) -> Setting:
-    """A source's network, quantized, calibrated and (`choose_integers`) rounded.
+def start_from(
+    source: Folders, config: QuantConfig, device: str = "cpu", choose_integers: bool = True
+) -> Setting:
+    """A source's network on a device, quantized, calibrated and (`choose_integers`) rounded.
 
     What rounding chose is kept in `runs/real/starts`: learned rounding takes a quarter of an hour,
     and several claims begin with the same. The name of a file tells what calibration made of which
     options, so that it serves no other network, images or scheme.
     """
-    model, images, targets = source.load()
+    model, images, targets = source.load(device=device_here(device))
     demo = Demo(source.model, model, images, targets)
     setting = prepare_demo(demo, config, choose_integers=False)
     if choose_integers and config.rounding != "nearest":
@@ -79,8 +94,9 @@ def start_from(source: Folders, config: QuantConfig, choose_integers: bool = Tru
 
 def read_test(source: Folders, networks: Mapping[str, nn.Module]) -> Result:
     """Which test images each network has right, and its losses; the first network is in float."""
-    scores = score(networks, source.test(BATCH), source.labels())
-    told: Result = {"images": len(source.labels())}
+    device = next(networks[FLOAT].parameters()).device
+    scores = score(networks, (x.to(device) for x in source.test(BATCH)), source.labels())
+    told: Result = {"images": len(source.labels()), "device": tell_device(device)}
     for name, found in scores.items():
         losses = {loss: pack_values(getattr(found, loss)) for loss in LOSSES}
         told[name] = {"correct": packed(found.right), **losses}
@@ -101,30 +117,27 @@ def search_each(
     return {**read, **{search: told[search] | read[search] for search in searches}}
 
 
-def use_folders(claim: Claim, weights: Path, photographs: Path, **options: Any) -> Claim:
-    """A claim on real networks, with folders (and other options) to compute it from."""
-    run = partial(claim.run, weights=weights, photographs=photographs, **options)
-    return replace(claim, run=run)
+def compute_at(claim: Claim, place: Place, **options: Any) -> Claim:
+    """A claim on real networks that is computed at a place (with other options)."""
+    return replace(claim, run=partial(claim.run, place=place, **options))
 
 
-def check_folders(
-    cells: Sequence[Cell], weights: Path, photographs: Path, progress: Progress = quiet
-) -> None:
+def check_folders(cells: Sequence[Cell], place: Place, progress: Progress = quiet) -> None:
     """ValueError unless the networks and photographs of some cells are there, and can be read.
 
     Every photograph is opened: otherwise a cell would fail after a quarter of an hour.
     """
-    for path in (*(weights / f"{name}.safetensors" for name in NETWORKS), photographs):
+    for path in (*(place.weights / f"{name}.safetensors" for name in NETWORKS), place.photographs):
         if not path.exists():
             raise ValueError(
                 f"{path} is not there; give --weights FOLDER with {' and '.join(NETWORKS)} as "
                 ".safetensors, and --photographs FOLDER with calibration/, validation/, wnids.txt"
             )
     for name in NETWORKS:
-        source = source_of({"network": name, "seed": 0}, weights, photographs, wanted_by(cells))
+        source = source_of({"network": name, "seed": 0}, place, wanted_by(cells))
         source.list_tests(int(source.load_network().model.num_classes))  # type: ignore[arg-type]
     for part in PARTS:
-        check_images(list_folder(photographs / part).paths, progress)
+        check_images(list_folder(place.photographs / part).paths, progress)
 
 
 def wanted_by(cells: Sequence[Cell]) -> int:

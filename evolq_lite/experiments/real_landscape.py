@@ -11,7 +11,6 @@ network from the block on, so a late block is taken. No test image is read.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
@@ -34,11 +33,12 @@ from evolq_lite.experiments.c9_origin import (
     roughness_of,
 )
 from evolq_lite.experiments.cells import Claim, Tables
-from evolq_lite.experiments.real_cells import NETWORKS, source_of
+from evolq_lite.experiments.real_cells import NETWORKS, Place, source_of
 from evolq_lite.experiments.results import Cell, Result, where
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import MARKERS, PETROFF, Picture, new_figure
 from evolq_lite.landscape import local_minima
+from evolq_lite.runs.environment import device_here
 
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 BLOCK = "blocks.9"  # of twelve
@@ -68,26 +68,22 @@ def stage_of(cell: Cell) -> int:
     return int(cell["seed"])
 
 
-def run(cell: Cell, weights: Path, photographs: Path) -> Result:
+def run(cell: Cell, place: Place) -> Result:
     """Lines with their noise floor."""
-    demo, qmodel = start_from(
-        cell["network"],
-        cell["seed"],
-        cell["activations"],
-        cell["weight_bits"],
-        weights,
-        photographs,
-    )
+    options = (cell[key] for key in ("network", "seed", "activations", "weight_bits"))
+    demo, qmodel = start_from(*options, place)
     return measure_lines(cell, *landscape_of(twin(qmodel), demo, BLOCK, cell))
 
 
 @lru_cache(maxsize=1)  # the calibrated network that neighboring cells share; it is to be copied
 def start_from(
-    network: str, seed: int, activations: str, weight_bits: int, weights: Path, photographs: Path
+    network: str, seed: int, activations: str, weight_bits: int, place: Place
 ) -> tuple[Demo, nn.Module]:
     """A network with its calibration photographs, and its quantized form."""
     cell = {"network": network, "seed": seed, "activations": activations}
-    model, images, targets = source_of(cell, weights, photographs, CALIBRATION).load()
+    model, images, targets = source_of(cell, place, CALIBRATION).load(
+        device=device_here(place.device)
+    )
     demo = Demo(network, model, images, targets)
     return demo, quantize_for(demo, {**cell, "weight_bits": weight_bits})
 

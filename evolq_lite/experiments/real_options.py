@@ -11,7 +11,6 @@ core.
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,6 +20,7 @@ from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     NETWORKS,
+    Place,
     change_kl,
     mean_loss,
     measure_gain,
@@ -64,10 +64,12 @@ def stage_of(cell: Cell) -> int:
     return int(cell["seed"])
 
 
-def run(cell: Cell, weights: Path, photographs: Path) -> Result:
+def run(cell: Cell, place: Place) -> Result:
     """Every variant of the search from one start; one reading of the test images."""
-    source = source_of(cell, weights, photographs, cell["images"])
-    start = start_from(source, replace(PRESETS["paper"], weight_bits=cell["weight_bits"]))
+    source = source_of(cell, place, cell["images"])
+    start = start_from(
+        source, replace(PRESETS["paper"], weight_bits=cell["weight_bits"]), place.device
+    )
     searches = {
         name: partial(
             search_scales,

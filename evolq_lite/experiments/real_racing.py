@@ -10,7 +10,6 @@ core, more or less (an estimate: it has not been run).
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
@@ -28,6 +27,7 @@ from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     NETWORKS,
+    Place,
     change_kl,
     measure_gain,
     measure_loss,
@@ -62,10 +62,12 @@ def stage_of(cell: Cell) -> int:
     return int(cell["seed"])
 
 
-def run(cell: Cell, weights: Path, photographs: Path) -> Result:
+def run(cell: Cell, place: Place) -> Result:
     """Three searches from one start; one reading of the test photographs."""
-    source = source_of(cell, weights, photographs, cell["images"])
-    start = start_from(source, replace(PRESETS["paper"], weight_bits=cell["weight_bits"]))
+    source = source_of(cell, place, cell["images"])
+    start = start_from(
+        source, replace(PRESETS["paper"], weight_bits=cell["weight_bits"]), place.device
+    )
     searches = {name: partial(search, name=name, cell=cell) for name in SEARCHES}
     return search_each(source, start, START, searches)
 

@@ -12,7 +12,6 @@ one core, learned rounding a quarter of an hour.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
@@ -23,6 +22,7 @@ from evolq_lite.experiments.plots import plot_gains
 from evolq_lite.experiments.real_cells import (
     FLOAT,
     NETWORKS,
+    Place,
     mean_loss,
     measure_gain,
     measure_loss,
@@ -69,10 +69,12 @@ def stage_of(cell: Cell) -> int:
     return (LEARNED in cell["scheme"]) * (1 + (cell["weight_bits"] > min(BITS)))
 
 
-def run(cell: Cell, weights: Path, photographs: Path) -> Result:
+def run(cell: Cell, place: Place) -> Result:
     """Quantize, round, test."""
-    source = source_of(cell, weights, photographs, cell["images"])
-    start = start_from(source, replace(SCHEMES[cell["scheme"]], weight_bits=cell["weight_bits"]))
+    source = source_of(cell, place, cell["images"])
+    start = start_from(
+        source, replace(SCHEMES[cell["scheme"]], weight_bits=cell["weight_bits"]), place.device
+    )
     return read_test(source, {FLOAT: start.demo.model, QUANTIZED: start.qmodel})
 
 

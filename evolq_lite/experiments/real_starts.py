@@ -13,7 +13,6 @@ of one core, most of it for the searches, and holds all searches of one start.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
@@ -27,6 +26,7 @@ from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     NETWORKS,
+    Place,
     measure_gain,
     measure_loss,
     search_each,
@@ -67,12 +67,12 @@ def stage_of(cell: Cell) -> int:
     return cell["seed"] + (cell["seed"] > 0 or cell["start"] not in SEEDS)
 
 
-def run(cell: Cell, weights: Path, photographs: Path) -> Result:
+def run(cell: Cell, place: Place) -> Result:
     """Every search from the cell's start; then one reading of the test images by all networks."""
-    source = source_of(cell, weights, photographs, cell["images"])
+    source = source_of(cell, place, cell["images"])
     config = replace(c12_starts.STARTS[cell["start"]], weight_bits=cell["weight_bits"], act_bits=8)
     searches = {name: partial(search, name=name, cell=cell) for name in ALL}
-    return search_each(source, start_from(source, config), NONE, searches)
+    return search_each(source, start_from(source, config, place.device), NONE, searches)
 
 
 def search(setting: Setting, name: str, cell: Cell) -> Result:

@@ -67,6 +67,36 @@ def device_of(name: str) -> torch.device:
         raise ValueError(f"--device {name} is not possible ({why}); give cpu, or auto") from None
 
 
+def device_here(name: str) -> torch.device:
+    """The device for a cell; the workers of this machine take its GPUs in turn.
+
+    Workers of a cluster see the GPU that they were started with (CUDA_VISIBLE_DEVICES).
+    """
+    device = device_of(name)
+    number = worker_number()
+    if device.type != "cuda" or ":" in name or number is None:
+        return device
+    return torch.device("cuda", number % torch.cuda.device_count())
+
+
+def worker_number() -> int | None:
+    """The number of the local worker that this process is, None if it is none."""
+    from distributed import get_worker
+
+    try:
+        name = get_worker().name
+    except ValueError:
+        return None
+    return name if isinstance(name, int) else None
+
+
+def tell_device(device: torch.device) -> str:
+    """A device as results name it: `cpu`, or `cuda:0 (NVIDIA H100 80GB HBM3)`."""
+    if device.type != "cuda":
+        return str(device)
+    return f"{device} ({torch.cuda.get_device_name(device)})"
+
+
 def fix_kernels() -> None:
     """Full float32 products on every device: TF32 would move the fitness more than a mutation."""
     torch.set_float32_matmul_precision("highest")

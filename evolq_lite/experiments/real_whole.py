@@ -1,0 +1,262 @@
+"""R5 and R6: the paper's whole search, ten passes from MinMax, on trained ViT-Tiny and DeiT-Tiny.
+
+R5 asks C5's question: does it gain over its start, and over random search of the same cost? R6 asks
+C6's: what does choosing the snapshot by test accuracy hide? For that, the network is kept after
+every visit that changed it, and all of them read the test photographs together, at the end. KL to
+the float network decides R5; R6 is about top-1, by which the official code chooses.
+
+Networks and photographs are not in this repo: give their folders. A cell takes an hour of one core,
+or two minutes of a large GPU.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from evolq_lite.config import PRESETS, SearchConfig
+from evolq_lite.convert import twin
+from evolq_lite.evaluate import SeedComparison, unpacked
+from evolq_lite.evolve import Evaluated, evolve
+from evolq_lite.experiments.c6_selection import Selection, tell_range
+from evolq_lite.experiments.c12_starts import copy_of
+from evolq_lite.experiments.cells import Claim, Tables
+from evolq_lite.experiments.plots import plot_gains, plot_starts
+from evolq_lite.experiments.real_cells import (
+    FLOAT,
+    NETWORKS,
+    Place,
+    change_kl,
+    measure_gain,
+    measure_loss,
+    read_test,
+    source_of,
+    stack,
+    start_from,
+    tell_means,
+)
+from evolq_lite.experiments.results import Cell, Result, by
+from evolq_lite.experiments.setup import Setting, search_scales, tell_search
+from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
+from evolq_lite.figures import Picture
+
+START, EVOLQ, RANDOM = "MinMax", "EvolQ", "random"
+SETTINGS = [(network, bits) for network in reversed(NETWORKS) for bits in (4, 3)]
+SEEDS = 3
+
+
+def cells(quick: bool) -> list[Cell]:
+    """Both networks at 4 and 3 bits, three seeds each; nothing of it is quick."""
+    if quick:
+        return []
+    return [
+        {"network": network, "weight_bits": bits, "seed": seed, "images": 1000, "passes": 10}
+        for network, bits in SETTINGS
+        for seed in range(SEEDS)
+    ]
+
+
+def stage_of(cell: Cell) -> int:
+    """Settings are shown one after another, with all their seeds."""
+    return SETTINGS.index((cell["network"], cell["weight_bits"]))
+
+
+def run(cell: Cell, place: Place) -> Result:
+    """Both searches from one start; one reading of the test images, by all snapshots as well."""
+    source = source_of(cell, place, cell["images"])
+    config = replace(PRESETS["paper"], weight_bits=cell["weight_bits"])
+    start = start_from(source, config, place.device)
+    search = SearchConfig(passes=cell["passes"], seed=cell["seed"], batch=min(100, cell["images"]))
+    evolved, random = copy_of(start), copy_of(start)
+    told, visits, snapshots = search_and_keep(evolved, search)
+    rival = search_scales(random, replace(search, algorithm=RANDOM))
+    networks = {FLOAT: start.demo.model, START: start.qmodel}
+    networks |= {EVOLQ: evolved.qmodel, RANDOM: random.qmodel}
+    named = {f"snapshot {i}": network for i, network in enumerate(snapshots)}
+    read = read_test(source, {**networks, **named})
+    seen = [read.pop(name)["correct"] for name in named]
+    return {
+        **read,
+        EVOLQ: told | read[EVOLQ],
+        RANDOM: rival | read[RANDOM],
+        "snapshots": seen,
+        "visits": visits,
+    }
+
+
+def search_and_keep(
+    setting: Setting, config: SearchConfig
+) -> tuple[Result, list[dict[str, float]], list[nn.Module]]:
+    """Search in place; what it says of itself, its visits, and the networks that they left.
+
+    A visit has its fitness and the number of its network: most visits leave what they found.
+    """
+    history: list[Evaluated] = []
+    visits: list[dict[str, float]] = []
+    snapshots: list[nn.Module] = []
+    demo = setting.demo
+    for event in evolve(setting.chain, demo.calibration, demo.targets, config):
+        if isinstance(event, Evaluated):
+            history.append(event)
+            continue
+        if not visits or event.fitness != visits[-1]["fitness"]:
+            snapshots.append(twin(setting.qmodel))
+        visits.append({"fitness": event.fitness, "snapshot": len(snapshots) - 1})
+    return tell_search(history), visits, snapshots
+
+
+def group(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The results of each network and bit-width, a row for each seed."""
+    settings = by(results, "network", "weight_bits").items()
+    return {f"{NETWORKS[network]} W{bits}A8": found for (network, bits), found in settings}
+
+
+# R5
+
+
+def figure(results: pd.DataFrame) -> Picture:
+    """KL before and after both searches, a panel for each network and bit-width."""
+    changes = change_kl(group(results), START, (EVOLQ, RANDOM), "after ten passes")
+    return plot_starts(changes, "1,000-image check: the paper's whole search, and random search")
+
+
+def verdict(results: pd.DataFrame) -> Verdict:
+    """Does the paper's search end significantly below its start in KL, in every setting?"""
+    images = int(results["test_images"].iloc[0])
+    rows: list[Row] = []
+    others: list[Row] = []
+    beaten = 0
+    for setting, found in group(results).items():
+        for was, now, name in (
+            (START, EVOLQ, "EvolQ, over MinMax"),
+            (RANDOM, EVOLQ, "EvolQ, over random search at the same cost"),
+            (START, RANDOM, "random search, over MinMax"),
+        ):
+            change, counts = (
+                measure_loss(found[was], found[now], "kl"),
+                name.endswith("Q, over MinMax"),
+            )
+            row = Row.of_loss(f"{setting}: {name}, KL", change, change.better if counts else None)
+            (rows if counts else others).append(row)
+            beaten += was == RANDOM and change.better
+            gain = measure_gain(found[was], found[now], images)
+            others.append(Row.of(f"{setting}: {name}", gain))
+    holds = [bool(row.holds) for row in rows]
+    return Verdict(
+        decide(holds),
+        f"On a 1,000-image check ({count_seeds(results)}, ten passes), the paper's search lowers "
+        f"KL in {sum(holds)} of {len(holds)} settings from MinMax, and ends below random search in "
+        f"{beaten}.",
+        (*rows, *others),
+    )
+
+
+def tables(results: pd.DataFrame) -> Tables:
+    """Top-1 and losses of each network, and how many candidates were accepted."""
+    images = int(results["test_images"].iloc[0])
+    rows = []
+    for setting, found in group(results).items():
+        for name in (START, EVOLQ, RANDOM):
+            told = pd.DataFrame(list(found[name]))
+            accepted = "" if name == START else f"{told['accepted'].mean():.0f}"
+            evaluated = "" if name == START else f"{told['evaluations'].mean():.0f}"
+            rows.append(
+                {
+                    "setting": setting,
+                    "search": name,
+                    "evaluations": evaluated,
+                    "accepted": accepted,
+                    **tell_means(found[name], images),
+                }
+            )
+    return {f"Means over seeds on {images:,} test photographs": pd.DataFrame(rows)}
+
+
+# R6
+
+
+def unpack_snapshots(result: Mapping[str, object], images: int) -> Tensor:
+    """Which images the network after each visit has right, (visits, images)."""
+    seen = [unpacked(text, images) for text in result["snapshots"]]  # type: ignore[attr-defined]
+    return torch.stack([seen[int(v["snapshot"])] for v in result["visits"]])  # type: ignore[attr-defined]
+
+
+def pick_snapshots(found: pd.DataFrame, images: int) -> dict[str, Tensor]:
+    """Which images (seeds, n) the snapshot of each seed has right, by the way it is picked."""
+    tables = [unpack_snapshots(row, images) for _, row in found.iterrows()]
+    fitness = [[visit["fitness"] for visit in visits] for visits in found["visits"]]
+    least = [values.index(min(values)) for values in fitness]
+    return {
+        "best on test": torch.stack([rows[rows.float().mean(1).argmax()] for rows in tables]),
+        "best fitness": torch.stack([rows[i] for rows, i in zip(tables, least)]),
+        "last": torch.stack([rows[-1] for rows in tables]),
+    }
+
+
+def gains_of(found: pd.DataFrame, images: int) -> dict[str, SeedComparison]:
+    """Gain over MinMax of the snapshot picked in each way."""
+    start = stack(found[START], lambda result: unpacked(result["correct"], images))
+    picks = pick_snapshots(found, images)
+    return {name: SeedComparison.of(start, rows) for name, rows in picks.items()}
+
+
+def figure_of_picks(results: pd.DataFrame) -> Picture:
+    """Gain over MinMax of the three snapshots, a panel for each network and bit-width."""
+    images = int(results["test_images"].iloc[0])
+    gains = {setting: gains_of(found, images) for setting, found in group(results).items()}
+    return plot_gains(gains, "1,000-image check: the snapshot picked in three ways, over MinMax")
+
+
+def verdict_on_picks(results: pd.DataFrame) -> Verdict:
+    """Does the snapshot that test images pick show more than it is worth on other images?"""
+    images = int(results["test_images"].iloc[0])
+    rows: list[Row] = []
+    others: list[Row] = []
+    picked: list[Selection] = []
+    for setting, found in group(results).items():
+        tables = [unpack_snapshots(row, images) for _, row in found.iterrows()]
+        half, picks = Selection.of(tables, torch.arange(images)), pick_snapshots(found, images)
+        lead = 100 * float(picks["best on test"].float().mean() - picks["last"].float().mean())
+        picked.append(half)
+        band = half.lost - 1.96 * half.error, half.lost + 1.96 * half.error
+        name = f"{setting}: luck of picking on half; the best on all images leads by {lead:+.2f}"
+        rows.append(Row(name, half.lost, band, holds=lead > 0 and band[0] > 0))
+        others += [
+            Row(f"{setting}: picked on half, over the last, on that half", half.here),
+            Row(f"{setting}: picked on half, over the last, on the other half", half.there),
+            *(
+                Row.of(f"{setting}: {n}, over MinMax", g)
+                for n, g in gains_of(found, images).items()
+            ),
+        ]
+    return Verdict(
+        decide(row.holds for row in rows),
+        f"On a 1,000-image check ({count_seeds(results)}, ten passes), snapshots picked on half of "
+        f"the test images lead the last by {tell_range([s.here for s in picked])} points there, "
+        f"{tell_range([s.there for s in picked])} elsewhere.",
+        (*rows, *others),
+    )
+
+
+CLAIM = Claim(
+    "R5",
+    "Does the paper's whole search gain over its start, on trained ViT-Tiny and DeiT-Tiny?",
+    cells,
+    run,
+    figure,
+    verdict,
+    tables,
+    stage=stage_of,
+)
+PICKS_CLAIM = Claim(
+    "R6",
+    "Does choosing the snapshot on the test set flatter, on trained ViT-Tiny and DeiT-Tiny?",
+    cells,
+    run,
+    figure_of_picks,
+    verdict_on_picks,
+    stage=stage_of,
+    reads="R5",
+)
