@@ -169,17 +169,22 @@ def other_ways(
     """An objective computed in other ways: the same on paper, but not in its last digits.
 
     Once in each size of `chunks` (for single images, convolutions have another kernel); once with
-    products simulated in float, where they were of integers; and, if `last_bits`, once with every
-    input of the block one last bit up or down, as if another kernel had made it. The same objective
-    is `make(qmodel)`, `make(qmodel, chunk=n)` and `make(qmodel, inputs=tensors)`.
+    products simulated in float, where they were of integers; and, if `last_bits` or where nothing
+    was of integers (on a GPU), once with every input of the block one last bit up or down, as if
+    another kernel had made it. The same objective is `make(qmodel)`, `make(qmodel, chunk=n)` and
+    `make(qmodel, inputs=tensors)`.
     """
     qmodel = objective.chain.model
     simulated = twin(qmodel)
+    integer = any(getattr(module, "integer", False) for module in qmodel.modules())
     set_execution(simulated, "simulate")
     ways = [*(make(qmodel, chunk=chunk) for chunk in chunks), make(simulated)]
-    if last_bits:
+    if last_bits or not integer:
         generator = torch.Generator().manual_seed(0)
-        bits = [2 * torch.randint(2, x.shape, generator=generator) - 1 for x in objective.inputs]
+        bits = [
+            (2 * torch.randint(2, x.shape, generator=generator) - 1).to(x.device)
+            for x in objective.inputs
+        ]
         inputs = [
             x * (1 + torch.finfo(x.dtype).eps * bit)
             for x, bit in zip(objective.inputs, bits, strict=True)

@@ -561,7 +561,7 @@ def test_searches_from_good_and_poor_starts_of_real_networks(photographs):
 
 
 @pytest.mark.parametrize("rounding", ["gptq", "learned"])
-def test_integers_of_a_real_network_are_chosen_once(photographs, monkeypatch, rounding):
+def test_integers_of_a_real_network_are_chosen_once(photographs, monkeypatch, caplog, rounding):
     """Whoever begins there again, begins with the same network; other options are another one."""
     cell = {**real_settings.cells(False)[0], "images": 4}
     source = real_cells.source_of(cell, real_cells.Place(photographs, photographs), 4)
@@ -576,6 +576,10 @@ def test_integers_of_a_real_network_are_chosen_once(photographs, monkeypatch, ro
     assert torch.equal(again.qmodel(images), first.qmodel(images))
     assert all(torch.equal(chosen[name], t) for name, t in integers_of(again.qmodel).items())
     assert len(list(real_cells.KEPT.iterdir())) == 1
+    (kept,) = real_cells.KEPT.iterdir()
+    kept.write_bytes(kept.read_bytes()[:-40])
+    after = real_cells.start_from(source, config)
+    assert "chosen again" in caplog.text and torch.equal(after.qmodel(images), first.qmodel(images))
     for other in (replace(config, weight_bits=4), replace(config, edge_bits=4)):
         real_cells.start_from(source, other)
     real_cells.start_from(replace(source, seed=1, calibration_images=3), config)
@@ -637,7 +641,7 @@ def test_options_of_a_search_of_real_networks(photographs):
         [row_of({"cell": cell, "result": result, "seconds": 1.0}) for cell in cells[:4]]
     )
     verdict = claim.verdict(results)
-    assert "of 20 variants" in verdict.sentence and "one seed" in verdict.sentence
+    assert "of 20 comparisons" in verdict.sentence and "one seed" in verdict.sentence
     assert len(verdict.sentence.split()) <= 30 and len(verdict.decisive) == 20
     (table,) = claim.tables(results).values()
     assert len(table) == 4 * (1 + len(real_options.VARIANTS))

@@ -14,7 +14,7 @@ from torch import nn
 
 from evolq_lite import QuantConfig, calibrate, chain_of, describe, load_demo, quantize, twin
 from evolq_lite.convert import example_images, pass_floats, points, tell_float_products
-from evolq_lite.layers import QuantBlock, QuantConv2d, QuantLinear
+from evolq_lite.layers import QuantAttention, QuantBlock, QuantConv2d, QuantLinear
 from evolq_lite.networks import unfused
 
 
@@ -250,6 +250,18 @@ def test_attention_mask_is_obeyed():
     keep = [i for i in range(17) if i != 5]
     assert torch.equal(one[:, keep], two[:, keep])
     assert not torch.equal(block(x), one)
+
+
+def test_attention_may_come_from_a_timm_that_knows_no_gates():
+    """1.0.26 is allowed, and its attention has no `gate`; one that has a gate is refused."""
+    config = QuantConfig()
+    layer = Attention(8, num_heads=2)
+    if hasattr(layer, "gate"):
+        del layer.gate
+    assert QuantAttention.from_float(layer, config).products.q
+    layer.gate = nn.Linear(8, 8)
+    with pytest.raises(ValueError, match="gated attention is not supported"):
+        QuantAttention.from_float(layer, config)
 
 
 def test_calibration_in_inference_mode_works_and_keeps_nothing_stale():

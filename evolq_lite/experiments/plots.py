@@ -1,7 +1,7 @@
 """Figures that several claims share."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -10,6 +10,7 @@ from evolq_lite.figures import MARKERS, PETROFF, Picture, new_figure
 
 NAMES = {"vit": "ViT", "cnn": "CNN"}
 ACROSS = 3  # panels side by side
+LEAST = 8.0  # inches: what a title takes
 
 Gains = Mapping[str, Mapping[str, Gain]]  # by panel, then by row
 Searches = Mapping[str, Mapping[str, Mapping[str, LossChange]]]  # by panel, start, search
@@ -26,7 +27,7 @@ def plot_gains(groups: Gains, title: str, same_scale: bool = False) -> Picture:
     down = math.ceil(len(groups) / across)
     height = 0.36 * max(map(len, names)) + 1.1
     width = 2.6 * across + 2 if same_rows else 4.6 * across
-    picture = new_figure(width, height * down + 0.4, describe(groups, title))
+    picture = new_figure(max(width, LEAST), height * down + 0.4, describe(groups, title))
     grid = picture.subplots(down, across, squeeze=False, sharex=same_scale, sharey=same_rows)
     for axes, (group, gains) in zip(grid.flat, groups.items()):
         for i, gain in enumerate(gains.values()):
@@ -62,6 +63,10 @@ def plot_gains(groups: Gains, title: str, same_scale: bool = False) -> Picture:
     return picture
 
 
+def count_panels(groups: Sized) -> str:
+    return f"{len(groups)} panels" if len(groups) > 1 else "one panel"
+
+
 def describe(groups: Gains, title: str) -> str:
     """A figure of gains in at most 40 words; all numbers are in the table beside it."""
     gains = [
@@ -71,7 +76,7 @@ def describe(groups: Gains, title: str) -> str:
     ]
     least, most = min(gains), max(gains)
     return (
-        f"{title}, in {len(groups)} panels. "
+        f"{title}, in {count_panels(groups)}. "
         f"Largest {100 * most[0]:+.2f} points ({most[1]}), "
         f"smallest {100 * least[0]:+.2f} ({least[1]}); "
         f"{sum(clear for _, _, clear in gains)} of {len(gains)} are significant."
@@ -87,7 +92,9 @@ def plot_starts(groups: Searches, title: str) -> Picture:
     down = math.ceil(len(groups) / across)
     starts = list(dict.fromkeys(start for found in groups.values() for start in found))
     picture = new_figure(
-        4.4 * across + 1, (0.55 * len(starts) + 0.9) * down + 0.9, describe_starts(groups, title)
+        max(4.4 * across + 1, LEAST),
+        (0.55 * len(starts) + 0.9) * down + 0.9,
+        describe_starts(groups, title),
     )
     grid = picture.subplots(down, across, squeeze=False, sharey=True)
     for axes, (group, found) in zip(grid.flat, groups.items()):
@@ -138,6 +145,6 @@ def describe_starts(groups: Searches, title: str) -> str:
     better = sum(change.better for change in changes)
     worse = sum(change.worse for change in changes)
     return (
-        f"{title}, in {len(groups)} panels, a row for each start: of {len(changes)} searches "
+        f"{title}, in {count_panels(groups)}, a row for each start: of {len(changes)} searches "
         f"{better} lower the KL divergence significantly, {worse} raise it."
     )

@@ -5,6 +5,7 @@ are read once by all networks of a cell. (They are easier than the ImageNet vali
 accuracies with each other only.)
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -38,6 +39,7 @@ from evolq_lite.runs.source import BATCH, Folders, Progress, quiet
 
 NETWORKS = {"vit_tiny_patch16_224": "ViT-Tiny", "deit_tiny_patch16_224": "DeiT-Tiny"}
 FLOAT = "float"
+log = logging.getLogger("evolq_lite")
 PARTS = "calibration", "validation"  # folders of photographs
 CALIBRATION = 1000  # photographs, where a cell does not say how many
 KEPT = Path("runs/real/starts")  # integers that were chosen
@@ -83,13 +85,26 @@ def start_from(
     if choose_integers and config.rounding != "nearest":
         made = digest_of(scales_of(setting.qmodel), {"version": VERSION, **asdict(config)})
         name = f"{source.model}-W{config.weight_bits}-{config.rounding}-{made[:16]}.safetensors"
-        if (KEPT / name).exists():
-            load_scales(KEPT / name, setting.qmodel)
-        else:
+        if not restore_start(KEPT / name, setting.qmodel):
             round_setting(setting, config)
             KEPT.mkdir(parents=True, exist_ok=True)
             save_scales(KEPT / name, setting.qmodel)
     return setting
+
+
+def restore_start(path: Path, qmodel: nn.Module) -> bool:
+    """Put the integers that are kept in a file into a network; whether it could be done.
+
+    A damaged file is told of in the log, and no good.
+    """
+    if not path.exists():
+        return False
+    try:
+        load_scales(path, qmodel)
+    except ValueError as error:
+        log.warning("%s; the integers of weights are chosen again", error)
+        return False
+    return True
 
 
 def read_test(source: Folders, networks: Mapping[str, nn.Module]) -> Result:

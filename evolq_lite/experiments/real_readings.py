@@ -126,27 +126,25 @@ def tell(
     )
 
 
-CLAIMS = (
-    tell(
-        "R3",
-        "Does the paper's search end below gradients, on trained ViT-Tiny and DeiT-Tiny?",
-        partial(judge, rival=ADAM, loss="kl"),
-        (POOR,),
-        (EVOLQ, ADAM),
-    ),
-    tell(
-        "R4",
-        "Does infoNCE guide the search better than KL, on trained ViT-Tiny and DeiT-Tiny?",
-        partial(judge, rival=KL, loss="cross_entropy"),
-        (POOR,),
-        (EVOLQ, KL),
-    ),
-    tell(
-        "R8",
-        "Does this repo's best search beat the paper's, on trained ViT-Tiny and DeiT-Tiny?",
-        judge_choice,
-        (POOR, BEST),
-        (EVOLQ, KL),
-        stage_of_choice,
-    ),
+GRADIENTS_CLAIM = tell(
+    "R3",
+    "Does the paper's search end below gradients, on trained ViT-Tiny and DeiT-Tiny?",
+    partial(judge, rival=ADAM, loss="kl"),
+    (POOR,),
+    (EVOLQ, ADAM),
+)
+LOSSES_CLAIM = tell(
+    "R4",
+    "Does infoNCE guide the search better than KL, on trained ViT-Tiny and DeiT-Tiny?",
+    partial(judge, rival=KL, loss="cross_entropy"),
+    (POOR,),
+    (EVOLQ, KL),
+)
+CHOICE_CLAIM = tell(
+    "R8",
+    "Does this repo's best search beat the paper's, on trained ViT-Tiny and DeiT-Tiny?",
+    judge_choice,
+    (POOR, BEST),
+    (EVOLQ, KL),
+    stage_of_choice,
 )

@@ -167,6 +167,7 @@ def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
                 "cells": len(results),
                 "planned": len(claim.cells(quick)),
                 "seconds": round(results["seconds"].sum()),
+                "devices": count_devices(results),
             }
         )
         sections.append(write_section(told[-1], verdict, claim.tables(results)))
@@ -184,11 +185,21 @@ def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
     return told
 
 
+def count_devices(results: pd.DataFrame) -> dict[str, int]:
+    """How many cells each device has computed; the CPU, where a result names none."""
+    if "device" not in results:
+        return {"cpu": len(results)}
+    return {str(name): int(n) for name, n in results["device"].fillna("cpu").value_counts().items()}
+
+
 def write_section(told: dict[str, Any], verdict: Verdict, tables: dict[str, pd.DataFrame]) -> str:
     """One claim as Markdown: sentence, rows that decide it, figure, and all other numbers."""
     parts = [f"## {told['claim']} {told['question']}", f"**{verdict.word}.** {verdict.sentence}"]
     if told["cells"] < told["planned"]:
         parts.append(f"So far from {told['cells']} of {told['planned']} cells.")
+    if gpus := {name: n for name, n in told["devices"].items() if name != "cpu"}:
+        named = ", ".join(f"{n} of {told['cells']} cells on {name}" for name, n in gpus.items())
+        parts.append(f"Computed with several processes at a time: {named}.")
     parts += [to_markdown(tabulate(verdict.decisive))] if verdict.decisive else []
     parts.append(f"![{told['alt']}]({told['figure']})")
     for title, table in tables.items():

@@ -51,6 +51,7 @@ class Row:
     @classmethod
     def of_loss(cls, name: str, change: LossChange, holds: bool | None = None) -> "Row":
         """A change of a loss."""
+        differ = change.p_value < 0.05 and not change.significant
         return cls(
             name,
             change.change,
@@ -58,7 +59,7 @@ class Row:
             change.p_value,
             holds,
             unit="nats",
-            note="lower is better",
+            note="lower is better" + "; seeds differ in sign" * differ,
             form="+.4f",
         )
 
