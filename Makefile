@@ -26,11 +26,12 @@ help: ## show this list
 demo: $(STAMP) ## evolve the scales of the embedded network and show the gain
 	$(PY) -m evolq_lite demo --replace
 
+# Tests in as many processes as there are processors, four at most: each takes a gigabyte.
 test: $(STAMP) ## run ruff, mypy and pytest
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: $(STAMP) ## open the lessons in JupyterLab
 	$(PY) -m jupyter lab notebooks/00_start_here.ipynb

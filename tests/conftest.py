@@ -14,6 +14,7 @@ with install_import_hook([f"evolq_lite.{name}" for name in CHECKED], "beartype.b
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -108,9 +109,9 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> None:
-    """The same number of threads everywhere."""
-    torch.set_num_threads(2)
+def same_threads() -> None:
+    """The same number of threads everywhere: one, where another process tests beside this one."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture
@@ -167,36 +168,48 @@ def panels_are_closed() -> Iterator[None]:
         panel.worker.pool.shutdown(wait=True)
 
 
-BROWSER, LONG = pytest.StashKey[int](), pytest.StashKey[int]()
+LONG_FILES = ["test_browser", "test_lessons", "test_site", "test_workers", "test_experiments"]
+LONG_FILES += ["test_grading", "test_assignments", "test_export", "test_rounding"]
+LEFT_OUT = pytest.StashKey[dict[str, int]]()  # by marker
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out browser tests where there is no browser, except where one is expected.
 
-    So are long tests, except where all are wanted.
+    So are long tests, except where all are wanted. Files that take minutes come first: where
+    several processes share the tests, none is left with one of them at the end.
     """
+    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
     if find_chromium() is None and not os.environ.get("CI_BROWSER"):
-        config.stash[BROWSER] = leave_out("browser", config, items)
+        leave_out("browser", config, items)
     if not os.environ.get("ALL_TESTS") and "long" not in config.getoption("markexpr"):
-        config.stash[LONG] = leave_out("long", config, items)
+        leave_out("long", config, items)
 
 
-def leave_out(marker: str, config: pytest.Config, items: list[pytest.Item]) -> int:
-    """Take the tests with a marker away; returns how many they were."""
+def leave_out(marker: str, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take the tests with a marker away, and remember how many they were."""
     out = [item for item in items if item.get_closest_marker(marker)]
     items[:] = [item for item in items if not item.get_closest_marker(marker)]
     config.hook.pytest_deselected(items=out)
-    return len(out)
+    config.stash.setdefault(LEFT_OUT, {})[marker] = len(out)
+    if hasattr(config, "workeroutput"):  # one of several processes, each of which counts the same
+        config.workeroutput["left out"] = config.stash[LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Learn from a process that tests (pytest-xdist) what was left out."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left out", {})
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was left out, and how long the lessons ran."""
-    stash = terminalreporter.config.stash
-    if left_out := stash.get(BROWSER, 0):
-        terminalreporter.write_line(f"{left_out} browser tests were left out: {NO_CHROMIUM}")
-    if left_out := stash.get(LONG, 0):
-        terminalreporter.write_line(f"{left_out} long tests were left out; ALL_TESTS=1 runs them.")
+    left_out = terminalreporter.config.stash.get(LEFT_OUT, {})
+    if count := left_out.get("browser"):
+        terminalreporter.write_line(f"{count} browser tests were left out: {NO_CHROMIUM}")
+    if count := left_out.get("long"):
+        terminalreporter.write_line(f"{count} long tests were left out; ALL_TESTS=1 runs them.")
     reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
     told = [words for r in reports for name, words in r.user_properties if name == "lesson"]
     if told:

@@ -156,7 +156,13 @@ def refused(capsys, out, *more):
     return said
 
 
-def test_an_unreachable_scheduler(tmp_path, capsys):
+@pytest.fixture
+def impatient(monkeypatch):
+    """Nobody answers, however long one waits."""
+    monkeypatch.setattr(workers_module, "CONNECTING", 1)
+
+
+def test_an_unreachable_scheduler(tmp_path, capsys, impatient):
     said = refused(capsys, tmp_path / "run", "--scheduler", "tcp://127.0.0.1:9")
     assert "no Dask scheduler answers at tcp://127.0.0.1:9" in said and "dask scheduler" in said
 
@@ -164,7 +170,7 @@ def test_an_unreachable_scheduler(tmp_path, capsys):
 @pytest.mark.parametrize(
     "address", ["nonsense", "tcp://", "http://127.0.0.1:9", "tcp://no.invalid:1"]
 )
-def test_an_address_that_is_none(tmp_path, capsys, address):
+def test_an_address_that_is_none(tmp_path, capsys, impatient, address):
     assert f"at {address}" in refused(capsys, tmp_path / "run", "--scheduler", address)
 
 

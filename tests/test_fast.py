@@ -71,7 +71,7 @@ heads = pytest.mark.skipif(
 
 
 @pytest.fixture
-def one_thread(two_threads):
+def one_thread(same_threads):
     torch.set_num_threads(1)
 
 

@@ -33,7 +33,7 @@ def few_images():
 
 
 @pytest.fixture(autouse=True)
-def one_thread(two_threads):
+def one_thread(same_threads):
     """One thread is enough for a few images."""
     torch.set_num_threads(1)
 

@@ -43,7 +43,7 @@ def few_images_and_points():
 
 
 @pytest.fixture(autouse=True)
-def one_thread(two_threads):
+def one_thread(same_threads):
     """One thread is enough for a few images."""
     torch.set_num_threads(1)
 

@@ -132,7 +132,13 @@ def test_sigterm_is_ctrl_c(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "target", ["pipe", "closed", "ascii", *["full"] * Path("/dev/full").exists()]
+    "target",
+    [
+        pytest.param("pipe", marks=pytest.mark.long),
+        "closed",
+        pytest.param("ascii", marks=pytest.mark.long),
+        *["full"] * Path("/dev/full").exists(),
+    ],
 )
 def test_a_summary_is_never_lost_to_the_output(tmp_path, target):
     """Whatever the standard output is, the result is in the folder first."""

@@ -89,7 +89,7 @@ HELD_OUT = 2000  # images
 def cells(quick: bool) -> list[Cell]:
     """The choice, then the chosen search, its start and the paper's in every setting and seed."""
     sizes = {
-        "images": 60 if quick else 500,
+        "images": 24 if quick else 500,
         "passes": 1 if quick else 10,
         "every": 21 if quick else 1,
     }

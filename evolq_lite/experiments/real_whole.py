@@ -9,7 +9,7 @@ Networks and photographs are not in this repo: give their folders. A cell takes 
 or two minutes of a large GPU.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -193,10 +193,10 @@ def tables(results: pd.DataFrame) -> Tables:
 # R6
 
 
-def unpack_snapshots(result: Mapping[str, object], images: int) -> Tensor:
+def unpack_snapshots(result: pd.Series, images: int) -> Tensor:
     """Which images the network after each visit has right, (visits, images)."""
-    seen = [unpacked(text, images) for text in result["snapshots"]]  # type: ignore[attr-defined]
-    return torch.stack([seen[int(v["snapshot"])] for v in result["visits"]])  # type: ignore[attr-defined]
+    seen = [unpacked(text, images) for text in result["snapshots"]]
+    return torch.stack([seen[int(visit["snapshot"])] for visit in result["visits"]])
 
 
 def pick_snapshots(found: pd.DataFrame, images: int) -> dict[str, Tensor]:

@@ -58,6 +58,7 @@ from evolq_lite.runs.source import Source
 KEPT_BATCHES = 64  # whose block inputs a worker keeps
 TRIES = 4  # of a task, before its failures are the run's
 TABLE = "table."  # what names of a table's tensors begin with
+CONNECTING = 10  # seconds for a scheduler to answer
 PATIENCE = 600.0  # seconds for an answer, before a worker counts as hanging
 
 T = TypeVar("T")
@@ -426,7 +427,7 @@ def connect(address: str) -> Any:
 
     check_certificates(address)  # first: a client that fails for them takes 20 s to close
     try:
-        return Client(address, timeout=10, set_as_default=False)
+        return Client(address, timeout=CONNECTING, set_as_default=False)
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(
