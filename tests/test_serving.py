@@ -40,16 +40,23 @@ class Config(SimpleNamespace):
 
 def collect(config, *markers):
     """Which of some tests with one marker each are run, and what is said at the end."""
-    items = [
-        SimpleNamespace(get_closest_marker=lambda name, mark=mark: mark if mark == name else None)
-        for mark in markers
-    ]
-    lines = []
+    items = [item_of("test_any", mark) for mark in markers]
     conftest.pytest_collection_modifyitems(config, items)
-    conftest.pytest_terminal_summary(
-        SimpleNamespace(config=config, stats={}, write_line=lines.append)
+    return items, told_at_the_end(config)
+
+
+def item_of(file, mark=""):
+    """What the hooks need of a test."""
+    return SimpleNamespace(
+        path=Path(f"{file}.py"), get_closest_marker=lambda name: mark if mark == name else None
     )
-    return items, lines
+
+
+def told_at_the_end(config):
+    lines = []
+    terminal = SimpleNamespace(config=config, stats={}, write_line=lines.append)
+    conftest.pytest_terminal_summary(terminal)
+    return lines
 
 
 @pytest.mark.parametrize("expected", [False, True])
@@ -74,6 +81,26 @@ def test_long_tests_run_where_they_are_asked_for(monkeypatch, wanted, markers, r
     assert len(items) == run
     told = ["2 long tests were left out; ALL_TESTS=1 runs them."]
     assert lines == (told if run == 1 else [])
+
+
+def test_what_processes_left_out_is_told_by_the_one_that_started_them(monkeypatch):
+    monkeypatch.setenv("ALL_TESTS", "")
+    started, here = Config(), Config()
+    started.workeroutput = {}
+    collect(started, "long", "slow", "long")
+    node = SimpleNamespace(config=here, workeroutput=started.workeroutput)
+    assert told_at_the_end(here) == []
+    conftest.pytest_testnodedown(node, None)
+    assert told_at_the_end(here) == ["2 long tests were left out; ALL_TESTS=1 runs them."]
+
+
+def test_files_that_take_minutes_come_first():
+    """All of them are there, and the others stay in order."""
+    assert all((ROOT / "tests" / f"{name}.py").is_file() for name in conftest.LONG_FILES)
+    items = [item_of(name) for name in ("test_bits", "test_workers", "test_cli", "test_export")]
+    conftest.pytest_collection_modifyitems(Config(), items)
+    order = [item.path.stem for item in items]
+    assert order == ["test_workers", "test_export", "test_bits", "test_cli"]
 
 
 def test_ci_runs_every_test():
