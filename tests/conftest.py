@@ -108,10 +108,19 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+# One, where another process tests beside this one.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+
+
 @pytest.fixture(autouse=True)
 def same_threads() -> None:
-    """The same number of threads everywhere: one, where another process tests beside this one."""
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+    """The same number of threads in every test; fixtures of a module come before it."""
+    torch.set_num_threads(THREADS)
+
+
+def pytest_sessionstart() -> None:
+    """The same number of threads from the beginning."""
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ integers by GPTQ and the same budget of bits; walks and evolution get half of C1
 fewer widths. The test photographs are read once by all of a cell's networks; KL to the float
 network decides.
 
-Networks and photographs are not in this repo: give their folders. A cell takes an hour of one core,
-more or less (an estimate: it has not been run), most of it for evaluations of the whole network.
+Networks and photographs are not in this repo: give their folders. A cell takes ten minutes of a
+large GPU that it shares with a dozen others, and an estimated hour of one core, most of it for
+evaluations of the whole network.
 """
 
 from functools import partial

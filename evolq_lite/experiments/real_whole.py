@@ -5,8 +5,8 @@ C6's: what does choosing the snapshot by test accuracy hide? For that, the netwo
 every visit that changed it, and all of them read the test photographs together, at the end. KL to
 the float network decides R5; R6 is about top-1, by which the official code chooses.
 
-Networks and photographs are not in this repo: give their folders. A cell takes an hour of one core,
-or two minutes of a large GPU.
+Networks and photographs are not in this repo: give their folders. A cell takes ten minutes of a
+large GPU that it shares with a dozen others, and an estimated hour of one core.
 """
 
 from collections.abc import Sequence
