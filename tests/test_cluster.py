@@ -118,7 +118,11 @@ def test_the_command_line_with_a_scheduler(alone, cluster, tmp_path):
     assert (out / "scales.safetensors").read_bytes() == alone[0]
 
 
-@pytest.mark.parametrize("broken", [dies_once, hangs_once])
+@pytest.mark.parametrize(
+    "broken",
+    # That local workers hang is tested in any case.
+    [dies_once, pytest.param(hangs_once, marks=pytest.mark.long)],
+)
 def test_a_lost_worker_changes_nothing(alone, cluster, tmp_path, broken):
     flag = tmp_path / "first"
     flag.touch()
