@@ -6,7 +6,7 @@ first one's lead is luck shows when it is picked on one half of the typefaces an
 other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -114,11 +114,15 @@ class Selection:
 
 def pick_snapshots(results: pd.DataFrame) -> dict[str, Tensor]:
     """Which images (seeds, n) the snapshot of each seed has right, by the way it is picked."""
+    return pick_rows([unpack_snapshots(r) for _, r in results.iterrows()], results["fitness"])
+
+
+def pick_rows(tables: Iterable[Tensor], fitness: Iterable[Sequence[float]]) -> dict[str, Tensor]:
+    """The same from the table (snapshots, n) of each seed, and the fitness of its snapshots."""
     picks: dict[str, list[Tensor]] = {"best on test": [], "best fitness": [], "last": []}
-    for _, r in results.iterrows():
-        rows = unpack_snapshots(r)
+    for rows, values in zip(tables, fitness, strict=True):
         picks["best on test"].append(rows[rows.float().mean(1).argmax()])
-        picks["best fitness"].append(rows[int(np.argmin(r["fitness"]))])
+        picks["best fitness"].append(rows[int(np.argmin(values))])
         picks["last"].append(rows[-1])
     return {name: torch.stack(rows) for name, rows in picks.items()}
 

@@ -30,7 +30,7 @@ from evolq_lite.evaluate import (
 )
 from evolq_lite.experiments.c12_starts import copy_of
 from evolq_lite.experiments.cells import Claim
-from evolq_lite.experiments.results import VERSION, Cell, Result
+from evolq_lite.experiments.results import VERSION, Cell, Result, by
 from evolq_lite.experiments.setup import Setting, prepare_demo, round_setting
 from evolq_lite.folders import list_folder
 from evolq_lite.runs.environment import device_here, tell_device
@@ -158,6 +158,12 @@ def check_folders(cells: Sequence[Cell], place: Place, progress: Progress = quie
 def wanted_by(cells: Sequence[Cell]) -> int:
     """How many photographs calibrate, at most."""
     return max(cell.get("images", CALIBRATION) for cell in cells)
+
+
+def group_settings(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The results of each network and bit-width, a row for each seed."""
+    settings = by(results, "network", "weight_bits").items()
+    return {f"{NETWORKS[network]} W{bits}A8": found for (network, bits), found in settings}
 
 
 def stack(column: pd.Series, read: Callable[[Result], Tensor]) -> Tensor:

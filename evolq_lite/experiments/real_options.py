@@ -22,6 +22,7 @@ from evolq_lite.experiments.real_cells import (
     NETWORKS,
     Place,
     change_kl,
+    group_settings,
     mean_loss,
     measure_gain,
     measure_loss,
@@ -29,7 +30,7 @@ from evolq_lite.experiments.real_cells import (
     source_of,
     start_from,
 )
-from evolq_lite.experiments.results import Cell, Result, by
+from evolq_lite.experiments.results import Cell, Result
 from evolq_lite.experiments.setup import Setting, search_scales
 from evolq_lite.experiments.verdicts import WORDS, Row, Verdict, count_seeds
 from evolq_lite.figures import Picture
@@ -86,21 +87,15 @@ def median_scale(setting: Setting) -> float:
     return float(genome_of(setting.qmodel, setting.chain.searchable).read(setting.qmodel).median())
 
 
-def group(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The results of each network and bit-width, a row for each seed."""
-    settings = by(results, "network", "weight_bits").items()
-    return {f"{NETWORKS[network]} W{bits}A8": found for (network, bits), found in settings}
-
-
 def figure(results: pd.DataFrame) -> Picture:
     """KL before and after each variant of the search, a panel for each network and bit-width."""
-    changes = change_kl(group(results), START, VARIANTS, "after the search")
+    changes = change_kl(group_settings(results), START, VARIANTS, "after the search")
     return plot_starts(changes, "1,000-image check: one option of the search changed, from MinMax")
 
 
 def verdict(results: pd.DataFrame) -> Verdict:
     """Does any variant end significantly below the paper's choice in KL, at the same cost?"""
-    settings, images = group(results), int(results["test_images"].iloc[0])
+    settings, images = group_settings(results), int(results["test_images"].iloc[0])
     others = [name for name in VARIANTS if name != PAPER]
     many = len(settings) * len(others)  # comparisons: Bonferroni
     rows: list[Row] = []
@@ -130,7 +125,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
 def tables(results: pd.DataFrame) -> Tables:
     """KL and cross-entropy of each variant, and what the paper's width is relative to scales."""
     rows = []
-    for setting, found in group(results).items():
+    for setting, found in group_settings(results).items():
         width = SearchConfig().width(int(found["weight_bits"].iloc[0]))
         share = 100 * width / found["median_scale"].mean()
         for name in (START, *VARIANTS):

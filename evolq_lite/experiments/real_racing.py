@@ -26,9 +26,9 @@ from evolq_lite.experiments.c10_racing import (
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
-    NETWORKS,
     Place,
     change_kl,
+    group_settings,
     measure_gain,
     measure_loss,
     search_each,
@@ -36,7 +36,7 @@ from evolq_lite.experiments.real_cells import (
     start_from,
     tell_means,
 )
-from evolq_lite.experiments.results import Cell, Result, by
+from evolq_lite.experiments.results import Cell, Result
 from evolq_lite.experiments.setup import Setting
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
@@ -80,12 +80,6 @@ def search(setting: Setting, name: str, cell: Cell) -> Result:
     return race(setting, whole)
 
 
-def group(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The results of each bit-width, a row for each seed."""
-    settings = by(results, "network", "weight_bits").items()
-    return {f"{NETWORKS[network]} W{bits}A8": found for (network, bits), found in settings}
-
-
 def cost_of(found: pd.DataFrame) -> float:
     """What as many candidates cost when they race, as a share."""
     shares = [race["cost"] / paper["cost"] for race, paper in zip(found[RACE], found[PAPER])]
@@ -94,7 +88,7 @@ def cost_of(found: pd.DataFrame) -> float:
 
 def figure(results: pd.DataFrame) -> Picture:
     """KL before and after each search, a panel for each bit-width."""
-    changes = change_kl(group(results), START, SEARCHES, "after the search")
+    changes = change_kl(group_settings(results), START, SEARCHES, "after the search")
     return plot_starts(changes, "1,000-image check: with and without racing, from MinMax")
 
 
@@ -104,7 +98,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
     rows: list[Row] = []
     others: list[Row] = []
     shares: list[float] = []
-    for setting, found in group(results).items():
+    for setting, found in group_settings(results).items():
         shares.append(cost_of(found))
         for name in (EQUAL, RACE):
             change = measure_loss(found[PAPER], found[name], "kl")
@@ -126,7 +120,7 @@ def tables(results: pd.DataFrame) -> Tables:
     """What each search costs and finds, in the mean over seeds."""
     images = int(results["test_images"].iloc[0])
     rows = []
-    for setting, found in group(results).items():
+    for setting, found in group_settings(results).items():
         for name in (START, *SEARCHES):
             told = pd.DataFrame(list(found[name]))
             searched = name != START

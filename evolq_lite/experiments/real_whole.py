@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from evolq_lite.config import PRESETS, SearchConfig
 from evolq_lite.convert import twin
 from evolq_lite.evaluate import SeedComparison, unpacked
-from evolq_lite.evolve import Evaluated, evolve
-from evolq_lite.experiments.c6_selection import Selection, tell_range
+from evolq_lite.evolve import Committed
+from evolq_lite.experiments.c6_selection import Selection, pick_rows, tell_range
 from evolq_lite.experiments.c12_starts import copy_of
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_gains, plot_starts
@@ -29,6 +29,7 @@ from evolq_lite.experiments.real_cells import (
     NETWORKS,
     Place,
     change_kl,
+    group_settings,
     measure_gain,
     measure_loss,
     read_test,
@@ -37,8 +38,8 @@ from evolq_lite.experiments.real_cells import (
     start_from,
     tell_means,
 )
-from evolq_lite.experiments.results import Cell, Result, by
-from evolq_lite.experiments.setup import Setting, search_scales, tell_search
+from evolq_lite.experiments.results import Cell, Result
+from evolq_lite.experiments.setup import Setting, search_scales
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
 
@@ -93,29 +94,20 @@ def search_and_keep(
 
     A visit has its fitness and the number of its network: most visits leave what they found.
     """
-    history: list[Evaluated] = []
     visits: list[dict[str, float]] = []
     snapshots: list[nn.Module] = []
-    demo = setting.demo
-    for event in evolve(setting.chain, demo.calibration, demo.targets, config):
-        if isinstance(event, Evaluated):
-            history.append(event)
-            continue
-        if not visits or event.fitness != visits[-1]["fitness"]:
+
+    def keep(visit: Committed) -> None:
+        if not visits or visit.fitness != visits[-1]["fitness"]:
             snapshots.append(twin(setting.qmodel))
-        visits.append({"fitness": event.fitness, "snapshot": len(snapshots) - 1})
-    return tell_search(history), visits, snapshots
+        visits.append({"fitness": visit.fitness, "snapshot": len(snapshots) - 1})
 
-
-def group(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The results of each network and bit-width, a row for each seed."""
-    settings = by(results, "network", "weight_bits").items()
-    return {f"{NETWORKS[network]} W{bits}A8": found for (network, bits), found in settings}
+    return search_scales(setting, config, see=keep), visits, snapshots
 
 
 def scope_of(results: pd.DataFrame) -> str:
     """What a sentence begins with."""
-    settings = list(group(results))
+    settings = list(group_settings(results))
     of = f" of {settings[0]}" if len(settings) == 1 else ""
     return f"On a 1,000-image check{of} ({count_seeds(results)}, ten passes)"
 
@@ -125,7 +117,7 @@ def scope_of(results: pd.DataFrame) -> str:
 
 def figure(results: pd.DataFrame) -> Picture:
     """KL before and after both searches, a panel for each network and bit-width."""
-    changes = change_kl(group(results), START, (EVOLQ, RANDOM), "after ten passes")
+    changes = change_kl(group_settings(results), START, (EVOLQ, RANDOM), "after ten passes")
     return plot_starts(changes, "1,000-image check: the paper's whole search, and random search")
 
 
@@ -135,16 +127,14 @@ def verdict(results: pd.DataFrame) -> Verdict:
     rows: list[Row] = []
     others: list[Row] = []
     beaten = 0
-    for setting, found in group(results).items():
+    for setting, found in group_settings(results).items():
         for was, now, name in (
             (START, EVOLQ, "EvolQ, over MinMax"),
             (RANDOM, EVOLQ, "EvolQ, over random search at the same cost"),
             (START, RANDOM, "random search, over MinMax"),
         ):
-            change, counts = (
-                measure_loss(found[was], found[now], "kl"),
-                name.endswith("Q, over MinMax"),
-            )
+            change = measure_loss(found[was], found[now], "kl")
+            counts = (was, now) == (START, EVOLQ)
             row = Row.of_loss(f"{setting}: {name}, KL", change, change.better if counts else None)
             (rows if counts else others).append(row)
             beaten += was == RANDOM and change.better
@@ -173,7 +163,7 @@ def tables(results: pd.DataFrame) -> Tables:
     """Top-1 and losses of each network, and how many candidates were accepted."""
     images = int(results["test_images"].iloc[0])
     rows = []
-    for setting, found in group(results).items():
+    for setting, found in group_settings(results).items():
         for name in (START, EVOLQ, RANDOM):
             told = pd.DataFrame(list(found[name]))
             accepted = "" if name == START else f"{told['accepted'].mean():.0f}"
@@ -202,13 +192,7 @@ def unpack_snapshots(result: pd.Series, images: int) -> Tensor:
 def pick_snapshots(found: pd.DataFrame, images: int) -> dict[str, Tensor]:
     """Which images (seeds, n) the snapshot of each seed has right, by the way it is picked."""
     tables = [unpack_snapshots(row, images) for _, row in found.iterrows()]
-    fitness = [[visit["fitness"] for visit in visits] for visits in found["visits"]]
-    least = [values.index(min(values)) for values in fitness]
-    return {
-        "best on test": torch.stack([rows[rows.float().mean(1).argmax()] for rows in tables]),
-        "best fitness": torch.stack([rows[i] for rows, i in zip(tables, least)]),
-        "last": torch.stack([rows[-1] for rows in tables]),
-    }
+    return pick_rows(tables, [[visit["fitness"] for visit in v] for v in found["visits"]])
 
 
 def gains_of(found: pd.DataFrame, images: int) -> dict[str, SeedComparison]:
@@ -221,7 +205,7 @@ def gains_of(found: pd.DataFrame, images: int) -> dict[str, SeedComparison]:
 def figure_of_picks(results: pd.DataFrame) -> Picture:
     """Gain over MinMax of the three snapshots, a panel for each network and bit-width."""
     images = int(results["test_images"].iloc[0])
-    gains = {setting: gains_of(found, images) for setting, found in group(results).items()}
+    gains = {setting: gains_of(found, images) for setting, found in group_settings(results).items()}
     return plot_gains(gains, "1,000-image check: snapshots picked in three ways")
 
 
@@ -231,7 +215,7 @@ def verdict_on_picks(results: pd.DataFrame) -> Verdict:
     rows: list[Row] = []
     others: list[Row] = []
     picked: list[Selection] = []
-    for setting, found in group(results).items():
+    for setting, found in group_settings(results).items():
         tables = [unpack_snapshots(row, images) for _, row in found.iterrows()]
         half, picks = Selection.of(tables, torch.arange(images)), pick_snapshots(found, images)
         lead = 100 * float(picks["best on test"].float().mean() - picks["last"].float().mean())

@@ -12,7 +12,7 @@ from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize
 from evolq_lite.data import Demo, load_demo, test_faces
 from evolq_lite.evaluate import LOSSES, pack_values, packed, predict, score_batch
-from evolq_lite.evolve import Evaluated, evolve
+from evolq_lite.evolve import Committed, Evaluated, evolve
 from evolq_lite.experiments.results import Result
 from evolq_lite.fitness import fitness_of
 from evolq_lite.genome import Vector
@@ -57,16 +57,24 @@ def round_setting(setting: Setting, config: QuantConfig) -> None:
         pass
 
 
-def search_scales(setting: Setting, config: SearchConfig, visits: int | None = None) -> Result:
+def search_scales(
+    setting: Setting,
+    config: SearchConfig,
+    visits: int | None = None,
+    see: Callable[[Committed], None] = lambda visit: None,
+) -> Result:
     """Search the setting's scales in place, for so many visits or all of them.
 
-    Returns what the search says of itself.
+    `see` is shown each visit when the network holds its best. Returns what the search says of
+    itself.
     """
     history: list[Evaluated] = []
     for event in evolve(setting.chain, setting.demo.calibration, setting.demo.targets, config):
         if isinstance(event, Evaluated):
             history.append(event)
-        elif event.visits == visits:
+            continue
+        see(event)
+        if event.visits == visits:
             break
     return tell_search(history)
 
