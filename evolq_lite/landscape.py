@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from scipy.signal import find_peaks
 from torch import Tensor, nn
@@ -181,16 +182,31 @@ def other_ways(
     ways = [*(make(qmodel, chunk=chunk) for chunk in chunks), make(simulated)]
     if last_bits or not integer:
         generator = torch.Generator().manual_seed(0)
-        bits = [
-            (2 * torch.randint(2, x.shape, generator=generator) - 1).to(x.device)
-            for x in objective.inputs
-        ]
-        inputs = [
-            x * (1 + torch.finfo(x.dtype).eps * bit)
-            for x, bit in zip(objective.inputs, bits, strict=True)
-        ]
+        inputs = [move_last_bits(x, generator) for x in objective.inputs]
         ways.append(make(qmodel, inputs=inputs))
     return ways
+
+
+def move_last_bits(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Every number one last bit up or down, as if another kernel had made it."""
+    bits = 2 * torch.randint(2, x.shape, generator=generator) - 1
+    return x * (1 + torch.finfo(x.dtype).eps * bits.to(x.device))
+
+
+@torch.no_grad()
+def inputs_by_another_kernel(
+    objective: BlockObjective, images: Tensor, seed: int = 0
+) -> list[Tensor]:
+    """What enters the block of an objective, if every segment before it had other last bits.
+
+    Another machine does just that, and this can be computed on any. In a deep network the flips of
+    each segment make more in the next, until hardly an image has the same inputs.
+    """
+    chain, generator = objective.chain, torch.Generator().manual_seed(seed)
+    x = images
+    for i in range(objective.first):
+        x = move_last_bits(chain(x, start=i, stop=i + 1), generator)
+    return list(x.split([len(part) for part in objective.inputs]))
 
 
 def noise_floor(
@@ -203,6 +219,22 @@ def noise_floor(
     """
     values = torch.stack([kernel(points) for kernel in kernels])
     return float((values.amax(0) - values.amin(0)).max()), values
+
+
+def noise_of_lines(
+    lines: Float[Tensor, "l n"], again: Float[Tensor, "l n"]
+) -> tuple[float, Float[Tensor, " l"]]:
+    """How far two computations of the same lines differ in shape, and how well they agree.
+
+    The first is the largest range of their difference along a line: an offset of a whole line moves
+    no minimum. The second is the correlation of their second differences, line by line: 1 if the
+    jumps are the same, 0 if they have nothing in common.
+    """
+    apart = lines - again
+    bends = torch.stack([lines, again]).double().diff(n=2)  # (2, l, n - 2)
+    bends = bends - bends.mean(2, keepdim=True)
+    agreement = F.cosine_similarity(bends[0], bends[1], dim=1)
+    return float((apart.amax(1) - apart.amin(1)).max()), agreement
 
 
 class JaggedBowl:

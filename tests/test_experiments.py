@@ -44,6 +44,7 @@ from evolq_lite.experiments.cells import measure_gain
 from evolq_lite.experiments.results import VERSION, ResultFile, by, row_of, where
 from evolq_lite.experiments.verdicts import UNDECIDED, WORDS, Row, decide, tabulate, to_markdown
 from evolq_lite.files import seal, unseal
+from evolq_lite.landscape import noise_of_lines
 from evolq_lite.rounding import integers_of
 
 
@@ -749,10 +750,12 @@ def test_lines_through_blocks_of_real_networks(photographs, monkeypatch):
             continue
         small = {**cell, "layer": "conv2", "images": 4, "lines": 2, "points": 5}
         result = claim.run(small)
-        assert len(result["roughness"]) == 2 and result["noise_floor"] >= 0
+        lines, again = (torch.tensor(result[key]) for key in real_landscape.COMPUTED)
+        assert lines.shape == again.shape == (2, 5) and result["device"] == "cpu"
+        assert result["noise_floor"] == pytest.approx(noise_of_lines(lines, again)[0], abs=1e-6)
         for seed, layer in enumerate(real_landscape.LAYERS):  # as if all had been measured
-            lines = torch.rand(4, 9, generator=torch.Generator().manual_seed(seed)).tolist()
-            made = {**result, "lines_values": lines}
+            lines, again = torch.rand(2, 4, 9, generator=torch.Generator().manual_seed(seed))
+            made = {**result, "lines_values": lines.tolist(), "again": again.tolist()}
             rows.append(row_of({"cell": {**small, "layer": layer}, "result": made, "seconds": 1}))
     results = pd.DataFrame(rows)
     assert len(results) == 2 * 2 * 2 * 4
@@ -760,8 +763,15 @@ def test_lines_through_blocks_of_real_networks(photographs, monkeypatch):
     assert "(one seed)" in found.sentence and len(found.decisive) == 4
     layers = KNOWN["R2"].verdict(results)
     assert "of 8 layers" in layers.sentence and len(layers.decisive) == 3
+    jagged, of_any_depth = (row.gain for row in layers.rows[:2])
+    assert 0 <= jagged <= of_any_depth <= 8
     for verdict in (found, layers):
         assert len(verdict.sentence.split()) <= 30
+    # Lines of pure chance: the lowest point of one computation is any point of the other.
+    share, (low, high) = real_landscape.kept_of(results)
+    assert low < share < high and abs(share) < 0.4
+    results["again"] = results["lines_values"]
+    assert real_landscape.kept_of(results) == (1, (1, 1))
     (table,) = claim.tables(results).values()
     assert len(table) == 2 * 2 * 2 * 4
     assert 10 <= len(claim.figure(results).get_label().split()) <= 40

@@ -10,9 +10,11 @@ import evolq_lite as eq
 from evolq_lite.descent import descend
 from evolq_lite.landscape import (
     direction,
+    inputs_by_another_kernel,
     line,
     local_minima,
     noise_floor,
+    noise_of_lines,
     plane,
     roughness,
     total_variation,
@@ -106,6 +108,15 @@ RIVALS = {
 }
 
 
+def test_lines_that_differ_by_an_offset_have_no_noise():
+    one = torch.tensor([[0.0, 2.0, 1.0, 3.0, 0.0], [1.0, 0.0, 1.0, 0.0, 2.0]])
+    floor, agreement = noise_of_lines(one, one + 7)
+    assert floor == 0 and torch.allclose(agreement, torch.ones(2, dtype=torch.float64))
+    floor, agreement = noise_of_lines(one, torch.stack([-one[0], one[1]]))
+    assert floor == 6  # the first line is mirrored: apart by -6 to 0
+    assert agreement.tolist() == pytest.approx([-1, 1])
+
+
 @pytest.mark.parametrize("name", RIVALS)
 @pytest.mark.parametrize("parallel", [1, 4])
 def test_rivals_descend_and_repeat(name, parallel):
@@ -173,6 +184,15 @@ def test_descent_lowers_the_loss_within_its_budget(block, optimizer):
     assert float(objective(vector[None])[0]) == pytest.approx(value, rel=0.05)
     with pytest.raises(ValueError, match="known: sgd, adam, adamw"):
         descend(objective, "newton", 0.01, 60)
+
+
+def test_other_last_bits_reach_the_block_by_every_segment(block):
+    _, images, objective = block
+    other, third = (inputs_by_another_kernel(objective, images, seed=seed) for seed in (0, 1))
+    assert [x.shape for x in other] == [x.shape for x in objective.inputs]
+    for x, y, z in zip(other, third, objective.inputs, strict=True):
+        assert 0 < float(((x - z) / z).abs().nanmedian()) < 1e-6  # last bits, where nothing flipped
+        assert not torch.equal(x, y)
 
 
 def test_gradient_by_batches_is_the_gradient(block):

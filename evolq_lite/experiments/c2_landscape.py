@@ -204,7 +204,7 @@ def group(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
     }
 
 
-def interval(counts: Sequence[int]) -> tuple[float, float]:
+def interval(counts: Sequence[float]) -> tuple[float, float]:
     """95 % t-interval of the mean over lines."""
     middle, error = mean(counts), stdev(counts) / len(counts) ** 0.5
     half = float(t.ppf(0.975, len(counts) - 1)) * error
@@ -245,7 +245,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
     )
 
 
-def count_layers(network: str, jagged: Sequence[bool], holds: bool) -> Row:
+def count_layers(network: str, jagged: Sequence[bool], holds: bool | None = None) -> Row:
     """How many layers have more than one minimum per line, by the interval of the mean."""
     unit = f"of {len(jagged)} layers"
     name = f"{network} layers with several minima per line"

@@ -122,20 +122,33 @@ def measure_lines(
 ) -> Result:
     """The values on lines through the start, how rough they are, and the noise floor."""
     start = objective.start
-    radii = torch.linspace(-REACH, REACH, cell["points"])
     ways = [objective, *other_ways(objective, make, chunks=(10,), last_bits=False)]
     points = torch.stack([start, start + REACH * direction(start, 90)])
     floor, _ = noise_floor(ways, points.abs())
-    values = [
-        line(objective, start, direction(start, seed), radii) for seed in range(cell["lines"])
-    ]
+    return describe_lines(lines_of(objective, cell), floor)
+
+
+def lines_of(objective: BlockObjective, cell: Cell) -> Tensor:
+    """The values on lines through the start (lines, points)."""
+    start, radii = objective.start, torch.linspace(-REACH, REACH, cell["points"])
+    directions = [direction(start, seed) for seed in range(cell["lines"])]
+    return torch.stack([line(objective, start, along, radii) for along in directions])
+
+
+def describe_lines(values: Tensor, floor: float) -> Result:
+    """Lines (lines, points), how rough they are, and their minima above a noise floor."""
     return {
         "roughness": [bend(row) for row in values],
         "minima": [local_minima(row, floor) for row in values],
         "range": [float(row.max() - row.min()) for row in values],
         "noise_floor": floor,
-        "lines_values": [[round(v, 8) for v in row.tolist()] for row in values],
+        "lines_values": tell_lines(values),
     }
+
+
+def tell_lines(values: Tensor) -> list[list[float]]:
+    """Lines as a file keeps them."""
+    return [[round(v, 8) for v in row] for row in values.tolist()]
 
 
 def bend(values: Tensor) -> float:

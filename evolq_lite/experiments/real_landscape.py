@@ -1,18 +1,24 @@
 """R9 and R2: the landscapes of C9 and C2 in one block of trained ViT-Tiny and DeiT-Tiny.
 
 Lines through the scales of each layer of a block, with weights' integers free or frozen and
-activations in 8 bits or float, on few and on more calibration images: roughness, minima, and the
-noise floor beside them, measured as in C9. R9 asks where the jaggedness comes from, R2 whether
-there is any, and more in attention than in the MLP.
+activations in 8 bits or float, on few and on more calibration images: roughness and minima as in
+C9. R9 asks where the jaggedness comes from, R2 whether there is any, and more in attention than in
+the MLP.
+
+So deep a network has another landscape on another machine: a last bit that differs flips a
+rounding, and before the ninth block hardly an image is left as it was. So every line is computed
+again with other last bits. The noise floor is how far the two differ in shape, and R9 asks how much
+of the jumps they have in common.
 
 Networks and photographs are not in this repo: give their folders. Every forward of a line runs the
 network from the block on, so a late block is taken. No test image is read.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 from statistics import fmean
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -25,54 +31,69 @@ from evolq_lite.experiments.c9_origin import (
     FREE,
     FROZEN,
     OTHER,
+    REACH,
     SOURCES,
+    describe_lines,
     landscape_of,
-    measure_lines,
+    lines_of,
     quantize_for,
     ratio,
     roughness_of,
+    tell_lines,
 )
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.real_cells import NETWORKS, Place, source_of
 from evolq_lite.experiments.results import Cell, Result, where
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import MARKERS, PETROFF, Picture, new_figure
-from evolq_lite.landscape import local_minima
-from evolq_lite.runs.environment import device_here
+from evolq_lite.landscape import inputs_by_another_kernel, local_minima, noise_of_lines
+from evolq_lite.runs.environment import device_here, tell_device
 
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 BLOCK = "blocks.9"  # of twelve
 CALIBRATION = 500  # images
 FEW, MORE = 100, 500
+COMPUTED = {"lines_values": "as it is", "again": "other last bits before the block"}
+SEEDS = (0, 1, 2)
 
 
 def cells(quick: bool) -> list[Cell]:
-    """Every layer of a block and each landscape of it; nothing of it is quick."""
+    """Every layer of a block and each landscape of it, few images first; nothing of it is quick."""
     if quick:
         return []
     return [
         {"look": "line", "network": network, "layer": layer, "integers": integers}
         | {"activations": bits, "images": images, "seed": seed}
         | {"weight_bits": 3, "lines": 3, "points": 21}
-        for seed in (0, 1, 2)
+        for images in (FEW, MORE)
+        for seed in SEEDS
         for network in NETWORKS
         for bits in ("8", FLOAT)
         for layer in LAYERS
         for integers in (FREE, FROZEN)
-        for images in (FEW, MORE)
     ]
 
 
 def stage_of(cell: Cell) -> int:
-    """Seeds are shown one after another."""
-    return int(cell["seed"])
+    """Seeds are shown one after another, on few images and then on more."""
+    return int(cell["seed"]) + len(SEEDS) * (cell["images"] > FEW)
 
 
 def run(cell: Cell, place: Place) -> Result:
-    """Lines with their noise floor."""
+    """Lines, the same with other last bits before the block, and how far they agree."""
     options = (cell[key] for key in ("network", "seed", "activations", "weight_bits"))
     demo, qmodel = start_from(*options, place)
-    return measure_lines(cell, *landscape_of(twin(qmodel), demo, BLOCK, cell))
+    objective, make = landscape_of(twin(qmodel), demo, BLOCK, cell)
+    inputs = inputs_by_another_kernel(objective, demo.calibration[: cell["images"]])
+    other = make(objective.chain.model, inputs=inputs)
+    lines, again = lines_of(objective, cell), lines_of(other, cell)
+    floor, agreement = noise_of_lines(lines, again)
+    return {
+        **describe_lines(lines, floor),
+        "again": tell_lines(again),
+        "agreement": agreement.tolist(),
+        "device": tell_device(inputs[0].device),
+    }
 
 
 @lru_cache(maxsize=1)  # the calibrated network that neighboring cells share; it is to be copied
@@ -94,19 +115,56 @@ def name_of(result: pd.Series) -> str:
 
 
 def figure(results: pd.DataFrame) -> Picture:
-    """Roughness of each layer on the most images, a marker for each source of jumps."""
+    """One line through four landscapes in two computations; roughness of every layer."""
     shown = where(results, images=results["images"].max())
-    names = list(dict.fromkeys(name_of(r) for _, r in shown.iterrows()))
-    shares = {name: share_of(results, name) for name in SOURCES if name != "both"}
-    told = ", ".join(f"{name} {100 * middle:.1f} %" for name, (middle, _) in shares.items())
+    shares = {name: share_of(results, name)[0] for name in SOURCES if name != "both"}
+    told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
     alt = (
-        f"Roughness of {len(names)} layers of two trained networks, a marker for each source of "
-        f"jumps. Of the roughness with both sources stays: {told}."
+        "Left, one line through four landscapes, computed twice with other last bits: correlation "
+        f"of the jumps {agreement_of(results)[0]:.2f} if both jump. Right, the roughness of "
+        f"{shown.groupby(['network', 'layer']).ngroups} layers: {told} of it."
     )
-    picture = new_figure(7.5, 0.4 * len(names) + 1.4, alt)
-    axes = picture.subplots()
+    picture = new_figure(11, 4.8, alt)
+    parts: Any = picture.subfigures(1, 2, width_ratios=(3, 2))
+    draw_twice(parts[0], where(shown, seed=shown["seed"].min()))
+    draw_layers(parts[1], shown)
+    return picture
+
+
+def draw_twice(part: Any, results: pd.DataFrame) -> None:
+    """The first line through the first layer of DeiT-Tiny for each source of jumps."""
+    network, layer = list(NETWORKS)[-1], LAYERS[0]
+    grid = part.subplots(2, 2, sharex=True, sharey=True)
+    for axes, (name, (integers, bits)) in zip(grid.flat, SOURCES.items()):
+        mine = where(results, network=network, layer=layer, integers=integers, activations=bits)
+        row = mine.iloc[0]
+        radii = 100 * np.linspace(-REACH, REACH, len(row["lines_values"][0]))
+        for i, (key, label) in enumerate(COMPUTED.items()):
+            values = 1000 * np.array(row[key][0])
+            style = {
+                "color": PETROFF[i],
+                "ms": 3,
+                "lw": 1,
+                "label": label if not axes.lines else "",
+            }
+            axes.plot(radii, values - values.mean(), MARKERS[i] + ("-", "--")[i], **style)
+        axes.set_title(f"what jumps: {name}", fontsize="medium")
+    for axes in grid[-1]:
+        axes.set_xlabel("all scales of the layer moved by, %")
+    part.suptitle(
+        f"{NETWORKS[network]} {layer}, {results['images'].iloc[0]} images, 3-bit weights",
+        fontsize="medium",
+    )
+    part.supylabel("change of the loss, thousandths", fontsize="medium")
+    part.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+
+def draw_layers(part: Any, results: pd.DataFrame) -> None:
+    """Mean roughness of each layer, a marker for each source of jumps."""
+    names = list(dict.fromkeys(name_of(r) for _, r in results.iterrows()))
+    axes = part.subplots()
     for i, (source, (integers, bits)) in enumerate(SOURCES.items()):
-        mine = where(shown, integers=integers, activations=bits)
+        mine = where(results, integers=integers, activations=bits)
         groups: dict[str, list[float]] = {name: [] for name in names}
         for _, row in mine.iterrows():
             groups[name_of(row)] += row["roughness"]
@@ -116,10 +174,9 @@ def figure(results: pd.DataFrame) -> Picture:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("roughness (mean |second difference|), thousandths (log)")
-    axes.set_title("What jumps, in one block of each network", fontsize="medium")
-    picture.legend(loc="outside lower center", ncols=len(SOURCES))
-    return picture
+    axes.set_xlabel("roughness, thousandths")
+    axes.set_title("all lines, mean |second difference|", fontsize="medium")
+    part.legend(loc="outside lower center", ncols=2)
 
 
 def share_of(
@@ -131,6 +188,34 @@ def share_of(
     return ratio(mine, roughness_of(results, integers=FREE, activations="8", **values))
 
 
+def agreement_of(
+    results: pd.DataFrame, source: str = "both", **values: object
+) -> tuple[float, tuple[float, float]]:
+    """Mean correlation of the jumps of two computations of a line, with its interval over lines."""
+    integers, bits = SOURCES[source]
+    found = where(results, integers=integers, activations=bits, **values)
+    each = [x for row in found["agreement"] for x in row]
+    return fmean(each), interval(each)
+
+
+def kept_of(results: pd.DataFrame, **values: object) -> tuple[float, tuple[float, float]]:
+    """Of what the lowest point of a line gains over the line's mean, the share that is left of it
+    with other last bits, as the network is quantized; with its interval, by drawing lines.
+
+    Each computation chooses once, and the other judges.
+    """
+    found = where(results, integers=FREE, activations="8", **values)
+    lines, again = (np.concatenate([np.array(x) for x in found[key]]) for key in COMPUTED)
+    gained, kept = np.zeros(len(lines)), np.zeros(len(lines))
+    for chooses, judges in ((lines, again), (again, lines)):
+        lowest = chooses.argmin(1)[:, None]
+        gained += chooses.mean(1) - np.take_along_axis(chooses, lowest, 1)[:, 0]
+        kept += judges.mean(1) - np.take_along_axis(judges, lowest, 1)[:, 0]
+    drawn = np.random.default_rng(0).integers(len(lines), size=(2000, len(lines)))
+    low, high = np.quantile(kept[drawn].sum(1) / gained[drawn].sum(1), (0.025, 0.975))
+    return float(kept.sum() / gained.sum()), (float(low), float(high))
+
+
 def verdict(results: pd.DataFrame) -> Verdict:
     """Do activations make most of it, and is it smooth without both, on each network?"""
     rows = []
@@ -140,6 +225,13 @@ def verdict(results: pd.DataFrame) -> Verdict:
             holds = {"activations only": share > 0.5, "neither": share < 0.05}.get(source)
             label = f"{name}, {source}: share of the roughness with both"
             rows.append(Row(label, share, ends, holds=holds, unit="", form=".3f"))
+        for source in SOURCES:
+            mean, ends = agreement_of(results, source, network=network)
+            label = f"{name}, {source}: correlation of the jumps with those of other last bits"
+            rows.append(Row(label, mean, ends, unit=""))
+        share, ends = kept_of(results, network=network)
+        label = f"{name}: what other last bits leave of the gain of a line's lowest point"
+        rows.append(Row(label, share, ends, unit="", form=".2f"))
     makes, keeps, neither = (
         share_of(results, source)[0] for source in ("activations only", OTHER, "neither")
     )
@@ -152,27 +244,36 @@ def verdict(results: pd.DataFrame) -> Verdict:
     )
 
 
-def count_minima(results: pd.DataFrame) -> dict[str, list[int]]:
+def count_minima(results: pd.DataFrame, above_noise: bool = True) -> dict[str, list[int]]:
     """Minima of each line by layer, on the most images, as the network is quantized.
 
-    The largest noise floor counts for all, because under a lower one a layer has more minima.
+    Those that are deeper than the noise; the largest floor of a network counts for all its layers,
+    because under a lower one a layer has more minima.
     """
     shown = where(results, integers=FREE, activations="8", images=results["images"].max())
-
+    floors = shown.groupby("network")["noise_floor"].max()
     counts: dict[str, list[int]] = {}
     for _, row in shown.iterrows():
         counts.setdefault(name_of(row), []).extend(
-            local_minima(torch.tensor(values), shown["noise_floor"].max())
+            local_minima(torch.tensor(values), floors[row["network"]] if above_noise else 0.0)
             for values in row["lines_values"]
         )
     return counts
 
 
+def has_several(minima: dict[str, list[int]]) -> list[bool]:
+    """Whether each layer has more than the one minimum of a bowl, by the interval over lines."""
+    return [interval(counts)[0] > 1 for counts in minima.values()]
+
+
 def verdict_on_layers(results: pd.DataFrame) -> Verdict:
-    """Is every layer jagged, and attention more than the MLP?"""
-    minima = count_minima(results)
-    jagged = [interval(counts)[0] > 1 for counts in minima.values()]  # a bowl has one minimum
-    rows = [count_layers("Trained networks'", jagged, holds=all(jagged))]
+    """Is every layer jagged beyond the noise, and attention more than the MLP?"""
+    minima, all_minima = count_minima(results), count_minima(results, above_noise=False)
+    jagged = has_several(minima)
+    rows = [
+        count_layers("Trained networks'", jagged, holds=all(jagged)),
+        count_layers("Of any depth: trained networks'", has_several(all_minima)),
+    ]
     rugged: list[bool] = []
     for network in NETWORKS.values():
         attention, mlp = (join(minima, f"{network} {part}") for part in ("attn", "mlp"))
@@ -182,8 +283,8 @@ def verdict_on_layers(results: pd.DataFrame) -> Verdict:
     return Verdict(
         decide(row.holds for row in rows),
         f"In one block of two trained networks ({count_seeds(results)}), {sum(jagged)} of "
-        f"{len(jagged)} layers are jagged; attention is significantly worse than the MLP in "
-        f"{sum(rugged)} of {len(rugged)}.",
+        f"{len(jagged)} layers are jagged beyond what other last bits change; attention is "
+        f"significantly worse in {sum(rugged)} of {len(rugged)}.",
         tuple(rows),
     )
 
@@ -198,16 +299,20 @@ def tables(results: pd.DataFrame) -> Tables:
     keys = ["network", "layer", "integers", "activations", "images"]
     rows = []
     for (network, layer, integers, bits, images), found in results.groupby(keys, sort=False):
-        rough: Sequence[float] = [x for row in found["roughness"] for x in row]
+        rough, minima, agreement = (
+            fmean(x for row in found[key] for x in row)
+            for key in ("roughness", "minima", "agreement")
+        )
         rows.append(
             {
                 "layer": f"{NETWORKS[network]} {layer}",
                 "integers": integers,
                 "activations": bits,
                 "images": images,
-                "roughness": f"{fmean(rough):.2g}",
-                "minima per line": f"{fmean(n for row in found['minima'] for n in row):.1f}",
+                "roughness": f"{rough:.2g}",
                 "noise floor": f"{found['noise_floor'].max():.1g}",
+                "minima deeper than it, per line": f"{minima:.1f}",
+                "correlation with other last bits": f"{agreement:.2f}",
             }
         )
     return {f"Lines through the first scales of {BLOCK}, 1 % to both sides": pd.DataFrame(rows)}
