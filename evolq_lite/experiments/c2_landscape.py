@@ -51,6 +51,7 @@ def test_error(outputs: Tensor, labels: Tensor) -> Tensor:
     return (outputs.argmax(1) != labels.argmax(1)).float().mean()
 
 
+SEVERAL = "layers with several minima per line"
 PROBES: dict[str, Fitness] = {"fitness": info_nce, "test loss": test_loss, "test error": test_error}
 
 
@@ -230,8 +231,8 @@ def verdict(results: pd.DataFrame) -> Verdict:
     attention, mlp = found["qkv and proj"], found["fc1 and fc2"]
     rugged = mean(attention) > mean(mlp) and welch(attention, mlp) < 0.05
     rows = (
-        count_layers("ViT", jagged, holds=all(jagged)),
-        count_layers("CNN", ragged, holds=not any(ragged)),
+        count_layers(f"ViT {SEVERAL}", jagged, holds=all(jagged)),
+        count_layers(f"CNN {SEVERAL}", ragged, holds=not any(ragged)),
         difference("Attention (qkv, proj), over MLP (fc1, fc2)", attention, mlp, rugged),
         difference("ViT, over CNN", found["ViT"], found["CNN"]),
         difference("ViT, over CNN, under each layer's own floor", finer["ViT"], finer["CNN"]),
@@ -245,10 +246,9 @@ def verdict(results: pd.DataFrame) -> Verdict:
     )
 
 
-def count_layers(network: str, jagged: Sequence[bool], holds: bool | None = None) -> Row:
+def count_layers(name: str, jagged: Sequence[bool], holds: bool) -> Row:
     """How many layers have more than one minimum per line, by the interval of the mean."""
     unit = f"of {len(jagged)} layers"
-    name = f"{network} layers with several minima per line"
     return Row(name, sum(jagged), holds=holds, unit=unit, form="d")
 
 

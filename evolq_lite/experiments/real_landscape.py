@@ -25,7 +25,13 @@ from torch import nn
 
 from evolq_lite.convert import twin
 from evolq_lite.data import Demo
-from evolq_lite.experiments.c2_landscape import count_layers, difference, interval, welch
+from evolq_lite.experiments.c2_landscape import (
+    SEVERAL,
+    count_layers,
+    difference,
+    interval,
+    welch,
+)
 from evolq_lite.experiments.c9_origin import (
     FLOAT,
     FREE,
@@ -141,12 +147,8 @@ def draw_twice(part: Any, results: pd.DataFrame) -> None:
         radii = 100 * np.linspace(-REACH, REACH, len(row["lines_values"][0]))
         for i, (key, label) in enumerate(COMPUTED.items()):
             values = 1000 * np.array(row[key][0])
-            style = {
-                "color": PETROFF[i],
-                "ms": 3,
-                "lw": 1,
-                "label": label if not axes.lines else "",
-            }
+            # The second is thinner: where they agree, both are to be seen.
+            style = {"color": PETROFF[i], "ms": (5, 2.5)[i], "lw": (2, 1)[i], "label": label}
             axes.plot(radii, values - values.mean(), MARKERS[i] + ("-", "--")[i], **style)
         axes.set_title(f"what jumps: {name}", fontsize="medium")
     for axes in grid[-1]:
@@ -224,13 +226,14 @@ def verdict(results: pd.DataFrame) -> Verdict:
             share, ends = share_of(results, source, network=network)
             holds = {"activations only": share > 0.5, "neither": share < 0.05}.get(source)
             label = f"{name}, {source}: share of the roughness with both"
-            rows.append(Row(label, share, ends, holds=holds, unit="", form=".3f"))
+            form = ".4f" if source == "neither" else ".3f"
+            rows.append(Row(label, share, ends, holds=holds, unit="", form=form))
         for source in SOURCES:
             mean, ends = agreement_of(results, source, network=network)
-            label = f"{name}, {source}: correlation of the jumps with those of other last bits"
+            label = f"{name}, {source}: correlation of the jumps, with other last bits"
             rows.append(Row(label, mean, ends, unit=""))
         share, ends = kept_of(results, network=network)
-        label = f"{name}: what other last bits leave of the gain of a line's lowest point"
+        label = f"{name}, both: left of the gain of a line's lowest point, with other last bits"
         rows.append(Row(label, share, ends, unit="", form=".2f"))
     makes, keeps, neither = (
         share_of(results, source)[0] for source in ("activations only", OTHER, "neither")
@@ -247,8 +250,8 @@ def verdict(results: pd.DataFrame) -> Verdict:
 def count_minima(results: pd.DataFrame, above_noise: bool = True) -> dict[str, list[int]]:
     """Minima of each line by layer, on the most images, as the network is quantized.
 
-    Those that are deeper than the noise; the largest floor of a network counts for all its layers,
-    because under a lower one a layer has more minima.
+    All of them, or those that are deeper than the noise; then the largest floor of a network counts
+    for all its layers, because under a lower one a layer has more minima.
     """
     shown = where(results, integers=FREE, activations="8", images=results["images"].max())
     floors = shown.groupby("network")["noise_floor"].max()
@@ -267,24 +270,24 @@ def has_several(minima: dict[str, list[int]]) -> list[bool]:
 
 
 def verdict_on_layers(results: pd.DataFrame) -> Verdict:
-    """Is every layer jagged beyond the noise, and attention more than the MLP?"""
-    minima, all_minima = count_minima(results), count_minima(results, above_noise=False)
-    jagged = has_several(minima)
+    """Is every layer jagged, also beyond the noise, and attention more than the MLP?"""
+    minima = count_minima(results, above_noise=False)
+    jagged, beyond = has_several(minima), has_several(count_minima(results))
     rows = [
-        count_layers("Trained networks'", jagged, holds=all(jagged)),
-        count_layers("Of any depth: trained networks'", has_several(all_minima)),
+        count_layers(SEVERAL.capitalize(), jagged, holds=all(jagged)),
+        count_layers(f"{SEVERAL.capitalize()}, deeper than the noise", beyond, all(beyond)),
     ]
     rugged: list[bool] = []
     for network in NETWORKS.values():
         attention, mlp = (join(minima, f"{network} {part}") for part in ("attn", "mlp"))
         rugged.append(fmean(attention) > fmean(mlp) and welch(attention, mlp) < 0.05)
-        label = f"{network}: attention (qkv, proj), over MLP (fc1, fc2)"
+        label = f"{network}'s attention (qkv, proj), over its MLP (fc1, fc2)"
         rows.append(difference(label, attention, mlp, rugged[-1]))
     return Verdict(
         decide(row.holds for row in rows),
         f"In one block of two trained networks ({count_seeds(results)}), {sum(jagged)} of "
-        f"{len(jagged)} layers are jagged beyond what other last bits change; attention is "
-        f"significantly worse in {sum(rugged)} of {len(rugged)}.",
+        f"{len(jagged)} layers are jagged, {sum(beyond)} beyond what other last bits change; "
+        f"attention is significantly worse in {sum(rugged)} of {len(rugged)}.",
         tuple(rows),
     )
 
