@@ -12,7 +12,8 @@ A quantized network is a chain of roundings: a change in the last bit of one ker
 rounding, which flips others. So the same network computed with another kernel, or in batches of
 another size, has another loss. `other_ways` computes one objective in several such ways,
 `noise_floor` measures how far they differ, and no bump smaller than that says anything about the
-landscape.
+landscape. In a deep network flips add up from block to block: `inputs_by_another_kernel` imitates a
+machine whose last bits differ in all of them, and `noise_of_lines` tells what lines then share.
 
 `JaggedBowl` is a landscape of two scales that was made up for teaching: small enough to draw.
 """
@@ -200,7 +201,8 @@ def inputs_by_another_kernel(
     """What enters the block of an objective, if every segment before it had other last bits.
 
     Another machine does just that, and this can be computed on any. In a deep network the flips of
-    each segment make more in the next, until hardly an image has the same inputs.
+    each segment make more in the next: at the tenth block of DeiT-Tiny (W3A8), about seven of ten
+    photographs have other inputs.
     """
     chain, generator = objective.chain, torch.Generator().manual_seed(seed)
     x = images

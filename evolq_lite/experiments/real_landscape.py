@@ -6,7 +6,7 @@ C9. R9 asks where the jaggedness comes from, R2 whether there is any, and more i
 the MLP.
 
 So deep a network has another landscape on another machine: a last bit that differs flips a
-rounding, and before the ninth block hardly an image is left as it was. So every line is computed
+rounding, and by the tenth block most images are no longer what they were. So every line is computed
 again with other last bits. The noise floor is how far the two differ in shape, and R9 asks how much
 of the jumps they have in common.
 
