@@ -59,6 +59,21 @@ def line(
     return fill(objective, [center + r * along for r in radii], on_cell)
 
 
+def random_lines(
+    objective: Objective,
+    center: Vector,
+    step: float,
+    lines: int,
+    points: int,
+    relative: bool = True,
+    seed: int = 0,
+) -> Float[Tensor, "lines points"]:
+    """Lines from -step to step in random directions, those of seed, seed + 1 and so on."""
+    radii = torch.linspace(-step, step, points)  # in units of the direction
+    directions = [direction(center, seed + i, relative) for i in range(lines)]
+    return torch.stack([line(objective, center, along, radii) for along in directions])
+
+
 def plane(
     objective: Objective,
     center: Vector,
@@ -112,13 +127,7 @@ def roughness(
     Lines run from -step to step in random directions; their ends are the x + e d. Minima and
     variation are means over lines.
     """
-    radii = torch.linspace(-step, step, points)  # in units of the direction
-    values = torch.stack(
-        [
-            line(objective, center, direction(center, seed + i, relative), radii)
-            for i in range(lines)
-        ]
-    )
+    values = random_lines(objective, center, step, lines, points, relative, seed)
     middle = float(objective(center[None])[0])
     changes = (values[:, [0, -1]] - middle).abs().flatten()  # (2 lines,): both ends of each
     spread = float(changes.std() / len(changes) ** 0.5)

@@ -36,10 +36,10 @@ from evolq_lite.figures import MARKERS, PETROFF, Picture, new_figure
 from evolq_lite.landscape import (
     direction,
     layer_objective,
-    line,
     local_minima,
     noise_floor,
     other_ways,
+    random_lines,
 )
 from evolq_lite.objective import BlockObjective
 from evolq_lite.rounding import freeze_integers
@@ -130,9 +130,7 @@ def measure_lines(
 
 def lines_of(objective: BlockObjective, cell: Cell) -> Tensor:
     """The values on lines through the start (lines, points)."""
-    start, radii = objective.start, torch.linspace(-REACH, REACH, cell["points"])
-    directions = [direction(start, seed) for seed in range(cell["lines"])]
-    return torch.stack([line(objective, start, along, radii) for along in directions])
+    return random_lines(objective, objective.start, REACH, cell["lines"], cell["points"])
 
 
 def describe_lines(values: Tensor, floor: float) -> Result:

@@ -38,6 +38,7 @@ from evolq_lite.landscape import (
     noise_floor,
     noise_of_lines,
     other_ways,
+    random_lines,
 )
 from evolq_lite.panels import LandscapePanel, Quiz
 from evolq_lite.panels.pictures import draw_lines
@@ -405,11 +406,7 @@ inputs = inputs_by_another_kernel(objective, demo.calibration)
 other = layer_objective(
     qmodel, "blocks.2", "attn.qkv", demo.calibration, demo.targets, inputs=inputs
 )
-radii = torch.linspace(-0.01, 0.01, 21)
-lines, again = (
-    torch.stack([line(f, start, direction(start, seed=k), radii) for k in range(3)])
-    for f in (objective, other)
-)
+lines, again = (random_lines(f, start, 0.01, lines=3, points=21) for f in (objective, other))
 floor, agreement = noise_of_lines(lines, again)
 print("correlation of the bumps, line by line:", ", ".join(f"{a:.2f}" for a in agreement.tolist()))
 print("minima deeper than the noise:", [local_minima(values, floor) for values in lines])
