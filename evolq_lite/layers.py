@@ -8,7 +8,7 @@ In a transformer block, with [ ] for a quantization point:
         +--------------------------------------------+
 
 and the same for norm2 --> [] fc1 --> GELU --> [] fc2. The weights of qkv, proj, fc1, fc2 have one
-scale per output channel; these scales are what Evol-Q searches.
+scale per output channel; those of qkv and proj are what Evol-Q searches.
 
 A layer is made from a trained one with `from_float`: the same object in a new class, with points
 added. It shares the weights (nothing is copied) and keeps timm's names, so
@@ -180,7 +180,7 @@ class ChannelFactors(nn.Module):
 
 
 class QuantProducts(nn.Module):
-    """Attention's two products, all five operands quantized: q, k, scores, probabilities, v."""
+    """Attention's two products on quantized q, k, probabilities and v; so are the scores."""
 
     def __init__(self, config: QuantConfig) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
 """Make the notebooks from their sources: `make notebooks`, or `python notebooks/build.py NAME`.
 
+With `--words` nothing is run: the outputs that are there are kept, which needs the same code.
+
 `notebooks/src/NN_name.py` (py:percent) is what people edit; `notebooks/NN_name.ipynb` is made from
 it and run from top to bottom, with its outputs. Cell ids are hashes of name and position, and
 nothing that differs between two runs of the same code is kept beside the outputs, so that a diff
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 import time
 from pathlib import Path
 
@@ -82,20 +85,43 @@ def execute(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def main() -> None:
+def keep_outputs(notebook: NotebookNode, built: NotebookNode) -> NotebookNode:
+    """A notebook with the outputs of one that was built; ValueError if its code is another."""
+    new, old = ([c for c in n.cells if c.cell_type == "code"] for n in (notebook, built))
+    if [cell.source for cell in new] != [cell.source for cell in old]:
+        raise ValueError("not only words have changed; omit --words, and it is run")
+    for cell, known in zip(new, old, strict=True):
+        cell.outputs, cell.execution_count = known.outputs, known.execution_count
+    return notebook
+
+
+def main() -> int:
     """Command line: names of sources, without ending."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     known = [path.stem for path in SOURCES]
     parser.add_argument("names", nargs="*", choices=[[], *known], help="default: all")
-    names = parser.parse_args().names
+    parser.add_argument(
+        "--words", action="store_true", help="only words have changed: run nothing, keep outputs"
+    )
+    arguments = parser.parse_args()
     for path in SOURCES:
-        if not names or path.stem in names:
-            began = time.perf_counter()
-            notebook = execute(read_source(path))
-            nbformat.validate(notebook)
-            nbformat.write(notebook, HERE / f"{path.stem}.ipynb")
-            print(f"{path.stem}: {time.perf_counter() - began:.0f} s")
+        if arguments.names and path.stem not in arguments.names:
+            continue
+        began, target = time.perf_counter(), HERE / f"{path.stem}.ipynb"
+        notebook = read_source(path)
+        if arguments.words:
+            try:
+                notebook = keep_outputs(notebook, nbformat.read(target, 4))
+            except (OSError, ValueError) as error:
+                print(f"{path.stem}: {error}", file=sys.stderr)
+                return 2
+        else:
+            notebook = execute(notebook)
+        nbformat.validate(notebook)
+        nbformat.write(notebook, target)
+        print(f"{path.stem}: {time.perf_counter() - began:.0f} s")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

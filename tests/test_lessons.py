@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 sys.path.insert(0, str(NOTEBOOKS))
-from build import SOURCES, execute, read_source  # noqa: E402
+from build import SOURCES, execute, keep_outputs, read_source  # noqa: E402
 
 LESSONS = [
     "00_start_here",
@@ -57,6 +57,20 @@ def test_a_notebook_is_in_step_with_its_source(source):
         (c.id, c.cell_type, c.source, c.metadata) for c in made.cells
     ], "run make notebooks"
     assert (NOTEBOOKS / f"{source.stem}.ipynb").stat().st_size < MOST_BYTES
+
+
+def test_new_words_keep_the_outputs_and_new_code_does_not():
+    source = SOURCES[0]
+    built, words, code = stored(source), read_source(source), read_source(source)
+    words.cells[0].source += " More words."
+    kept = keep_outputs(words, built)
+    assert kept.cells[0].source.endswith("More words.")
+    assert outputs(kept) == outputs(built) and [c.id for c in kept.cells] == [
+        c.id for c in built.cells
+    ]
+    next(cell for cell in code.cells if cell.cell_type == "code").source += "  # other code"
+    with pytest.raises(ValueError, match="omit --words"):
+        keep_outputs(code, built)
 
 
 @each_lesson
@@ -211,8 +225,8 @@ GOOD = SOURCES[[path.stem for path in SOURCES].index("01_uniform_quantization")]
         ("**Predict, then try.**", "Try.", "no 'Predict, then try'"),
         ("\n2. Take the input", "\n2. Or\n2. Take", "4 questions to predict instead of 2 or 3"),
         ("## Check yourself", "## Check", "no 'Check yourself'"),
-        ('Quiz(\n    "3. Why are', 'print(\n    "3. Why are', "2 questions in the quiz"),
-        ("3. Why are weights", "4. Why are weights", "questions numbered"),
+        ('Quiz(\n    "3. A layer', 'print(\n    "3. A layer', "2 questions in the quiz"),
+        ("3. A layer sums", "4. A layer sums", "questions numbered"),
         ('"Right. Choosing the scale means trading one for the other."', '""', "does not explain"),
         ("Right. Choosing the", "Choosing the", "options [] say Right, the answer is 2"),
         ("## Sources", "## Where from", "no 'Check yourself' followed by 'Sources'"),

@@ -313,15 +313,14 @@ Quiz(
 
 # %% tags=["hide-input"]
 Quiz(
-    "3. At which bit-width do better scales help most here?",
+    "3. With 8-bit or with 3-bit weights: where can better scales help more?",
     {
-        "8 bits": (
+        "With 8 bits": (
             "There the quantized network already agrees with the float network on nearly every "
             "image, so little is left to gain."
         ),
-        "3 bits": (
-            "Right: enough has been lost to be worth winning back, and enough still works to "
-            "build on."
+        "With 3 bits": (
+            "Right: only what has been lost can be won back, and with 3 bits more has been lost."
         ),
         "It makes no difference": (
             "It does: the printed lines above show how much the losses differ."

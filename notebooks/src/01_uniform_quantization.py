@@ -57,9 +57,9 @@ torch.set_num_threads(2)
 # You may know the symmetric scale as $\max(|m|, |M|) / (2^{b-1} - 1)$. That version ties the
 # largest value to the largest integer, $2^{b-1} - 1$, and leaves the smallest integer, $-2^{b-1}$,
 # unused. Ours spreads all $2^b$ levels, hence $2^b - 1$ steps, over the whole range, whose length
-# is $2 \max(|m|, |M|)$. Its steps are smaller (at 3 bits by a factor of 6/7); in exchange the
-# largest positive value lies half a step beyond the last integer. FQ-ViT, a quantized ViT on whose
-# code Evol-Q's is built, defines it this way.
+# is $2 \max(|m|, |M|)$. Its steps are smaller (at 3 bits, 6/7 as large); in exchange all levels lie
+# half a step lower, and the largest positive value is half a step beyond the last integer. FQ-ViT,
+# a quantized ViT on whose code Evol-Q's is built, defines it this way.
 #
 # Here are six numbers, quantized to signed 3-bit integers.
 
@@ -128,7 +128,9 @@ Guess(
 )
 
 # %% [markdown]
-# Move the sliders. The tensors are real: weights and inputs of the vision transformer in `data/`.
+# Move the sliders. The tensors are real: weights and inputs of the vision transformer in `data/`. A
+# *channel* of a weight is one output of its layer, a row of the matrix; a channel of an input is
+# one column, the same number for every token. *Per channel* gives each its own scale.
 
 # %%
 QuantizerPanel()
@@ -137,7 +139,7 @@ QuantizerPanel()
 # **Predict, then try.**
 #
 # 1. Take the weights of `blocks.0.attn.qkv` (attention's first layer) at 4 bits, and find the
-#    smallest error with *Range kept*. Does the best share grow or shrink with more bits?
+#    smallest error with *Range kept*. Why does the best share grow with more bits?
 # 2. Take the input of `blocks.5.mlp.fc2` (it comes from a GELU) at 4 bits with *Symmetric* checked.
 #    Are all levels in use? And with it unchecked?
 # 3. Check *Per channel* at 3 bits, with the whole range kept. Which benefits more, the weights of
@@ -245,16 +247,17 @@ Quiz(
 
 # %% tags=["hide-input"]
 Quiz(
-    "3. Why are weights quantized per channel, but activations per tensor?",
+    "3. A layer sums over its input channels. Why may weights have a scale per output channel, but "
+    "inputs no scale per input channel?",
     {
         "Weights need more precision": (
             "Not as such. The reason lies in how the two are multiplied."
         ),
         "Only scales on the output side factor out of the sum": (
-            "Right. A product sums over input channels. A weight scale per output channel and a "
-            "single scale for the input multiply the finished integer sum once. A scale per input "
-            "channel would have to be applied inside the sum, term by term, and the terms would "
-            "no longer be integers."
+            "Right. A weight scale per output channel and a single scale for the input multiply "
+            "the finished integer sum once (lesson 2 has the formula). A scale per input channel "
+            "would have to be applied inside the sum, term by term, and the terms would no longer "
+            "be integers."
         ),
     },
     answer=2,

@@ -39,11 +39,11 @@ demo = eq.load_demo("vit", calibration=100, seed=0)
 # Almost all the work in a transformer is matrix products. A product is cheap when *both* operands
 # are integers, because then
 #
-# $$\sum_c x'_{ic}\, w'_{co} = s_x\, s_{w,o} \sum_c (q_{ic} - z)\, k_{co}$$
+# $$\sum_c x'_{ic}\, w'_{co} = s_x\, s_{w,o} \sum_c (m_{ic} - z)\, n_{co}$$
 #
 # $x'$: quantized inputs with one scale $s_x$ and zero point $z$ for the whole tensor; $w'$:
 # quantized weights with a scale $s_{w,o}$ for each output channel $o$ (symmetric, so no zero
-# point); $q, k$: their integers; $i$: a token; $c$: an input channel. The sum contains only
+# point); $m, n$: their integers; $i$: a token; $c$: an input channel. The sum contains only
 # integers, and the scales multiply it once, at the end.
 #
 # So every operand of every product gets a *quantizer*, weights and activations alike. `quantize`
@@ -64,16 +64,17 @@ print("\n".join([lines[0], *(line for line in lines if "blocks.0." in line), lin
 # layers.
 #
 # Each of these points is a `Quantizer`. Before calibration it only watches what passes through it;
-# afterwards it rounds. `to_integers(x)` gives the integers $q - z$, and `step_size` is the scale
+# afterwards it rounds. `to_integers(x)` gives the integers $m - z$, and `step_size` is the scale
 # $s$, what one integer is worth:
 
 # %%
 Code(inspect.getsource(Quantizer), language="python")
 
 # %% [markdown]
-# Attention contains two products, queries times keys and probabilities times values. All five
-# operands are quantized: `q`, `k`, the scores, the probabilities and `v`. Each product is computed
-# on integers, and the scales multiply it once, as in the formula above.
+# Attention contains two products, queries times keys and probabilities times values. Their four
+# operands are quantized: `q`, `k`, the probabilities and `v`. So are the scores, which softmax
+# reads. Each product is computed on integers, and the scales multiply it once, as in the formula
+# above.
 
 # %%
 Code(textwrap.dedent(inspect.getsource(QuantProducts.forward)), language="python")
@@ -105,8 +106,10 @@ BlockPanel()
 # ## Which kind of point costs what?
 #
 # `eq.sensitivity` leaves one kind of point in float at a time, in the whole network, and measures
-# how much closer that brings the predictions to the float network's, as *KL divergence* in nats
-# (lesson 4 explains it; lower is closer). It needs no labels, so calibration images will do.
+# how much closer that brings the predictions to the float network's, as *KL divergence*: with $p$
+# the float network's probabilities and $p'$ the quantized network's, $\sum_c p_c \ln(p_c / p'_c)$,
+# averaged over images. It is 0 where both say the same; its unit, because of the natural logarithm,
+# is called *nat*. It needs no labels, so calibration images will do.
 #
 # The kinds: *sums* are the residual sums; *gelu* is what GELU writes and fc2 reads; *inputs* are
 # what all other layers read; *qkv* are the queries, keys and values before their products (not the
@@ -228,7 +231,8 @@ figure
 # **Log2 attention.** Softmax outputs are probabilities, most of them tiny. Uniform levels are
 # wasted on large values that rarely occur. Levels at 1, 1/2, 1/4, ... follow the data. (This is an
 # option here and off by default. With it, the product with the values becomes a series of bit
-# shifts.)
+# shifts. As in FQ-ViT there are $2^b$ powers, and whatever is smaller becomes zero, a level that
+# the bits do not count.)
 
 # %%
 tokens = eq.chain_of(demo.model).trace(demo.calibration[:50])[3]
@@ -268,8 +272,8 @@ figure
 # and 8-bit activations, MSE is ahead on the ViT and far behind on the CNN, where shrinking the
 # range shifts the means that its layers expect. With 4-bit activations, the range of the
 # activations decides: on the CNN with 8-bit weights, MinMax loses half of the accuracy and MSE
-# loses nothing. (There, both networks do even worse with 8-bit weights than with 4-bit weights.
-# That is not a typo; we have not looked into the reason.)
+# loses nothing. (With MinMax and 4-bit activations, both networks do even worse with 8-bit weights
+# than with 4-bit weights. That is not a typo; we have not looked into the reason.)
 #
 # Now try one setting at a time: the panel quantizes the network and tests it on 473 of the test
 # images while you wait. Upper right: how far the output of each part of the network is from float,

@@ -284,15 +284,16 @@ figure
 # All of them help, and with 1,000 images most help equally: having a loss matters more than which
 # one. KL, which went its own way above, is then as good a guide as infoNCE; with fewer images its
 # gains are smaller. C4 also asks about overfitting, our next topic: how much of its gain a loss
-# loses on fresh images. It is most for KL and Fisher, yet three seeds are too few to be sure that
-# this is more than for infoNCE.
+# loses on fresh images. Apart from infoNCE at T = 0.07, it is largest for KL and Fisher, yet three
+# seeds are too few to be sure that this is more than for infoNCE at T = 3.
 #
 # ## Overfitting
 #
 # A search lowers the loss on its calibration images. Does the loss fall on other images, too? We
-# search all attention scales with infoNCE, once on 10 images and once on 100, and at each
-# improvement compute the same loss on 200 fresh images. (Both use batches of the same size, because
-# the loss depends on it.)
+# search all attention scales with infoNCE (120 candidates of an `EvolQ`, which lesson 5 takes
+# apart), once on 10 images and once on 100, and at each improvement compute the same loss on 200
+# fresh images. (Within each search, its own and the fresh images come in batches of the same size,
+# 10 or 100, because the loss depends on it.)
 
 # %%
 histories = {}

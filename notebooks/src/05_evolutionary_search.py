@@ -103,10 +103,11 @@ for number in range(1, 9):
     print(f"candidate {number}: {1e3 * (float(values[0]) - value):+.2f} e-3 {fate}")
 
 # %% [markdown]
-# Even the best of these children gains less than one part in 10,000. The search lives on
-# differences this small. (On a few images many of them are below lesson 3's noise floor, some parts
-# in 10,000: they are real on this machine, and need not be on another. Your numbers may differ:
-# another processor computes with other kernels, and its last digits decide which child is better.)
+# Even the best of these children gains less than one part in 10,000 of the loss, which is about 26.
+# The search lives on differences this small. (On 100 images many of them are below lesson 3's noise
+# floor, a few 1e-4 of loss: they are real on this machine, and need not be on another. Your numbers
+# may differ: another processor computes with other kernels, and its last digits decide which child
+# is better.)
 # `eq.minimize(objective, search, evaluations=8)` runs this loop.
 #
 # ## What is a population of 15?
@@ -219,8 +220,9 @@ RacePanel()
 
 # %% [markdown]
 # One race is one draw of random numbers, so now the same on the real block with three seeds each,
-# and with a second gradient method, **SGD** (with momentum). (The two gradient methods use no
-# random numbers, so they run once.) You have seen the toy: would you keep your bet?
+# without the adaptive EvolQ, and with a second gradient method, **SGD** (with momentum). (The two
+# gradient methods use no random numbers, so they run once.) You have seen the toy: would you keep
+# your bet?
 
 # %%
 budget, seeds = 60, (0, 1, 2)
@@ -302,11 +304,11 @@ figure
 # On this block and at this cost, every method finds something better than the start, and the
 # gradient does not get stuck: the best point along SGD's path is far below all searches, on other
 # images too. Then SGD climbs again, so it matters that the best vector counts. Adam, whose first
-# step is equally long (1 % of each scale), ends among the searches. These end close together: their
-# bands overlap, and their order changes from one machine to another with the last digits of its
-# kernels. Some are handicapped by the budget: in 60 forward passes coordinate search moves at most
-# 60 of 192 scales, and separable CMA-ES, which draws 19 candidates per generation, learns only
-# three times. On other images roughly half of each gain remains.
+# step is equally long (1 % of each scale), ends among the searches. Many of these end close
+# together: some bands overlap, and their order changes from one machine to another with the last
+# digits of its kernels. Some are handicapped by the budget: in 60 forward passes coordinate search
+# moves at most 60 of 192 scales, and separable CMA-ES, which draws 19 candidates per generation,
+# learns only three times. On other images roughly half of each gain remains.
 #
 # The race does not show which method is best. This is one block of a small network, one set of 100
 # images, one untuned step size per method, and three seeds; some bands overlap. Try it: give EvolQ

@@ -70,9 +70,10 @@ print(f"rounding {how['rounding']}, and {len(how) - 3} more options")
 print(f"{'test':14} which of {facts['test']['images']:,} test images the run has right, as bits")
 
 # %% [markdown]
-# ## What stands in it
+# ## What is in the file
 #
-# ONNX knows no fake quantization. A file says it with two operators:
+# ONNX has no fake-quantization operator; a file expresses it with two. (The integers that they
+# write are *codes*.)
 #
 # | operator | computes |
 # |---|---|
@@ -124,16 +125,17 @@ for name in ("MatMul", "MatMulIntegerToFloat", "QLinearMatMul", "Gemm", "Softmax
 #   of two, no digit changes.
 # - *A weight as torch keeps it* is transposed before the product, which is then not recognized. We
 #   store it transposed. (A transposed *activation*, as in q times k, is recognized.)
-# - *Q and DQ right before softmax*: ONNX Runtime makes a table of the three, and many of the next
-#   codes change. We quantize the scores first, and multiply by 1/sqrt(d) after their DQ.
-# - *Q and DQ for the pixels*: pixels had 8 bits before, so they lie on ties, and `x / s` and `x *
-#   (1/s)` differ in the last digit, which decides a tie. We write multiply by 1/s, Round, Clip,
-#   multiply by s.
-# - *The head's bias, added to a table* (images, classes): ONNX Runtime computes a Gemm in float. We
-#   subtract its negative instead, and the integer product stays.
-# - *Values as uint8* on the right of a product: more codes change in OpenVINO. They are int8.
+# - *Q and DQ right before softmax*: ONNX Runtime replaces the three by a lookup table, and many of
+#   the next codes change. We quantize the scores first, and multiply by 1/sqrt(d) after their DQ.
+# - *Q and DQ for the pixels*: pixels had 8 bits before, 256 values from -1 to 1, and with the scale
+#   2/255 each lies exactly between two codes, a tie. `x / s` and `x * (1/s)` differ in the last
+#   digit, which decides a tie. We write multiply by 1/s, Round, Clip, multiply by s.
+# - *The head's bias, added to a matrix* (images, classes): ONNX Runtime computes a Gemm in float.
+#   We subtract its negative instead, and the integer product stays.
+# - *The attention values v as uint8* on the right of a product: more codes change in OpenVINO. They
+#   are int8.
 # - *Packed 4-bit weights and a DQ* become a kernel that quantizes activations once more. We put a
-#   Cast to int8 in between, done once when the file is loaded. (For files of others there are
+#   Cast to int8 in between, done once when the file is loaded. (For other people's files there are
 #   options: `docs/export.md` names them.) Weights of 2 bits are int4 too: int2 is younger than
 #   opset 21, the version of ONNX that we write, and needs 25.
 # - *Operators of `torch.ao`*, in which torch once wrote quantized networks, will be removed. We
@@ -186,10 +188,11 @@ for name, how in forms.items():
 # %% [markdown]
 # A quarter of the bits does not make a quarter of the file here, nor an eighth an eighth: in a
 # network this small, biases, scales, LayerNorms, position embeddings and the list of operators
-# weigh as much as its weights. The time has the same reason. With 48 channels, products are a small
-# part of the work, and Q and DQ are extra, so all three take about the same time (differences of a
-# tenth are noise). [Benchmarks](../benchmarks/README.md#exported-files) has DeiT-Tiny, where
-# products are most of the work, and the exported file is clearly faster than float.
+# weigh as much as its weights. The timings have the same explanation. With 48 channels, products
+# are a small part of the work, and Q and DQ are extra, so all three take about the same time
+# (differences of a tenth are noise). [Benchmarks](../benchmarks/README.md#exported-files) has
+# DeiT-Tiny, where products are most of the work, and the exported file is clearly faster than
+# float.
 #
 # ## The commonest mistake
 #
@@ -241,17 +244,16 @@ GalleryPanel(file)
 # **Predict, then try.**
 #
 # 1. Type `O0oIl1`. Which of them will be confused in most typefaces?
-# 2. Press *Mean forgotten*. Will all characters be misread, or some?
-# 3. Keep the mean at 0.5. Which does more harm: a deviation of 1, or one of 0.25?
+# 2. Press *Mean forgotten*. As what are most of the characters misread, and why?
+# 3. Keep the mean at 0.5. Why does a deviation of 1 do more harm than one of 0.25?
 #
 # <details><summary>What you should have seen</summary>
 #
 # 1. O and 0, I, l and 1: their pictures are nearly the same, with or without quantization.
-# 2. Nearly all, mostly as W or M: paper is now 0 instead of -1, which to the network is a page full
-#    of gray strokes.
-# 3. The deviation of 1: see the table above. It turns paper into -0.5, gray again. With 0.25 the
-#    contrast doubles, paper is -2, and most characters are still read. Do not count on that: this
-#    network happens to bear it.
+# 2. Mostly as W or M: paper is now 0 instead of -1, which to the network is a page full of gray
+#    strokes.
+# 3. It turns paper into -0.5, gray again. With 0.25 the contrast doubles, paper is -2, and most
+#    characters are still read. Do not count on that: this network happens to tolerate it.
 #
 # </details>
 #
