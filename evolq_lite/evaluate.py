@@ -84,7 +84,7 @@ class Gain(ABC):
         low, high = self.interval
         return (
             f"{100 * self.gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}], "
-            f"p {'< 1e-99' if self.p_value < 1e-99 else f'= {self.p_value:.2g}'}"
+            f"p {tell_p(self.p_value)}"
             f"{', seeds differ in sign' if self.p_value < 0.05 and not self.significant else ''}"
         )
 
@@ -235,8 +235,7 @@ class LossChange:
 
     def __str__(self) -> str:
         low, high = self.interval
-        p = "< 1e-99" if self.p_value < 1e-99 else f"= {self.p_value:.2g}"
-        return f"{self.change:+.4f} [{low:+.4f}, {high:+.4f}], p {p}"
+        return f"{self.change:+.4f} [{low:+.4f}, {high:+.4f}], p {tell_p(self.p_value)}"
 
 
 def error_of_mean(change: Tensor, groups: Tensor | None = None) -> float:
@@ -252,6 +251,11 @@ def error_of_mean(change: Tensor, groups: Tensor | None = None) -> float:
     if len(each) < 2:
         return inf
     return sqrt(len(each) / (len(each) - 1) * float(each.square().sum())) / change.shape[1]
+
+
+def tell_p(p_value: float) -> str:
+    """What follows "p" in a text: "= 0.03", or "< 1e-99"."""
+    return "< 1e-99" if p_value < 1e-99 else f"= {p_value:.2g}"
 
 
 def p_value_of(mean: float, error: float) -> float:

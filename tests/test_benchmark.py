@@ -18,6 +18,7 @@ import claims
 import export
 import scaling
 import soak
+import two_machines
 import whole_run
 
 
@@ -112,3 +113,15 @@ def test_what_an_exported_network_weighs_and_takes():
         assert value > 0
         assert result["over_float"][1][form] == pytest.approx(value / seconds[1]["float"])
     assert "MB on paper" in export.tell(result)
+
+
+def test_what_another_machine_changes_is_read_from_the_results():
+    table = two_machines.compare()
+    assert list(table["start"]) == [
+        f"{name} W{bits}A8" for name in ("ViT-Tiny", "DeiT-Tiny") for bits in (4, 3)
+    ]
+    assert table["photographs that change sides"].iloc[0] == "195 of 1,000"
+    readme = (Path(two_machines.__file__).parents[1] / "README.md").read_text()
+    assert "195 of the 1,000" in readme
+    for column in ("top-1, CPU", "top-1, GPU"):
+        assert table[column].iloc[0] in readme

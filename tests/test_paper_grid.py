@@ -169,7 +169,7 @@ def measured(grid: paper_grid.Grid, right: dict[str, str]) -> pd.DataFrame:
     cells = [c for c in cells if (c["weight_bits"], c["start"]) == (8, "MinMax")]
     top1 = {"float_top1": "float", "before_top1": "before", "after_top1": "evolved"}
     numbers = {column: share[name] for column, name in top1.items()}
-    more = {"correct": right, "losses": {"kl": {"before": 0.5, "evolved": 0.25}}}
+    more = {"correct": right, "losses": {"kl": {"before": 0.5, "evolved": 0.25, "p_value": 0.03}}}
     return pd.DataFrame([{**cell, **numbers, **more} for cell in cells])
 
 
@@ -184,7 +184,7 @@ def test_the_table_has_published_numbers_ours_and_what_was_not_run(tmp_path):
     assert told["MinMax"] == "50.00 (2 of 3 seeds)"
     assert told["Evol-Q from MinMax"] == "75.00 (2 of 3 seeds)"
     assert told["gain from MinMax"].startswith("+25.00 [")
-    assert told["KL from MinMax"] == "0.500 to 0.250"
+    assert told["KL from MinMax"] == "0.500 to 0.250 (p = 0.03, p = 0.03)"
     assert told["MSE"] == told["gain from MSE"] == paper_grid.MISSING
     assert table["ResNet-18"]["MinMax, published"] == paper_grid.UNKNOWN
     assert table["ResNet-18"]["MinMax"] == paper_grid.MISSING

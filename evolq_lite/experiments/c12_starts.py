@@ -43,11 +43,11 @@ STARTS: dict[str, QuantConfig] = {
     "recommended, learned": replace(PRESETS["recommended"], rounding="learned"),
 }
 BEST = "recommended"
-NONE, EVOLQ, ADAM, KL = "none", "EvolQ", "Adam", "EvolQ by KL"
+NONE, EVOLQ, RANDOM, ADAM, KL = "none", "EvolQ", "random", "Adam", "EvolQ by KL"
 SEARCHES: dict[str, dict[str, Any]] = {
     EVOLQ: {},
     "adaptive EvolQ": {"mutation": "adaptive"},
-    "random": {"algorithm": "random"},
+    RANDOM: {"algorithm": "random"},
     KL: {"fitness": "kl"},
 }
 ADAM_STEP = 1e-3  # relative, the one that C3 chose on calibration images

@@ -7,7 +7,7 @@ how much the value changes from the first scales to a line's ends. Probes on tes
 error) are for looking only; nothing is chosen by them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import fmean as mean
 from statistics import stdev
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from scipy.stats import t, ttest_ind
 from torch import Tensor, nn
 
@@ -39,6 +40,8 @@ LAYERS = {
 }
 BLOCK = {"vit": "blocks.2", "cnn": "layer2.0"}
 STEPS = (("relative", 1e-3), ("relative", 1e-2), ("relative", 5e-2), ("absolute", 1e-3))
+FEW, MANY = 100, 500  # calibration images
+QUICK = [("relative", 1e-2, "fitness", 40)]
 
 
 def test_loss(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -56,11 +59,11 @@ PROBES: dict[str, Fitness] = {"fitness": info_nce, "test loss": test_loss, "test
 
 
 def cells(quick: bool) -> list[Cell]:
-    """Every layer and step on 100 images; more images and the test probes at some of the steps."""
-    looks = [(kind, step, "fitness", 100) for kind, step in STEPS]
-    looks.append(("relative", 1e-2, "fitness", 500))
+    """Every layer and step on few images; more images and the test probes at some of the steps."""
+    looks = [(kind, step, "fitness", FEW) for kind, step in STEPS]
+    looks.append(("relative", 1e-2, "fitness", MANY))
     for probe in ("test loss", "test error"):
-        looks += [("relative", 1e-2, probe, 500), ("absolute", 1e-3, probe, 500)]
+        looks += [("relative", 1e-2, probe, MANY), ("absolute", 1e-3, probe, MANY)]
     wanted = [("vit", layer) for layer in LAYERS["vit"]]
     wanted += [("cnn", layer) for layer in LAYERS["cnn"]]
     return [
@@ -77,7 +80,7 @@ def cells(quick: bool) -> list[Cell]:
             "seed": 0,
         }
         for network, layer in (wanted[:2] if quick else wanted)
-        for kind, step, probe, images in (looks[1:2] if quick else looks)
+        for kind, step, probe, images in (QUICK if quick else looks)
     ]
 
 
@@ -103,7 +106,9 @@ def objective_of(
 def run(cell: Cell) -> Result:
     """Roughness and noise floor of one layer."""
     config = QuantConfig(weight_bits=cell["weight_bits"])
-    setting = prepare(cell["network"], max(500, cell["images"]), cell["seed"], config)
+    # All cells share one calibration; those that are quick have fewer images than any other.
+    images = cell["images"] if cell["images"] < FEW else MANY
+    setting = prepare(cell["network"], images, cell["seed"], config)
     relative = cell["kind"] == "relative"
     make = partial(objective_of, setting=setting, cell=cell)
     objective = make(setting.qmodel, chunk=setting.chain.chunk)
@@ -147,14 +152,8 @@ def figure(results: pd.DataFrame) -> Picture:
     picture = new_figure(3.6 * across, 2.9 * down, alt)
     grid = picture.subplots(down, across, squeeze=False, sharex=True)
     for axes, (_, r) in zip(grid.flat, shown.iterrows()):
-        radii = np.linspace(-r["step"], r["step"], r["points"])
-        for i, row in enumerate(r["lines_values"]):
-            moved = 1000 * (np.array(row) - r["at_start"])
-            axes.plot(radii, moved, color=PETROFF[i % len(PETROFF)], lw=1)
-        half = 1000 * r["noise_floor"] / 2
-        axes.axhspan(-half, half, color="0.6", alpha=0.4, label="noise floor")
-        axes.set_title(name_of(r), fontsize="medium")
-        axes.set_xticks([-r["step"], 0, r["step"]])
+        changes = [np.array(row) - r["at_start"] for row in r["lines_values"]]
+        draw_layer(axes, name_of(r), r["step"], changes, r["noise_floor"])
     for axes in grid[-1]:
         axes.set_xlabel("relative step")
     for axes in grid[:, 0]:
@@ -162,6 +161,19 @@ def figure(results: pd.DataFrame) -> Picture:
     grid.flat[0].legend(fontsize="small")
     picture.align_ylabels()
     return picture
+
+
+def draw_layer(
+    axes: Axes, name: str, step: float, changes: Sequence[np.ndarray], floor: float
+) -> None:
+    """Lines through the first scales of a layer, above a band as wide as the noise."""
+    for i, change in enumerate(changes):
+        radii = np.linspace(-step, step, len(change))
+        axes.plot(radii, 1000 * change, color=PETROFF[i % len(PETROFF)], lw=1)
+    half = 1000 * floor / 2
+    axes.axhspan(-half, half, color="0.6", alpha=0.4, label="noise floor")
+    axes.set_title(name, fontsize="medium")
+    axes.set_xticks([-step, 0, step])
 
 
 def name_of(result: pd.Series) -> str:
@@ -219,14 +231,11 @@ def welch(those: Sequence[float], than: Sequence[float]) -> float:
 
 def verdict(results: pd.DataFrame) -> Verdict:
     """Is the ViT jagged, the CNN not, attention more than the MLP? At relative steps of 1 %."""
-    look: dict[str, Any] = {"kind": "relative", "step": 1e-2, "images": 500}
+    look: dict[str, Any] = {"kind": "relative", "step": 1e-2, "images": MANY}
     minima = count_minima(results, **look)
     if len(minima) < sum(len(layers) for layers in LAYERS.values()):
         return Verdict(UNDECIDED, "Only some of the cells were computed.")
-    jagged, ragged = (  # a bowl has one minimum
-        [interval(counts)[0] > 1 for name, counts in minima.items() if name.startswith(network)]
-        for network in ("ViT", "CNN")
-    )
+    jagged, ragged = (has_several(minima, network) for network in ("ViT", "CNN"))
     found, finer = group(minima), group(count_minima(results, own=True, **look))
     attention, mlp = found["qkv and proj"], found["fc1 and fc2"]
     rugged = mean(attention) > mean(mlp) and welch(attention, mlp) < 0.05
@@ -246,7 +255,16 @@ def verdict(results: pd.DataFrame) -> Verdict:
     )
 
 
-def count_layers(name: str, jagged: Sequence[bool], holds: bool) -> Row:
+def has_several(minima: Mapping[str, Sequence[int]], start: str = "") -> list[bool]:
+    """Whether each layer whose name begins so has more minima than the one of a bowl.
+
+    By the interval over lines.
+    """
+    found = [counts for name, counts in minima.items() if name.startswith(start)]
+    return [interval(counts)[0] > 1 for counts in found]
+
+
+def count_layers(name: str, jagged: Sequence[bool], holds: bool | None = None) -> Row:
     """How many layers have more than one minimum per line, by the interval of the mean."""
     unit = f"of {len(jagged)} layers"
     return Row(name, sum(jagged), holds=holds, unit=unit, form="d")
@@ -264,9 +282,9 @@ def tables(results: pd.DataFrame) -> Tables:
     """Minima by layer, and the mean change at the ends of a line by group of layers."""
     at = {"kind": "relative", "step": 1e-2}
     looks: dict[str, dict[str, Any]] = {
-        "1 %, 500 images": {**at, "images": 500},
-        "1 %, 100 images": {**at, "images": 100},
-        "0.001 (as the paper), 100 images": {"kind": "absolute", "step": 1e-3, "images": 100},
+        f"1 %, {MANY} images": {**at, "images": MANY},
+        f"1 %, {FEW} images": {**at, "images": FEW},
+        f"0.001 (as the paper), {FEW} images": {"kind": "absolute", "step": 1e-3, "images": FEW},
     }
     layers = describe_layers(results)
     if layers.empty:  # only some of the cells were computed
@@ -276,11 +294,11 @@ def tables(results: pd.DataFrame) -> Tables:
     rows = []
     for probe in PROBES:
         for kind, step in (("relative", 1e-2), ("absolute", 1e-3)):
-            changes = measure_changes(results, probe=probe, kind=kind, step=step, images=500)
+            changes = measure_changes(results, probe=probe, kind=kind, step=step, images=MANY)
             if changes:
                 rows.append({"of": probe, "step": f"{kind} {step:g}", **tell_changes(changes)})
     return {
-        "Each layer, relative step 1 %, 500 images": layers,
+        f"Each layer, relative step 1 %, {MANY} images": layers,
         "Minima per line, deeper than the largest noise floor (mean and 95 % interval)": minima,
         "Mean change from the first scales to the ends of a line (test images: probes only)": (
             pd.DataFrame(rows)
@@ -289,8 +307,8 @@ def tables(results: pd.DataFrame) -> Tables:
 
 
 def describe_layers(results: pd.DataFrame) -> pd.DataFrame:
-    """What was measured of each layer at relative steps of 1 % on 500 images, as text."""
-    look: dict[str, Any] = {"kind": "relative", "step": 1e-2, "images": 500}
+    """What was measured of each layer at relative steps of 1 % on many images, as text."""
+    look: dict[str, Any] = {"kind": "relative", "step": 1e-2, "images": MANY}
     found = where(results, probe="fitness", **look)
     return pd.DataFrame(
         {

@@ -4,7 +4,7 @@ The paper's search with each loss as fitness. The gap between the loss on calibr
 fresh ones, in shares of what the search gained, says how much was overfitted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,9 @@ from evolq_lite.experiments.results import Cell, Result, by, where
 from evolq_lite.experiments.setup import (
     Setting,
     draw_fresh_images,
-    measure_fitness,
     measure_top1,
     prepare,
-    search_scales,
+    search_and_generalize,
 )
 from evolq_lite.experiments.verdicts import UNDECIDED, Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
@@ -72,7 +71,7 @@ def run(cell: Cell) -> Result:
     config = QuantConfig(weight_bits=cell["weight_bits"])
     setting = prepare("vit", cell["images"], cell["seed"], config)
     if cell["loss"] == "correlation":
-        return correlate(setting)
+        return correlate(setting, count_neighbors(cell["passes"]))
     if cell["loss"] == "start":
         return measure_top1(setting.qmodel, cell["every"])
     search = SearchConfig(
@@ -83,20 +82,18 @@ def run(cell: Cell) -> Result:
         batch=min(100, cell["images"]),
     )
     fresh = draw_fresh_images(setting.demo, 200 if cell["passes"] == 1 else 1000, cell["seed"])
-    before = measure_fitness(setting, search, *fresh)
-    found = search_scales(setting, search)
-    after = measure_fitness(setting, search, *fresh)
-    return {
-        **found,
-        "fresh_before": before,
-        "fresh": after,
-        **measure_top1(setting.qmodel, cell["every"]),
-    }
+    found = search_and_generalize(setting, search, fresh)
+    return {**found, **measure_top1(setting.qmodel, cell["every"])}
+
+
+def count_neighbors(passes: int) -> int:
+    """Of how many vectors of scales a correlation is measured; fewer if the cell is quick."""
+    return 60 if passes > 1 else 10
 
 
 @torch.no_grad()
-def correlate(setting: Setting) -> Result:
-    """Pearson's correlation of infoNCE at T = 3, and 0.07, with cosine over 60 neighbors."""
+def correlate(setting: Setting, neighbors: int) -> Result:
+    """Pearson's correlation of infoNCE at T = 3, and 0.07, with cosine over neighbors."""
     images, values = setting.demo.calibration, []
     for fitness in (info_nce, cosine, lambda q, k: info_nce(q, k, 0.07)):
         objective = BlockObjective(
@@ -108,7 +105,7 @@ def correlate(setting: Setting) -> Result:
             min(100, len(images)),
         )
         start = objective.start
-        near = torch.stack([start + 0.02 * direction(start, s) for s in range(60)])
+        near = torch.stack([start + 0.02 * direction(start, s) for s in range(neighbors)])
         values.append(objective(near.abs()).numpy())
     table = np.corrcoef(np.stack(values))
     return {"cosine_and_t3": float(table[0, 1]), "cosine_and_t007": float(table[1, 2])}
@@ -173,39 +170,27 @@ def verdict(results: pd.DataFrame) -> Verdict:
     gaps = {
         name: np.mean(
             [[measure_gap(one) for one in split(size[name])] for size in sizes.values()], 0
-        )
+        ).tolist()
         for name in last
     }
-    for name in others:
-        test = ttest_rel(gaps[name], gaps[OURS])
-        more = 100 * float((gaps[name] - gaps[OURS]).mean())
-        rows.append(
-            Row(
-                f"{name} overfits more than {OURS} (paired t-test over {len(ours)} seeds)",
-                more,
-                p=float(test.pvalue),
-                # Few seeds: what is not significant is not decided.
-                holds=bool(test.statistic > 0) if test.pvalue < 0.05 else None,
-                unit="% of the gain",
-                form="+.0f",
-            )
-        )
+    gaps_told = compare_gaps(gaps, others)
+    rows += gaps_told
     rows += [
         Row.of(f"{name}, {title}, over the start", gain)
         for title, row in gains.items()
         for name, gain in row.items()
     ]
     pair = where(results, loss="correlation").iloc[0]
+    neighbors = count_neighbors(pair["passes"])
     rows += [
         Row(
-            f"Correlation of cosine with infoNCE at T = {name}, 60 neighbors",
+            f"Correlation of cosine with infoNCE at T = {name}, {neighbors} neighbors",
             pair[key],
             unit="",
             form=".4f",
         )
         for name, key in (("3", "cosine_and_t3"), ("0.07", "cosine_and_t007"))
     ]
-    gaps_told = rows[1 : 1 + len(others)]
     decided = [row for row in gaps_told if row.holds is not None]
     less = f"overfits less than {sum(bool(row.holds) for row in decided)} of {len(others)} others"
     if not decided:
@@ -216,6 +201,28 @@ def verdict(results: pd.DataFrame) -> Verdict:
         f"{compare_words(race)} the best other loss ({rival}); {less}.",
         tuple(rows),
     )
+
+
+def compare_gaps(
+    gaps: Mapping[str, Sequence[float]], others: Sequence[str], setting: str = ""
+) -> list[Row]:
+    """Does each other loss overfit more than infoNCE? From the gaps of each loss, by seed."""
+    ours, rows = np.array(gaps[OURS]), []
+    for name in others:
+        theirs = np.array(gaps[name])
+        test = ttest_rel(theirs, ours)
+        rows.append(
+            Row(
+                f"{setting}{name} overfits more than {OURS} (paired t-test over {len(ours)} seeds)",
+                100 * float((theirs - ours).mean()),
+                p=float(test.pvalue),
+                # Few seeds: what is not significant is not decided.
+                holds=bool(test.statistic > 0) if test.pvalue < 0.05 else None,
+                unit="% of the gain",
+                form="+.0f",
+            )
+        )
+    return rows
 
 
 def compare_words(race: Gain) -> str:

@@ -126,5 +126,5 @@ CLAIM = Claim(
     run,
     figure,
     verdict,
-    real="REAL",
+    real="R5",
 )

@@ -232,19 +232,35 @@ def figure(results: pd.DataFrame) -> Picture:
 
 
 def draw_lines(part: Any, lines: pd.DataFrame) -> None:
-    """The same line through a layer of the ViT for each source of jumps, on few images."""
+    """The first line through a layer of the ViT for each source of jumps, on few images."""
     few, layer = lines["images"].min(), LAYERS["vit"][0]
+    shown = where(lines, network="vit", layer=layer, images=few)
+    title = f"{NAMES['vit']} {layer}, {few} images, 3-bit weights"
+    draw_landscapes(part, shown, {"lines_values": ""}, title)
+
+
+def draw_landscapes(
+    part: Any, results: pd.DataFrame, computed: Mapping[str, str], title: str
+) -> None:
+    """The first line of a layer for each source of jumps, as often as it was computed.
+
+    `computed` holds columns of lines, each with its name in the legend.
+    """
     grid = part.subplots(2, 2, sharex=True, sharey=True)
     for axes, (name, (integers, bits)) in zip(grid.flat, SOURCES.items()):
-        mine = where(lines, network="vit", layer=layer, images=few)
-        row = where(mine, integers=integers, activations=bits).iloc[0]
-        radii = 100 * np.linspace(-REACH, REACH, int(row["points"]))
-        values = np.array(row["lines_values"][0])
-        axes.plot(radii, 1000 * (values - values.mean()), "o-", ms=2.5, lw=1, color=PETROFF[0])
+        row = where(results, integers=integers, activations=bits).iloc[0]
+        for i, (column, label) in enumerate(computed.items()):
+            values = 1000 * np.array(row[column][0])
+            radii = 100 * np.linspace(-REACH, REACH, len(values))
+            # The last is the thinnest: where they agree, all are to be seen.
+            last = i == len(computed) - 1
+            style = {"color": PETROFF[i], "ms": 2.5 if last else 5, "lw": 1 if last else 2}
+            form = MARKERS[i] + ("--" if i else "-")
+            axes.plot(radii, values - values.mean(), form, label=label, **style)
         axes.set_title(f"what jumps: {name}", fontsize="medium")
     for axes in grid[-1]:
         axes.set_xlabel("all scales of the layer moved by, %")
-    part.suptitle(f"{NAMES['vit']} {layer}, {few} images, 3-bit weights", fontsize="medium")
+    part.suptitle(title, fontsize="medium")
     part.supylabel("change of the loss, thousandths", fontsize="medium")
 
 
@@ -334,8 +350,9 @@ def verdict(results: pd.DataFrame) -> Verdict:
     ]
     return Verdict(
         decide([row.holds for row in rows]),
-        f"In one block of each embedded network, activations alone make {100 * kept:.0f} % of the "
-        f"jaggedness (falling as images to the power {powers['activations only'][0]:.2f}), "
+        f"In one block of each embedded network (one seed), activations alone make "
+        f"{100 * kept:.0f} % of the "
+        f"jaggedness (images to the power {powers['activations only'][0]:.2f}), "
         f"weights' integers {100 * weights:.0f} % ({powers[OTHER][0]:.2f}), neither "
         f"{100 * neither:.1f} %.",
         tuple(rows),
@@ -386,7 +403,7 @@ def tables(results: pd.DataFrame) -> Tables:
 
 CLAIM = Claim(
     "C9",
-    "Where does the jaggedness come from: weights, activations, or too few images?",
+    "Do activations make the jaggedness, and do more images average it away?",
     cells,
     run,
     figure,

@@ -48,6 +48,7 @@ class Claim:
     verdict: Callable[[pd.DataFrame], Verdict]
     tables: Callable[[pd.DataFrame], Tables] = no_tables  # more numbers, by title
     real: str = ""  # the claim that asks the same of real networks
+    note: str = ""  # what a reader must know beside the verdict
     reads: str = ""  # the claim whose cells and results it is told from, if not its own
     # Results are shown when all cells of a stage are there, and of those before it.
     stage: Callable[[Cell], int] = lambda cell: 0

@@ -18,7 +18,7 @@ import torch
 
 from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
 from evolq_lite.data import check_images
-from evolq_lite.evaluate import SeedComparison, unpacked
+from evolq_lite.evaluate import SeedComparison, tell_p, unpacked
 from evolq_lite.evolve import Evaluated
 from evolq_lite.experiments.results import VERSION, Cell, Result, ResultFile, where
 from evolq_lite.experiments.verdicts import to_markdown
@@ -284,7 +284,7 @@ class Grid:
             f"{len(results)} of {len(cells)} cells were run (passes: {self.passes}; training "
             f"images: {self.calibration_images:,}; seeds: {self.seeds}). Top-1 in percent, mean "
             "over seeds; a gain is over the start, with its 95 % interval. KL: to the float "
-            "network, before and after the search, in nats an image.",
+            "network, before and after the search, in nats an image, with a p-value for each seed.",
             HOW_PUBLISHED.strip() if whole else CHECK.format(self.test_images),
         ]
         for bits in BITS:
@@ -395,12 +395,17 @@ def tell_mean(found: pd.DataFrame, column: str, seeds: int) -> str:
 
 
 def tell_kl(found: pd.DataFrame) -> str:
-    """The divergence from the float network before and after the search, mean over seeds."""
+    """The divergence from the float network before and after the search, mean over seeds.
+
+    With the p-value of each seed's change, image by image.
+    """
     if found.empty:
         return MISSING
-    ends = [[loss["kl"][end] for loss in found["losses"]] for end in ("before", "evolved")]
-    known = [[value for value in values if value is not None] for values in ends]
-    return " to ".join(f"{fmean(values):.3f}" if values else "infinite" for values in known)
+    changes = [losses["kl"] for losses in found["losses"]]
+    ends = [[change[end] for change in changes] for end in ("before", "evolved")]
+    told = " to ".join("infinite" if None in values else f"{fmean(values):.3f}" for values in ends)
+    known = [change["p_value"] for change in changes if change["p_value"] is not None]
+    return f"{told} ({', '.join(f'p {tell_p(p)}' for p in known)})" if known else told
 
 
 def tell_gain(found: pd.DataFrame) -> str:

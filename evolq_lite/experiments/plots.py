@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sized
 
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from evolq_lite.evaluate import Gain, LossChange, SeedComparison
+from evolq_lite.evaluate import LOSSES, Gain, LossChange, SeedComparison
 from evolq_lite.figures import MARKERS, PETROFF, Picture, new_figure
 
 NAMES = {"vit": "ViT", "cnn": "CNN"}
+SHORT = {"kl": "KL divergence", "cross_entropy": "cross-entropy"}
 ACROSS = 3  # panels side by side
 LEAST = 8.0  # inches: what a title takes
 
@@ -83,10 +84,11 @@ def describe(groups: Gains, title: str) -> str:
     )
 
 
-def plot_starts(groups: Searches, title: str) -> Picture:
-    """What searches make of each start: mean KL to float, a panel for each group, a row a start.
+def plot_starts(groups: Searches, title: str, loss: str = "kl") -> Picture:
+    """What searches make of each start: its mean loss, a panel for each group, a row a start.
 
-    A bar marks the start itself; a search's marker is filled where it changes KL significantly.
+    A bar marks the start itself; a search's marker is filled where it changes the loss
+    significantly.
     """
     across = min(2, len(groups))
     down = math.ceil(len(groups) / across)
@@ -94,7 +96,7 @@ def plot_starts(groups: Searches, title: str) -> Picture:
     picture = new_figure(
         max(4.4 * across + 1, LEAST),
         (0.55 * len(starts) + 0.9) * down + 0.9,
-        describe_starts(groups, title),
+        describe_starts(groups, title, loss),
     )
     grid = picture.subplots(down, across, squeeze=False, sharey=True)
     for axes, (group, found) in zip(grid.flat, groups.items()):
@@ -125,7 +127,7 @@ def plot_starts(groups: Searches, title: str) -> Picture:
         axes.set_title(group, fontsize="medium")
         axes.grid(axis="x", alpha=0.3)
     for axes in grid[-1]:
-        axes.set_xlabel("KL to the float network, nats (log)")
+        axes.set_xlabel(f"{LOSSES[loss]}, nats (log)")
     for axes in grid.flat[len(groups) :]:
         axes.set_axis_off()
     handles, labels = grid.flat[0].get_legend_handles_labels()
@@ -134,7 +136,7 @@ def plot_starts(groups: Searches, title: str) -> Picture:
     return picture
 
 
-def describe_starts(groups: Searches, title: str) -> str:
+def describe_starts(groups: Searches, title: str, loss: str) -> str:
     """A figure of searches on starts in at most 40 words."""
     changes = [
         change
@@ -146,5 +148,5 @@ def describe_starts(groups: Searches, title: str) -> str:
     worse = sum(change.worse for change in changes)
     return (
         f"{title}, in {count_panels(groups)}, a row for each start: of {len(changes)} searches "
-        f"{better} lower the KL divergence significantly, {worse} raise it."
+        f"{better} lower the {SHORT[loss]} significantly, {worse} raise it."
     )

@@ -156,8 +156,8 @@ def check_folders(cells: Sequence[Cell], place: Place, progress: Progress = quie
 
 
 def wanted_by(cells: Sequence[Cell]) -> int:
-    """How many photographs calibrate, at most."""
-    return max(cell.get("images", CALIBRATION) for cell in cells)
+    """How many photographs calibrate, and serve as fresh ones beside those, at most."""
+    return max(cell.get("images", CALIBRATION) + cell.get("fresh", 0) for cell in cells)
 
 
 def group_settings(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -192,12 +192,16 @@ def tell_means(column: pd.Series, images: int) -> dict[str, str]:
     }
 
 
-def change_kl(
-    groups: Mapping[str, pd.DataFrame], start: str, others: Iterable[str], how: str
+def change_loss(
+    groups: Mapping[str, pd.DataFrame],
+    start: str,
+    others: Iterable[str],
+    how: str,
+    loss: str = "kl",
 ) -> dict[str, dict[str, dict[str, LossChange]]]:
-    """KL of other networks against a start's, by setting, network and `how`: for `plot_starts`."""
+    """A loss of other networks against a start's, by setting, network and `how`: `plot_starts`."""
     return {
-        setting: {name: {how: measure_loss(found[start], found[name], "kl")} for name in others}
+        setting: {name: {how: measure_loss(found[start], found[name], loss)} for name in others}
         for setting, found in groups.items()
     }
 

@@ -2,8 +2,7 @@
 
 Lines through the scales of each layer of a block, with weights' integers free or frozen and
 activations in 8 bits or float, on few and on more calibration images: roughness and minima as in
-C9. R9 asks where the jaggedness comes from, R2 whether there is any, and more in attention than in
-the MLP.
+C9. R9 asks whether activations make the jaggedness, R2 whether any of it is deeper than the noise.
 
 So deep a network has another landscape on another machine: a last bit that differs flips a
 rounding, and by the tenth block most images are no longer what they were. So every line is computed
@@ -29,8 +28,9 @@ from evolq_lite.experiments.c2_landscape import (
     SEVERAL,
     count_layers,
     difference,
+    draw_layer,
+    has_several,
     interval,
-    welch,
 )
 from evolq_lite.experiments.c9_origin import (
     FLOAT,
@@ -40,6 +40,7 @@ from evolq_lite.experiments.c9_origin import (
     REACH,
     SOURCES,
     describe_lines,
+    draw_landscapes,
     landscape_of,
     lines_of,
     quantize_for,
@@ -49,7 +50,7 @@ from evolq_lite.experiments.c9_origin import (
 )
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.real_cells import NETWORKS, Place, source_of
-from evolq_lite.experiments.results import Cell, Result, where
+from evolq_lite.experiments.results import Cell, Result, by, where
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import MARKERS, PETROFF, Picture, new_figure
 from evolq_lite.landscape import inputs_by_another_kernel, local_minima, noise_of_lines
@@ -140,25 +141,11 @@ def figure(results: pd.DataFrame) -> Picture:
 def draw_twice(part: Any, results: pd.DataFrame) -> None:
     """The first line through the first layer of DeiT-Tiny for each source of jumps."""
     network, layer = list(NETWORKS)[-1], LAYERS[0]
-    grid = part.subplots(2, 2, sharex=True, sharey=True)
-    for axes, (name, (integers, bits)) in zip(grid.flat, SOURCES.items()):
-        mine = where(results, network=network, layer=layer, integers=integers, activations=bits)
-        row = mine.iloc[0]
-        radii = 100 * np.linspace(-REACH, REACH, len(row["lines_values"][0]))
-        for i, (key, label) in enumerate(COMPUTED.items()):
-            values = 1000 * np.array(row[key][0])
-            # The second is thinner: where they agree, both are to be seen.
-            style = {"color": PETROFF[i], "ms": (5, 2.5)[i], "lw": (2, 1)[i], "label": label}
-            axes.plot(radii, values - values.mean(), MARKERS[i] + ("-", "--")[i], **style)
-        axes.set_title(f"what jumps: {name}", fontsize="medium")
-    for axes in grid[-1]:
-        axes.set_xlabel("all scales of the layer moved by, %")
-    part.suptitle(
-        f"{NETWORKS[network]} {layer}, {results['images'].iloc[0]} images, 3-bit weights",
-        fontsize="medium",
-    )
-    part.supylabel("change of the loss, thousandths", fontsize="medium")
-    part.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    shown = where(results, network=network, layer=layer)
+    title = f"{NETWORKS[network]} {layer}, {shown['images'].iloc[0]} images, 3-bit weights"
+    draw_landscapes(part, shown, COMPUTED, title)
+    labels = part.axes[0].get_legend_handles_labels()
+    part.legend(*labels, loc="outside lower center", ncols=len(COMPUTED))
 
 
 def draw_layers(part: Any, results: pd.DataFrame) -> None:
@@ -235,61 +222,122 @@ def verdict(results: pd.DataFrame) -> Verdict:
         share, ends = kept_of(results, network=network)
         label = f"{name}, both: left of the gain of a line's lowest point, with other last bits"
         rows.append(Row(label, share, ends, unit="", form=".2f"))
-    makes, keeps, neither = (
-        share_of(results, source)[0] for source in ("activations only", OTHER, "neither")
+    makes, keeps = (
+        " and ".join(f"{100 * share_of(results, source, network=n)[0]:.0f}" for n in NETWORKS)
+        for source in ("activations only", OTHER)
     )
+    names = " and ".join(NETWORKS.values())
     return Verdict(
         decide(row.holds for row in rows),
-        f"In one block of two trained networks ({count_seeds(results)}), activations alone make "
-        f"{100 * makes:.0f} % of the jaggedness, weights' integers {100 * keeps:.0f} %, neither "
-        f"{100 * neither:.1f} %.",
+        f"In one block of {names} ({scope_of(results)}), activations alone make {makes} % of the "
+        f"jaggedness, weights' integers alone {keeps} %.",
         tuple(rows),
     )
+
+
+def scope_of(results: pd.DataFrame) -> str:
+    """What a verdict rests on."""
+    images = " and ".join(map(str, sorted(results["images"].unique())))
+    return f"{count_seeds(results)}, {images} photographs, W3A8"
+
+
+def layers_of(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The cells of each layer as the network is quantized, on the most images, by its name."""
+    shown = where(results, integers=FREE, activations="8", images=results["images"].max())
+    return {name_of(mine.iloc[0]): mine for mine in by(shown, "network", "layer").values()}
+
+
+def noise_of(results: pd.DataFrame) -> dict[str, float]:
+    """The noise beside each layer: the largest of its network's.
+
+    A layer with a lower floor than others would have more minima for that reason alone.
+    """
+    layers = layers_of(results)
+    networks = pd.concat(layers.values()).groupby("network")["noise_floor"].max()
+    return {name: float(networks[mine["network"].iloc[0]]) for name, mine in layers.items()}
 
 
 def count_minima(results: pd.DataFrame, above_noise: bool = True) -> dict[str, list[int]]:
-    """Minima of each line by layer, on the most images, as the network is quantized.
-
-    All of them, or those that are deeper than the noise; then the largest floor of a network counts
-    for all its layers, because under a lower one a layer has more minima.
-    """
-    shown = where(results, integers=FREE, activations="8", images=results["images"].max())
-    floors = shown.groupby("network")["noise_floor"].max()
-    counts: dict[str, list[int]] = {}
-    for _, row in shown.iterrows():
-        counts.setdefault(name_of(row), []).extend(
-            local_minima(torch.tensor(values), floors[row["network"]] if above_noise else 0.0)
-            for values in row["lines_values"]
-        )
-    return counts
-
-
-def has_several(minima: dict[str, list[int]]) -> list[bool]:
-    """Whether each layer has more than the one minimum of a bowl, by the interval over lines."""
-    return [interval(counts)[0] > 1 for counts in minima.values()]
+    """Minima of each line by layer: all of them, or those that are deeper than the noise."""
+    floors = noise_of(results)
+    return {
+        name: [
+            local_minima(torch.tensor(line), floors[name] if above_noise else 0.0)
+            for lines in mine["lines_values"]
+            for line in lines
+        ]
+        for name, mine in layers_of(results).items()
+    }
 
 
 def verdict_on_layers(results: pd.DataFrame) -> Verdict:
-    """Is every layer jagged, also beyond the noise, and attention more than the MLP?"""
-    minima = count_minima(results, above_noise=False)
-    jagged, beyond = has_several(minima), has_several(count_minima(results))
+    """Is every layer jagged beyond the noise, as C2 asks? And attention more than the MLP?
+
+    Without a floor, white noise is jagged too, so that counts for nothing.
+    """
+    every, deep = count_minima(results, above_noise=False), count_minima(results)
+    jagged, beyond = has_several(every), has_several(deep)
     rows = [
-        count_layers(SEVERAL.capitalize(), jagged, holds=all(jagged)),
         count_layers(f"{SEVERAL.capitalize()}, deeper than the noise", beyond, all(beyond)),
+        count_layers(f"{SEVERAL.capitalize()}, however flat", jagged),
     ]
-    rugged: list[bool] = []
     for network in NETWORKS.values():
-        attention, mlp = (join(minima, f"{network} {part}") for part in ("attn", "mlp"))
-        rugged.append(fmean(attention) > fmean(mlp) and welch(attention, mlp) < 0.05)
-        label = f"{network}'s attention (qkv, proj), over its MLP (fc1, fc2)"
-        rows.append(difference(label, attention, mlp, rugged[-1]))
+        attention, mlp = (join(every, f"{network} {part}") for part in ("attn", "mlp"))
+        label = f"{network}'s attention (qkv, proj), over its MLP (fc1, fc2), however flat"
+        rows.append(difference(label, attention, mlp))
     return Verdict(
         decide(row.holds for row in rows),
-        f"In one block of two trained networks ({count_seeds(results)}), {sum(jagged)} of "
-        f"{len(jagged)} layers are jagged, {sum(beyond)} beyond what other last bits change; "
-        f"attention is significantly worse in {sum(rugged)} of {len(rugged)}.",
+        f"In one block of two trained networks ({scope_of(results)}), {sum(beyond)} of "
+        f"{len(beyond)} layers have several minima per line that are deeper than what other last "
+        f"bits change.",
         tuple(rows),
     )
+
+
+def figure_of_layers(results: pd.DataFrame) -> Picture:
+    """Lines through every layer, above the noise of its network."""
+    found, floors, counts = layers_of(results), noise_of(results), count_minima(results)
+    alt = (
+        f"Change of the loss along lines through the first scales of {len(found)} layers of "
+        f"trained networks, 1 % to both sides, above a band as wide as the noise: "
+        f"{max(fmean(n) for n in counts.values()):.1f} minima per line are deeper, at most."
+    )
+    picture = new_figure(14.4, 5.8, alt)
+    grid = picture.subplots(2, -(-len(found) // 2), squeeze=False, sharex=True, sharey="row")
+    for axes, (name, mine) in zip(grid.flat, found.items()):
+        lines = [np.array(line) for row in mine["lines_values"] for line in row]
+        changes = [line - line.mean() for line in lines]
+        draw_layer(axes, name, REACH, changes, floors[name])
+    for axes in grid[-1]:
+        axes.set_xlabel("relative step")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("change of fitness, thousandths")
+    grid.flat[0].legend(fontsize="small")
+    picture.align_ylabels()
+    return picture
+
+
+def tables_of_layers(results: pd.DataFrame) -> Tables:
+    """Minima and range of the lines of each layer."""
+    every, deep = count_minima(results, above_noise=False), count_minima(results)
+    floors = noise_of(results)
+    rows = []
+    for name, mine in layers_of(results).items():
+        ranges = [np.ptp(line) for row in mine["lines_values"] for line in row]
+        rows.append(
+            {
+                "layer": name,
+                "lines": len(ranges),
+                "range of a line": f"{fmean(ranges):.2g}",
+                "noise floor of the network": f"{floors[name]:.2g}",
+                "minima per line": f"{fmean(every[name]):.1f}",
+                "deeper than the noise": f"{fmean(deep[name]):.1f}",
+            }
+        )
+    points = int(results["points"].iloc[0])
+    white = f"{(points - 2) / 3:.1f}"  # each inner point is the lowest of three
+    title = f"Lines of {points} points, 1 % to both sides (white noise has {white} minima per line)"
+    return {title: pd.DataFrame(rows)}
 
 
 def join(counts: dict[str, list[int]], start: str) -> list[int]:
@@ -323,7 +371,7 @@ def tables(results: pd.DataFrame) -> Tables:
 
 CLAIM = Claim(
     "R9",
-    "Where does the jaggedness of trained ViT-Tiny and DeiT-Tiny come from?",
+    "Do activations make the jaggedness of trained ViT-Tiny and DeiT-Tiny?",
     cells,
     run,
     figure,
@@ -336,8 +384,9 @@ LAYERS_CLAIM = Claim(
     "Is the loss over the scales of trained ViT-Tiny and DeiT-Tiny jagged, in attention most?",
     cells,
     run,
-    figure,
+    figure_of_layers,
     verdict_on_layers,
+    tables_of_layers,
     stage=stage_of,
     reads="R9",
 )

@@ -21,7 +21,7 @@ from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     NETWORKS,
     Place,
-    change_kl,
+    change_loss,
     group_settings,
     mean_loss,
     measure_gain,
@@ -89,7 +89,7 @@ def median_scale(setting: Setting) -> float:
 
 def figure(results: pd.DataFrame) -> Picture:
     """KL before and after each variant of the search, a panel for each network and bit-width."""
-    changes = change_kl(group_settings(results), START, VARIANTS, "after the search")
+    changes = change_loss(group_settings(results), START, VARIANTS, "after the search")
     return plot_starts(changes, "1,000-image check: one option of the search changed, from MinMax")
 
 
@@ -100,7 +100,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
     many = len(settings) * len(others)  # comparisons: Bonferroni
     rows: list[Row] = []
     starts: list[Row] = []
-    better: list[str] = []
+    better: list[tuple[str, str]] = []
     for setting, found in settings.items():
         for name in VARIANTS:
             change = measure_loss(found[START], found[name], "kl")
@@ -108,16 +108,15 @@ def verdict(results: pd.DataFrame) -> Verdict:
         for name in others:
             change = measure_loss(found[PAPER], found[name], "kl")
             ahead = change.better and many * change.p_value < 0.05
-            better += [name] * ahead
+            better += [(name, setting)] * ahead
             label = f"{setting}: {name}, over the paper's choice"
             rows.append(Row.of_loss(f"{label}, KL", change, not ahead))
             starts.append(Row.of(label, measure_gain(found[PAPER], found[name], images)))
-    widths = sum(name.startswith("relative") for name in better)
+    which = f": {better[0][0]} ({better[0][1]})" if len(better) == 1 else ""
     return Verdict(
         WORDS[2 if better else 0],
-        f"On a 1,000-image check ({count_seeds(results)}, one pass), a variant beats the paper's "
-        f"choice significantly in KL (Bonferroni) in {len(better)} of {many} comparisons, "
-        f"{widths} of them of relative widths.",
+        f"On a 1,000-image check ({count_seeds(results)}, one pass), variants beat the paper's "
+        f"choice significantly in KL (Bonferroni) in {len(better)} of {many} comparisons{which}.",
         (*rows, *starts),
     )
 

@@ -27,7 +27,7 @@ from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     Place,
-    change_kl,
+    change_loss,
     group_settings,
     measure_gain,
     measure_loss,
@@ -88,7 +88,7 @@ def cost_of(found: pd.DataFrame) -> float:
 
 def figure(results: pd.DataFrame) -> Picture:
     """KL before and after each search, a panel for each bit-width."""
-    changes = change_kl(group_settings(results), START, SEARCHES, "after the search")
+    changes = change_loss(group_settings(results), START, SEARCHES, "after the search")
     return plot_starts(changes, "1,000-image check: with and without racing, from MinMax")
 
 
@@ -100,6 +100,9 @@ def verdict(results: pd.DataFrame) -> Verdict:
     shares: list[float] = []
     for setting, found in group_settings(results).items():
         shares.append(cost_of(found))
+        label = f"{setting}: the paper's search, over MinMax"
+        others.append(Row.of_loss(f"{label}, KL", measure_loss(found[START], found[PAPER], "kl")))
+        others.append(Row.of(label, measure_gain(found[START], found[PAPER], images)))
         for name in (EQUAL, RACE):
             change = measure_loss(found[PAPER], found[name], "kl")
             counts = name == EQUAL

@@ -28,10 +28,13 @@ HOW_TO_READ = """\
 Made by `python -m evolq_lite reproduce` from the files beside it; do not edit. A gain is in points
 of top-1 unless its unit says otherwise, intervals have 95 %, and *holds* says whether a row speaks
 for the claim. C1 to C12 are about the two networks embedded in this repository and their 9,920 test
-images (Typefaces-62). REAL and what begins with R are checks of trained ViT-Tiny and DeiT-Tiny on
-1,000 photographs, which are easier than the ImageNet validation set: compare their accuracies with
-each other only."""
+images (Typefaces-62). REAL, and the claims that start with R, test trained ViT-Tiny and DeiT-Tiny
+on 1,000 photographs, which are easier than the ImageNet validation set: compare their accuracies
+with each other only. What a verdict rests on is said below it (*Cells*): networks, bits, seeds,
+calibration images, passes. The results of a long claim are shown stage by stage, as they are
+finished."""
 
+MOST_VALUES = 8  # of a parameter, in a line
 HOW_TO_OPEN = """\
 ## The files
 
@@ -124,16 +127,22 @@ def load_results(name: str, folder: Path = RESULTS, quick: bool = False) -> pd.D
     """
     claim = KNOWN[name]
     computed = claim.reads or name
-    cells, file = claim.cells(quick), ResultFile(folder, computed)
-    there = file.find(cells)
-    absent = [claim.stage(cell) for cell, line in zip(cells, there) if line is None]
-    complete = [cell for cell in cells if not absent or claim.stage(cell) < min(absent)]
+    complete, finished = find_complete(claim, folder, quick)
     if not complete:
         raise ValueError(
-            f"{name} has not been measured yet ({len(cells) - len(absent)} of {len(cells)} cells "
+            f"{name} has not been measured yet ({finished} of {len(claim.cells(quick))} cells "
             f"are in {folder}); compute it with: python -m evolq_lite reproduce {computed}"
         )
-    return file.read(complete)
+    return ResultFile(folder, computed).read(complete)
+
+
+def find_complete(claim: Claim, folder: Path, quick: bool = False) -> tuple[list[Cell], int]:
+    """The cells of a claim's complete stages, and how many cells are finished in all."""
+    cells = claim.cells(quick)
+    there = ResultFile(folder, claim.reads or claim.name).find(cells)
+    absent = [claim.stage(cell) for cell, line in zip(cells, there) if line is None]
+    complete = [cell for cell in cells if not absent or claim.stage(cell) < min(absent)]
+    return complete, len(cells) - len(absent)
 
 
 def load_claim(name: str) -> tuple[Picture, Verdict]:
@@ -152,6 +161,7 @@ def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
         except ValueError:
             continue
         picture, verdict = claim.figure(results), claim.verdict(results)
+        shown, finished = find_complete(claim, folder, quick)
         save_figure(picture, folder / f"{name}.png")
         told.append(
             {
@@ -165,12 +175,14 @@ def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
                 "command": f"python -m evolq_lite reproduce {claim.reads or name}"
                 + " --quick" * quick,
                 "cells": len(results),
+                "finished": finished,
                 "planned": len(claim.cells(quick)),
+                "parameters": list_parameters(shown),
                 "seconds": round(results["seconds"].sum()),
                 "devices": count_devices(results),
             }
         )
-        sections.append(write_section(told[-1], verdict, claim.tables(results)))
+        sections.append(write_section(told[-1], claim.note, verdict, claim.tables(results)))
     page = "\n\n".join(
         [
             "# The paper's claims, measured here",
@@ -185,6 +197,16 @@ def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
     return told
 
 
+def list_parameters(cells: Sequence[Cell]) -> dict[str, list[Any]]:
+    """The values of each parameter in some cells, in their order."""
+    found: dict[str, list[Any]] = {}
+    for cell in cells:
+        for name, value in cell.items():
+            values = found.setdefault(name, [])
+            values += [value] * (value not in values)
+    return found
+
+
 def count_devices(results: pd.DataFrame) -> dict[str, int]:
     """How many cells each device has computed; the CPU, where a result names none."""
     if "device" not in results:
@@ -192,11 +214,17 @@ def count_devices(results: pd.DataFrame) -> dict[str, int]:
     return {str(name): int(n) for name, n in results["device"].fillna("cpu").value_counts().items()}
 
 
-def write_section(told: dict[str, Any], verdict: Verdict, tables: dict[str, pd.DataFrame]) -> str:
-    """One claim as Markdown: sentence, rows that decide it, figure, and all other numbers."""
+def write_section(
+    told: dict[str, Any], note: str, verdict: Verdict, tables: dict[str, pd.DataFrame]
+) -> str:
+    """One claim as Markdown: sentence, scope, deciding rows, figure, and all other numbers."""
     parts = [f"## {told['claim']} {told['question']}", f"**{verdict.word}.** {verdict.sentence}"]
+    parts += [note] * bool(note)
+    parts.append(f"Cells: {tell_parameters(told['parameters'])}.")
     if told["cells"] < told["planned"]:
-        parts.append(f"So far from {told['cells']} of {told['planned']} cells.")
+        waiting = told["finished"] - told["cells"]
+        waits = f" Finished, and shown when their stage is complete: {waiting}." * bool(waiting)
+        parts.append(f"So far from {told['cells']} of {told['planned']} cells.{waits}")
     if gpus := {name: n for name, n in told["devices"].items() if name != "cpu"}:
         named = ", ".join(f"{n} of {told['cells']} cells on {name}" for name, n in gpus.items())
         parts.append(f"Computed with several processes at a time: {named}.")
@@ -208,6 +236,18 @@ def write_section(told: dict[str, Any], verdict: Verdict, tables: dict[str, pd.D
         more = to_markdown(tabulate(verdict.others))
         parts.append(f"<details><summary>Other measurements</summary>\n\n{more}\n\n</details>")
     return "\n\n".join(parts)
+
+
+def tell_parameters(parameters: dict[str, list[Any]]) -> str:
+    """Parameters and their values in words, where they are few enough to be read."""
+    names = {"images": "calibration images", "fresh": "fresh images"}
+    told = {
+        names.get(name, name.replace("_", " ")): ", ".join(f"`{v}`" for v in values)
+        if len(values) <= MOST_VALUES
+        else f"{len(values)} kinds"
+        for name, values in parameters.items()
+    }
+    return "; ".join(f"{name} {values}" for name, values in told.items())
 
 
 def write_summary(told: Sequence[dict[str, Any]]) -> str:

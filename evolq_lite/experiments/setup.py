@@ -132,6 +132,16 @@ def measure_fitness(
     return float(torch.stack([loss(setting.chain(x), t) for x, t in parts]).mean())
 
 
+def search_and_generalize(
+    setting: Setting, config: SearchConfig, fresh: tuple[Tensor, Tensor]
+) -> Result:
+    """`search_scales`, and the same loss on fresh images with their targets, before and after."""
+    before = measure_fitness(setting, config, *fresh)
+    found = search_scales(setting, config)
+    after = measure_fitness(setting, config, *fresh)
+    return {**found, "fresh_before": before, "fresh": after}
+
+
 @cache
 def load_test() -> tuple[Tensor, Tensor]:
     """The embedded test images and labels; experiments look at them after all choices are made."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evolq_lite.evaluate import Gain, LossChange
+from evolq_lite.evaluate import Gain, LossChange, tell_p
 
 WORDS = ("holds here", "holds partly", "does not hold here")
 UNDECIDED = "not decided"  # too little was computed
@@ -68,7 +68,7 @@ class Row:
         interval = (
             self.interval and f"[{self.interval[0]:{self.form}}, {self.interval[1]:{self.form}}]"
         )
-        p = "" if self.p is None else "< 1e-99" if self.p < 1e-99 else f"{self.p:.2g}"
+        p = "" if self.p is None else tell_p(self.p).removeprefix("= ")
         return {
             "measured": self.name,
             "gain": f"{self.gain:{self.form}} {self.unit}".strip(),

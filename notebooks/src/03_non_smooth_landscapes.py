@@ -72,8 +72,11 @@ here = float(objective(start[None])[0])
 print(f"{len(start)} scales, from {start.min():.3f} to {start.max():.3f}; loss {here:.4f}")
 
 # %% [markdown]
-# `line` evaluates the *objective* at points on such a line, nothing more. It never sees a network:
-# an objective is any function from vectors of scales to numbers.
+# A *genome* is the vector of scales that may change, here those of one layer's weights. A *chain*
+# is the network as a list of its blocks, and the *objective* maps a genome to the loss on the
+# calibration images; lesson 6 shows how both are built. `line` evaluates the objective at points on
+# such a line, nothing more. It never sees a network: an objective is any function from vectors of
+# scales to numbers.
 
 # %%
 Code(inspect.getsource(line), language="python")
@@ -234,7 +237,7 @@ figure
 
 # %% [markdown]
 # Neither follows the slope. But at small radii the two diverge: at 0.001 % the ViT's loss still
-# moves about ten times as much as the CNN's, where hardly an integer of the layer flips. The flips
+# moves about six times as much as the CNN's, where hardly an integer of the layer flips. The flips
 # are in the activations. At a radius of 10 %, the CNN changed more. So how rough a landscape is
 # depends on the radius at which you look, and any comparison must state it.
 #
@@ -355,11 +358,11 @@ describe_layers(load_results("C2")).set_index("layer")
 
 # %% [markdown]
 # So the claim *holds partly* here. Every ViT layer that we look at is jagged above the noise floor.
-# But both CNN layers are jagged as well, and attention has no more minima than the MLP. Moving
-# attention scales does change the loss more: about four times as much from the first scales to the
-# ends of a line (the column *mean change*). On test images, which the paper uses, that difference
-# could be chance, and it is the CNN whose loss changes more. (All tests behind these sentences are
-# in the [results](../data/results/README.md) of C2.)
+# But both CNN layers are jagged as well, and attention does not have significantly more minima than
+# the MLP. Moving attention scales does change the loss more: about four times as much from the
+# first scales to the ends of a line (the column *mean change*). On test images, which the paper
+# uses, that difference could be chance, and it is the CNN whose loss changes more. (All tests
+# behind these sentences are in the [results](../data/results/README.md) of C2.)
 #
 # Is the ViT at least worse than the CNN? That depends on what counts as noise. A lower floor finds
 # more minima, and the CNN's own floors are at most a tenth of the ViT's. With one floor for all six
@@ -387,7 +390,8 @@ figure
 # loss is a mean over images. An activation flips on one image and not on another, so these jumps
 # average out as independent errors do: with one over the square root of the number of images, the
 # power -0.5. The integer of a weight flips *for all images at once*, and its jumps hardly average
-# out. At 1,000 images they are the larger part. Where neither can flip, next to nothing is left.
+# out. At 1,000 images they are the larger part in the CNN and in the ViT's qkv, not yet in its
+# other layers. Where neither can flip, next to nothing is left.
 #
 # What does that mean for the paper's explanation? The landscape over scales is jagged, as it says.
 # But its jumps are of two kinds. More calibration images remove the one, and the other goes away if
@@ -440,10 +444,11 @@ for row in verdict.others:
 # Now choose the lowest point of a line, and let the other computation judge it (*left of the
 # gain*). Of what the point gained over the line's mean, about two fifths are left. The rest was
 # luck with the roundings of one computation. Claim R2 counts minima on the same lines: every layer
-# has several per line, and no layer has any that is deeper than the difference between the two
-# computations. So whoever searches here should look for gains that are larger than such bumps,
-# average the bumps away with more images, and measure what was found on other images, or on another
-# machine. (This is one block of each network, one seed and 3-bit weights, within 1 %.)
+# has several per line, as pure noise would, and no layer has any that is deeper than the difference
+# between the two computations. So whoever searches here should look for gains that are larger than
+# such bumps, try more images (they average the bumps of the embedded networks away; here that is
+# not measured), and test what was found on other images, or on another machine. (This is one block
+# of each network, one seed and 3-bit weights, within 1 %.)
 #
 # ## Calibration against test
 #

@@ -124,6 +124,10 @@ figure
 #
 # $$e = \frac{w_i - q_i}{U_{ii}}, \qquad w_j \leftarrow w_j - e\, U_{ij} \quad (j > i)$$
 #
+# Why a root of the inverse? The inverse of $H$ says how the others must move if one weight is held,
+# and each rounded weight has to be taken out of it. Row $i$ of $U$ holds what is left of $H^{-1}$
+# once inputs 0 to $i - 1$ are fixed, so one factorization serves all steps.
+#
 # All output channels are rounded at the same time, since they share their inputs. (In the code, `q`
 # holds the integers, without the scale.)
 
@@ -222,7 +226,7 @@ Code(inspect.getsource(sweep), language="python")
 # each row is rounded with 24 scales, from 1.2 down to 0.28 times the first, and keeps the one with
 # the smallest error. The best scale for rounding to nearest is not the best for GPTQ: where others
 # make up for what is clipped, a finer scale pays. **Corrected means:** rounding shifts the mean of
-# each output, the same for all input vectors, and the bias takes it back. **Weighed tokens:** an
+# each output, the same for all input vectors, and the bias takes it back. **Weighted tokens:** an
 # input vector counts as much as the network's prediction depends on it. (And where a row by GPTQ
 # has a larger error than the nearest integers, the nearest ones stay.)
 #
@@ -236,7 +240,7 @@ steps = {
     "GPTQ alone": ("mse", {"refit_scales": False, "restore_means": False, "weigh": False}),
     "  and refitted scales": ("mse", {"restore_means": False, "weigh": False}),
     "  and corrected means": ("mse", {"weigh": False}),
-    "  and weighed tokens": ("mse", {}),
+    "  and weighted tokens": ("mse", {}),
 }
 
 
@@ -263,15 +267,15 @@ for name, (observer, options) in steps.items():
     print(row)
 
 # %% [markdown]
-# A better scale helps, better integers help more, and refitted scales and corrected means go on
-# from there. Weighing tokens, which the library does unless told otherwise, takes some of that back
-# here. What helps one network need not help another: look at images that were not used, as we just
-# did.
+# A better scale takes away almost half of the KL at 3 bits, better integers more than half of what
+# is left, and refitted scales and corrected means go on from there. Weighting tokens, which the
+# library does unless told otherwise, takes some of that back here. What helps one network need not
+# help another: look at images that were not used, as we just did.
 #
 # GPTQ looks at one layer at a time. **Learned rounding** (AdaRound, BRECQ; `learned.py`,
 # `--rounding learned`) starts from GPTQ's integers and learns, for all weights of a block together,
-# which should go one up or down, so that the *block's* output stays. It costs some ten times as
-# much, and pays at 2 and 3 bits.
+# which should go one up or down, so that the *block's* output stays close to float. It costs some
+# ten times as much, and pays at 2 and 3 bits.
 #
 # Now look at all layers of the network. Left: the weights of one channel and what they become.
 # Right: how far each layer's output is from the float network's, including the errors of all layers
@@ -286,13 +290,15 @@ RoundingPanel()
 # **Predict, then try.**
 #
 # 1. Set *Rounding* to nearest with MinMax scales, then with MSE scales, then to GPTQ alone. Which
-#    of the two steps is worth more, a better scale or better integers?
+#    of the two steps takes away the larger share of the KL that is there, a better scale or better
+#    integers?
 # 2. Go to 2 bits. Which roundings still give a network that reads?
 #
 # <details><summary>What you should have seen</summary>
 #
-# 1. By KL, both take away more than half of what is left: the table above has the numbers.
-#    Agreement with the float network tells the same, less sharply.
+# 1. Better integers, at 3 bits and at 2. At 3 bits the scale takes away about half and the integers
+#    three fifths of the rest; in nats the scale is worth more, because it comes first. The table
+#    above has the numbers; agreement with the float network shows the same, less sharply.
 # 2. Rounding to nearest does not, with either scale: about one prediction in four stays at most. By
 #    GPTQ more than four in five stay, with the same two bits.
 #
@@ -377,10 +383,10 @@ display(verdict)
 figure
 
 # %% [markdown]
-# Read a panel from top to bottom; note that the scales differ. A bar is a start, and a marker is
-# what a search makes of it. Down to GPTQ, each better start is worth more than any search from the
-# one above it. On nearest integers nearly every search lowers KL, whoever chose the scales. On
-# integers by GPTQ (*recommended*) or by learned rounding none does that minimizes infoNCE, and on
+# Read a panel from top to bottom; note that the axes differ. A bar is a start, and a marker is what
+# a search makes of it. Down to GPTQ, each better start is worth more than any search from the one
+# above it. On nearest integers nearly every search lowers KL, whoever chose the scales. On integers
+# by GPTQ (*recommended*) or by learned rounding, no search that minimizes infoNCE lowers it, and on
 # the CNN three of these four raise KL to between 1.4 and 4.1 times what it was. The one that
 # minimizes KL does no such harm, and gains once: on the CNN, GPTQ, 3 bits.
 #
@@ -422,8 +428,8 @@ tell("the same, evolved")
 
 # %% [markdown]
 # No: infoNCE has fallen on fresh images, too. It fell because the *push* did; the pull, the
-# distance from the own target, has grown, and KL with it. The search did what it was told. Far from
-# the float network both parts show the same way; close to it, the pull has almost nothing left to
+# distance from its own target, has grown, and KL with it. The search did what it was told. Far from
+# the float network both parts point the same way; close to it, the pull has almost nothing left to
 # give, and the push, which does not care where the float network is, decides.
 #
 # And a moved scale has a price of its own. Weights are rounded to it again, to nearest, and a
@@ -433,8 +439,9 @@ tell("the same, evolved")
 # So ask in this order: *which integers*, then *which scales*, and search last, for what no formula
 # gives. How many bits each layer deserves is such a question: it has no gradient and no
 # least-squares solution, and a genome of bit-widths can be evolved (`evolq_lite/bits.py`). Claim
-# C11 does so on GPTQ's integers, with the same mean number of bits for everyone. Top-1 in %, mean
-# of five seeds, and what each method costs:
+# C11 does so on GPTQ's integers, with the same mean number of bits for each method. (*Random walks*
+# change bits at random, whatever has been learned.) Top-1 in %, mean of five seeds, and what each
+# method costs:
 
 # %%
 bits = where(load_results("C11"), network="vit")
@@ -471,7 +478,8 @@ figure
 # %% [markdown]
 # The axes are logarithmic. From the *paper*'s start to learned integers KL falls to between a fifth
 # and an eleventh; next to that, no search moves visibly. On DeiT-Tiny at 3 bits the paper's search
-# lowers KL significantly, by 4.5 % from MinMax and by 1.5 % from the published script's scheme.
+# lowers KL significantly, by 4.5 % from MinMax and by 1.5 % from the published script's scheme. So
+# do all other searches there; random search by 2.7 % from MinMax, and it alone gains at 4 bits.
 # From GPTQ's integers and from learned ones, no search does in any setting. Good integers leave
 # little to find: of the candidates that four of the searches tried (all but Adam), 24 % were better
 # than the best so far on MinMax, 10 % on GPTQ's integers and 2 % on learned ones. Ten passes go
@@ -493,9 +501,9 @@ figure
 # %% [markdown]
 # With 2.5 bits an uneven share is worth more here than on letters. Evolution lowers KL by 10 % on
 # ViT-Tiny and by 12 % on DeiT-Tiny; the ranking, with fewer candidates, by 4 % and by 20 %. With 3
-# bits neither evolution nor random walks met anything better than the even share, and the ranking's
-# share is no better either. So much is as it was: fewer bits leave more to find, and something
-# simple may find it.
+# bits neither evolution nor random walks found anything better than the even share, and the
+# ranking's share is no better either. That much carries over: fewer bits leave more to find, and
+# something simple may find it.
 #
 # What does each choice cost, before any search? That is claim R1. The *paper*'s scheme comes
 # first; *MSE* and *sums by channel* change one thing in it: the scales of weights, and a scale of
@@ -526,7 +534,8 @@ figure
 
 # %% tags=["hide-input"]
 Quiz(
-    "1. A weight is 2.4 scales, and GPTQ makes it a 3. What is the likeliest reason?",
+    "1. A weight is 2.4 scales, and GPTQ's sweep, with this scale, makes it a 3. What is the "
+    "likeliest reason?",
     {
         "A mistake: 2 is nearer": (
             "No: nearer to the weight, but the layer's output is what counts, and that depends on "
@@ -545,9 +554,9 @@ Quiz(
 
 # %% tags=["hide-input"]
 Quiz(
-    "2. In which layer would GPTQ change nothing?",
+    "2. In which layer would GPTQ's sweep give the nearest integers?",
     {
-        "One whose inputs are independent of each other": (
+        "One whose inputs are uncorrelated and have mean 0": (
             "Right: then H is diagonal, no weight can make up for another, and nearest is best."
         ),
         "One with large weights": "No: the size of the weights only sets the scale.",
