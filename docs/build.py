@@ -129,7 +129,33 @@ def modules() -> str:
     return table(("level", "module", "what it holds", "lesson"), rows)
 
 
-PARTS: dict[str, Callable[[], str]] = {"demo": demo, "claims": claims, "modules": modules}
+def trial() -> str:
+    """What `reproduce PAPER` gave for two networks, with one pass, one seed and few images."""
+    from evolq_lite.experiments.paper_grid import CALIBRATION, NETWORKS, Grid
+
+    networks = (NETWORKS["DeiT-T"], "vit_tiny_patch16_224")
+    nowhere = ""  # images and weights are not in this repo, and nothing is computed here
+    grid = Grid(
+        nowhere,
+        nowhere,
+        None,
+        nowhere,
+        out=str(RESULTS),
+        calibration_images=CALIBRATION,
+        test_images=1000,
+        networks=networks,
+        passes=1,
+        seeds=1,
+    )
+    return grid.tell(heading="###")
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "claims": claims,
+    "modules": modules,
+    "trial": trial,
+}
 
 
 def rewrite(page: str) -> str:

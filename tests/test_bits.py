@@ -407,6 +407,7 @@ def run_bits(folders: dict[str, object], out: str, *more: object) -> int:
     return call("run", *pairs, "--search", "bits", *SMALL, "--edge-bits", 8, "--threads", 1, *more)
 
 
+@pytest.mark.usefixtures("few_factors")
 def test_a_run_of_bits_resumes_and_leaves_its_bits(
     folders: dict[str, object], tmp_path, monkeypatch, capsys
 ) -> None:
@@ -443,6 +444,7 @@ class Here:
         return [evaluate(task, rounding) for task in tasks]
 
 
+@pytest.mark.usefixtures("few_factors")
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 @pytest.mark.parametrize(
     ("kind", "more"),
@@ -470,6 +472,7 @@ def test_a_worker_computes_what_the_run_computes(
     assert len({event.fitness for event in histories[0]}) > 2
 
 
+@pytest.mark.usefixtures("few_factors")
 def test_a_run_of_both_resumes_between_the_two(
     folders: dict[str, object], tmp_path, monkeypatch
 ) -> None:

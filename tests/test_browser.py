@@ -12,6 +12,7 @@ import nbformat
 import psutil  # needed by ipykernel
 import pytest
 from conftest import slowness
+from lessons import IN_LAB, MARGIN, stated_seconds
 from playwright.sync_api import Browser, Locator, Page, expect
 from serving import APP, DELAYS, OPTIONS, chromium, jupyterlab, notebook_of, voila
 
@@ -22,7 +23,6 @@ sys.path.insert(0, str(NOTEBOOKS))
 from build import read_source  # noqa: E402
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
-LESSONS = ["01_uniform_quantization", "03_non_smooth_landscapes", "06_blockwise_evolq"]
 SECOND = 1000  # Playwright counts in milliseconds; waits are long, for slow machines
 END = "MARK-END"
 KEYS = 2 * (5 * ["ArrowLeft"] + 5 * ["ArrowRight"])
@@ -49,8 +49,8 @@ def browser(no_process_is_left: None) -> Iterator[Browser]:
 def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """JupyterLab on lessons made from their sources, with a last cell that prints END."""
     root = tmp_path_factory.mktemp("lab")
-    for name in LESSONS:
-        notebook = read_source(NOTEBOOKS / "src" / f"{name}.py")
+    for name in IN_LAB:
+        notebook = read_lesson(name)
         notebook.cells.append(nbformat.v4.new_code_cell(f'print("{END}")', id="the-end"))
         nbformat.write(notebook, root / f"{name}.ipynb")
     with jupyterlab(root) as address:
@@ -91,18 +91,30 @@ def test_external_addresses_are_told_from_others():
     assert not any(map(is_external, inside)) and all(map(is_external, outside))
 
 
-def run_lesson(page: Page, lab: str, name: str, seconds: float) -> None:
-    """Open a lesson, run all its cells, wait for the last one; no cell may have failed."""
+def read_lesson(name: str) -> nbformat.NotebookNode:
+    """A lesson without outputs."""
+    return read_source(NOTEBOOKS / "src" / f"{name}.py")
+
+
+def run_lesson(page: Page, lab: str, name: str, record: Callable[[str, object], None]) -> None:
+    """Open a lesson, run all its cells, wait for the last one; no cell may have failed.
+
+    Within the time that it states, with a margin, and with half a minute for pictures to arrive.
+    """
+    stated = stated_seconds(read_lesson(name))
     page.goto(lab.format(path=f"tree/{name}.ipynb") + "&reset")
     page.locator("#jupyterlab-splash").wait_for(state="detached")
     page.get_by_role("tab", name=f"{name}.ipynb").first.wait_for()
     page.locator("#jp-main-statusbar").get_by_text("Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    began = time.perf_counter()
     failed = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
     last = page.locator(".jp-OutputArea-output", has_text=END)
-    expect(failed.or_(last).first).to_be_visible(timeout=seconds * SECOND)
+    expect(failed.or_(last).first).to_be_visible(timeout=(MARGIN * stated + 30) * SECOND)
     expect(failed).to_have_count(0)
+    seconds = time.perf_counter() - began
+    record("lesson", f"{name[:2]} {seconds:.0f} s of {stated} s stated, in JupyterLab")
 
 
 class Shown:
@@ -162,8 +174,8 @@ class Shown:
         mouse.up()
 
 
-def test_lesson_1_in_lab(page: Page, lab: str):
-    run_lesson(page, lab, "01_uniform_quantization", 300)
+def test_lesson_1_in_lab(page: Page, lab: str, record_property: Callable[[str, object], None]):
+    run_lesson(page, lab, "01_uniform_quantization", record_property)
     panel = Shown(page, "quantizerpanel")
     panel.expect_words("4 bits, symmetric, per tensor")
     for act, words in [
@@ -176,8 +188,8 @@ def test_lesson_1_in_lab(page: Page, lab: str):
         panel.changes(act, words)
 
 
-def test_lesson_3_in_lab(page: Page, lab: str):
-    run_lesson(page, lab, "03_non_smooth_landscapes", 600)
+def test_lesson_3_in_lab(page: Page, lab: str, record_property: Callable[[str, object], None]):
+    run_lesson(page, lab, "03_non_smooth_landscapes", record_property)
     panel = Shown(page, "landscapepanel")
     panel.expect_words("ViT blocks.2.attn.qkv, W3A8")
     for act, words in [
@@ -189,8 +201,8 @@ def test_lesson_3_in_lab(page: Page, lab: str):
         panel.changes(act, words)
 
 
-def test_lesson_6_in_lab(page: Page, lab: str):
-    run_lesson(page, lab, "06_blockwise_evolq", 600)
+def test_lesson_6_in_lab(page: Page, lab: str, record_property: Callable[[str, object], None]):
+    run_lesson(page, lab, "06_blockwise_evolq", record_property)
     panel = Shown(page, "searchpanel")
     panel.press("weight-bits", "ArrowRight")
     panel.expect_words("Press Run to search with these options.")

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from commands import call, make_photos
-from conftest import SMALL_REGNET, enliven
+from conftest import SMALL_LEVIT, SMALL_REGNET, enliven
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,13 +22,12 @@ from evolq_lite.runs import environment
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 3)}
-LEVIT = {"img_size": 64, "embed_dim": (32, 48, 64), "num_heads": (2, 3, 4), "depth": (1, 1, 1)}
 CNN = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}
 SMALL: dict[str, tuple[int, dict[str, object]]] = {  # image size, options
     "deit_tiny_patch16_224": (32, VIT),
     "vit_base_patch16_224": (32, VIT),
     "swin_tiny_patch4_window7_224": (32, SWIN),
-    "levit_256": (64, LEVIT),
+    "levit_256": (64, SMALL_LEVIT),
     "resnet18": (32, CNN),
     "resnet50": (32, CNN),
     "regnetx_032": (32, SMALL_REGNET),

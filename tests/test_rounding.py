@@ -479,6 +479,7 @@ def run(
     return (out / "scales.safetensors").read_bytes(), history, len(events)
 
 
+@pytest.mark.usefixtures("few_factors")
 @pytest.mark.parametrize("integers", ["free", "frozen"])
 def test_a_stopped_run_finds_its_integers_in_its_folder(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, integers: str
@@ -496,6 +497,7 @@ def test_a_stopped_run_finds_its_integers_in_its_folder(
     assert "digest differs; the integers of weights are chosen again" in caplog.text
 
 
+@pytest.mark.usefixtures("few_factors")
 def test_integers_of_another_run_are_not_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -508,6 +510,7 @@ def test_integers_of_another_run_are_not_taken(
     assert "holds other integers than the run began with" in caplog.text
 
 
+@pytest.mark.usefixtures("few_factors")
 def test_a_folder_of_before_resumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It has no integers, and its config does not know of options that are newer."""
     out = tmp_path / "run"
@@ -529,6 +532,7 @@ def test_a_folder_of_before_resumes(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert not caplog.records
 
 
+@pytest.mark.usefixtures("few_factors")
 @pytest.mark.parametrize("integers", ["free", "frozen"])
 def test_a_worker_makes_the_same_of_the_integers_that_it_is_sent(
     tmp_path: Path, integers: str

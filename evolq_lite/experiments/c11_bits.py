@@ -49,7 +49,7 @@ HELD_OUT = 2000  # images
 def cells(quick: bool) -> list[Cell]:
     """Every method at every budget; cells that share a table follow each other."""
     sizes = {
-        "images": 60 if quick else 500,
+        "images": 24 if quick else 500,
         "widths": "2,3" if quick else "2,3,4,5,6,7,8",
         "evaluations": 6 if quick else 360,
         "every": 21 if quick else 1,

@@ -62,7 +62,7 @@ def cells(quick: bool) -> list[Cell]:
             "start": start,
             "search": search,
             "seed": seed,
-            "images": 60 if quick else 300,
+            "images": 24 if quick else 300,
             "passes": 1 if quick else 10,
             "every": 21 if quick else 1,
         }

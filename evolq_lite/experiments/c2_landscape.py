@@ -154,12 +154,7 @@ def figure(results: pd.DataFrame) -> Picture:
     for axes, (_, r) in zip(grid.flat, shown.iterrows()):
         changes = [np.array(row) - r["at_start"] for row in r["lines_values"]]
         draw_layer(axes, name_of(r), r["step"], changes, r["noise_floor"])
-    for axes in grid[-1]:
-        axes.set_xlabel("relative step")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("change of fitness, thousandths")
-    grid.flat[0].legend(fontsize="small")
-    picture.align_ylabels()
+    label_layers(picture, grid)
     return picture
 
 
@@ -174,6 +169,16 @@ def draw_layer(
     axes.axhspan(-half, half, color="0.6", alpha=0.4, label="noise floor")
     axes.set_title(name, fontsize="medium")
     axes.set_xticks([-step, 0, step])
+
+
+def label_layers(picture: Picture, grid: np.ndarray) -> None:
+    """What the axes of a grid of layers show, said at its rim."""
+    for axes in grid[-1]:
+        axes.set_xlabel("relative step")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("change of fitness, thousandths")
+    grid.flat[0].legend(fontsize="small")
+    picture.align_ylabels()
 
 
 def name_of(result: pd.Series) -> str:

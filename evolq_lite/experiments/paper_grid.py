@@ -2,9 +2,10 @@
 
 A cell is one run of the product: 1,000 training images, ten passes, all validation images read once
 at its end. The 297 cells want a GPU for each process that computes them, and days (`paper_cost`
-counts the forwards); nothing of it is computed in this repo. What is there becomes a table in the
-paper's form, beside the published numbers that we could trace to their source. Cells are resumed,
-and shared out among workers as those of the claims are.
+counts the forwards); this repo holds a small trial of it: two networks, one pass, one seed, and
+1,000 test images. What is there becomes a table in the paper's form, beside the published numbers
+that we could trace to their source. Cells are resumed, and shared out among workers as those of the
+claims are.
 """
 
 from collections.abc import Callable, Sequence
@@ -274,13 +275,12 @@ class Grid:
             whole.write(outcome)
         return outcome.summary()
 
-    def write_page(self) -> Path:
-        """The tables of what is there, as a page beside the results."""
+    def tell(self, heading: str = "##") -> str:
+        """The tables of what is there, one for each bit-width, in Markdown."""
         cells = self.cells()
         results = self.file.read(cells)
         whole = self.test_images == VALIDATION
         parts = [
-            "# The paper's grid",
             f"{len(results)} of {len(cells)} cells were run (passes: {self.passes}; training "
             f"images: {self.calibration_images:,}; seeds: {self.seeds}). Top-1 in percent, mean "
             "over seeds; a gain is over the start, with its 95 % interval. KL: to the float "
@@ -288,9 +288,13 @@ class Grid:
             HOW_PUBLISHED.strip() if whole else CHECK.format(self.test_images),
         ]
         for bits in BITS:
-            parts += [f"## W{bits}A8", to_markdown(tabulate(results, self, bits, whole))]
+            parts += [f"{heading} W{bits}A8", to_markdown(tabulate(results, self, bits, whole))]
+        return "\n\n".join(parts)
+
+    def write_page(self) -> Path:
+        """The tables of what is there, as a page beside the results."""
         path = Path(self.out) / "README.md"
-        write_whole(path, ("\n\n".join(parts) + "\n").encode())
+        write_whole(path, f"# The paper's grid\n\n{self.tell()}\n".encode())
         return path
 
     def lack(self) -> str:

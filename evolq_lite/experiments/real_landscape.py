@@ -31,6 +31,7 @@ from evolq_lite.experiments.c2_landscape import (
     draw_layer,
     has_several,
     interval,
+    label_layers,
 )
 from evolq_lite.experiments.c9_origin import (
     FLOAT,
@@ -308,12 +309,7 @@ def figure_of_layers(results: pd.DataFrame) -> Picture:
         lines = [np.array(line) for row in mine["lines_values"] for line in row]
         changes = [line - line.mean() for line in lines]
         draw_layer(axes, name, REACH, changes, floors[name])
-    for axes in grid[-1]:
-        axes.set_xlabel("relative step")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("change of fitness, thousandths")
-    grid.flat[0].legend(fontsize="small")
-    picture.align_ylabels()
+    label_layers(picture, grid)
     return picture
 
 

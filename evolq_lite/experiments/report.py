@@ -42,7 +42,8 @@ HOW_TO_OPEN = """\
 (`result`), the seconds it took, and the number of the machine (`environment`), which a line of its
 own describes. `correct` says which test images were right, as hexadecimal bits, so that any two
 cells can be compared image by image (`evolq_lite.evaluate.unpacked`). Each line ends with a
-checksum: what was cut or changed is computed again.
+checksum: what was cut or changed is computed again. `PAPER.jsonl` is not a claim:
+[The paper's grid](../../docs/paper-grid.md) tells what it holds.
 
 ```python
 import pandas as pd
@@ -156,12 +157,11 @@ def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
     told: list[dict[str, Any]] = []
     sections = []
     for name, claim in KNOWN.items():
-        try:
-            results = load_results(name, folder, quick)
-        except ValueError:
-            continue
-        picture, verdict = claim.figure(results), claim.verdict(results)
         shown, finished = find_complete(claim, folder, quick)
+        if not shown:
+            continue
+        results = ResultFile(folder, claim.reads or name).read(shown)
+        picture, verdict = claim.figure(results), claim.verdict(results)
         save_figure(picture, folder / f"{name}.png")
         told.append(
             {
