@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from evolq_lite import gptq
 from evolq_lite.networks import unfused
 from evolq_lite.panels import Panel
+from evolq_lite.runs import source
 
 # Four stages of one block each, 16 to 40 channels wide, in groups of 8.
 SMALL_REGNET = {"w0": 16, "wa": 8.0, "wm": 1.4, "depth": 4, "group_size": 8, "stem_width": 8}
@@ -171,6 +172,15 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object
 def few_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPTQ with every fourth scale of a row: several times as quick, for tests of what follows."""
     monkeypatch.setattr(gptq, "FACTORS", gptq.FACTORS[::4])
+
+
+@pytest.fixture
+def few_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs on the embedded CNN read 620 test images, where the numbers do not matter."""
+    images, labels = source.demo_test("cnn")
+    faces = source.test_faces()
+    monkeypatch.setattr(source, "demo_test", lambda network: (images[:620], labels[:620]))
+    monkeypatch.setattr(source, "test_faces", lambda: faces[:620])
 
 
 @pytest.fixture

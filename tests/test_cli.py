@@ -7,19 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from evolq_lite.cli import main
-from evolq_lite.runs import source
 from evolq_lite.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("few_test_images", "few_factors")
 SHORT = ["--calibration-images", "60", "--batch", "30", "--passes", "2"]
-
-
-@pytest.fixture(autouse=True)
-def few_test_images(monkeypatch):
-    """Read 620 test images: the numbers do not matter here."""
-    images, labels = source.demo_test("cnn")
-    faces = source.test_faces()
-    monkeypatch.setattr(source, "demo_test", lambda network: (images[:620], labels[:620]))
-    monkeypatch.setattr(source, "test_faces", lambda: faces[:620])
 
 
 def demo(out, *more):

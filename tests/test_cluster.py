@@ -109,6 +109,7 @@ def test_a_cluster_ends_like_no_cluster(alone, cluster, tmp_path):
         assert run(tmp_path / "run", workers) == alone
 
 
+@pytest.mark.usefixtures("few_test_images", "few_factors")
 def test_the_command_line_with_a_scheduler(alone, cluster, tmp_path):
     out = tmp_path / "run"
     options = ["--calibration-images", "60", "--batch", "30", "--passes", "1", "--threads", "1"]

@@ -285,6 +285,7 @@ class Grid:
             f"images: {self.calibration_images:,}; seeds: {self.seeds}). Top-1 in percent, mean "
             "over seeds; a gain is over the start, with its 95 % interval. KL: to the float "
             "network, before and after the search, in nats an image, with a p-value for each seed.",
+            *[tell_changes(results)] * (not results.empty),
             HOW_PUBLISHED.strip() if whole else CHECK.format(self.test_images),
         ]
         for bits in BITS:
@@ -351,6 +352,19 @@ def configs_of(cell: Cell) -> tuple[QuantConfig, SearchConfig]:
 
 
 # The table
+
+
+def tell_changes(results: pd.DataFrame) -> str:
+    """In how many cells the search has surely changed something, and to which side."""
+    kl = [losses["kl"] for losses in results["losses"]]
+    sure = [loss["change"] for loss in kl if loss["significant"]]
+    gains = results["gain"][results["significant"].astype(bool)]
+    return (
+        f"In {sum(c < 0 for c in sure)} of these {len(results)} cells KL is significantly lower "
+        f"after the search, in {sum(c > 0 for c in sure)} higher; top-1 is significantly higher in "
+        f"{(gains > 0).sum()}, and lower in {(gains < 0).sum()} (a paired test in each cell, "
+        "p < 0.05)."
+    )
 
 
 def tabulate(results: pd.DataFrame, grid: Grid, bits: int, published: bool) -> pd.DataFrame:
