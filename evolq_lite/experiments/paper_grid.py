@@ -285,7 +285,7 @@ class Grid:
             f"images: {self.calibration_images:,}; seeds: {self.seeds}). Top-1 in percent, mean "
             "over seeds; a gain is over the start, with its 95 % interval. KL: to the float "
             "network, before and after the search, in nats an image, with a p-value for each seed.",
-            *[tell_changes(results)] * (not results.empty),
+            *([] if results.empty else [tell_changes(results)]),
             HOW_PUBLISHED.strip() if whole else CHECK.format(self.test_images),
         ]
         for bits in BITS:
