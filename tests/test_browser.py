@@ -96,12 +96,11 @@ def read_lesson(name: str) -> nbformat.NotebookNode:
     return read_source(NOTEBOOKS / "src" / f"{name}.py")
 
 
-def run_lesson(page: Page, lab: str, name: str, record: Callable[[str, object], None]) -> None:
-    """Open a lesson, run all its cells, wait for the last one; no cell may have failed.
+def run_all(page: Page, lab: str, name: str, seconds: float) -> float:
+    """Open a notebook, run all its cells, wait for the last one; how many seconds that took.
 
-    Within the time that it states, with a margin, and with half a minute for pictures to arrive.
+    No cell may have failed.
     """
-    stated = stated_seconds(read_lesson(name))
     page.goto(lab.format(path=f"tree/{name}.ipynb") + "&reset")
     page.locator("#jupyterlab-splash").wait_for(state="detached")
     page.get_by_role("tab", name=f"{name}.ipynb").first.wait_for()
@@ -111,9 +110,15 @@ def run_lesson(page: Page, lab: str, name: str, record: Callable[[str, object], 
     began = time.perf_counter()
     failed = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
     last = page.locator(".jp-OutputArea-output", has_text=END)
-    expect(failed.or_(last).first).to_be_visible(timeout=(MARGIN * stated + 30) * SECOND)
+    expect(failed.or_(last).first).to_be_visible(timeout=seconds * SECOND)
     expect(failed).to_have_count(0)
-    seconds = time.perf_counter() - began
+    return time.perf_counter() - began
+
+
+def run_lesson(page: Page, lab: str, name: str, record: Callable[[str, object], None]) -> None:
+    """Within the time that it states, with a margin, and half a minute for pictures to arrive."""
+    stated = stated_seconds(read_lesson(name))
+    seconds = run_all(page, lab, name, MARGIN * stated + 30)
     record("lesson", f"{name[:2]} {seconds:.0f} s of {stated} s stated, in JupyterLab")
 
 
@@ -295,7 +300,7 @@ def use_theme(page: Page, theme: str) -> None:
 
 def test_panels_in_lab(page: Page, panels: str):
     """Two of a kind, names for handles, quick answers, dark theme, a narrow page, a restart."""
-    run_lesson(page, panels, "panels", 300)
+    run_all(page, panels, "panels", 300)
     both = page.locator(".evolq-quantizerpanel")
     expect(both).to_have_count(2)
     for i, bits in enumerate((4, 3)):
@@ -342,7 +347,7 @@ def test_panels_in_lab(page: Page, panels: str):
 
 def test_questions_in_lab(page: Page, panels: str):
     """By mouse and by keyboard: choose and check, guess and see; labels flip with the slider."""
-    run_lesson(page, panels, "questions", 300)
+    run_all(page, panels, "questions", 300)
     quiz = page.locator(".evolq-quiz")
     check = quiz.get_by_role("button", name="Check")
     check.click()
