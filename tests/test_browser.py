@@ -116,7 +116,7 @@ def run_all(page: Page, lab: str, name: str, seconds: float) -> float:
 
 
 def run_lesson(page: Page, lab: str, name: str, record: Callable[[str, object], None]) -> None:
-    """Within the time that it states, with a margin, and half a minute for pictures to arrive."""
+    """Run a lesson within its stated time, with a margin, and half a minute for pictures."""
     stated = stated_seconds(read_lesson(name))
     seconds = run_all(page, lab, name, MARGIN * stated + 30)
     record("lesson", f"{name[:2]} {seconds:.0f} s of {stated} s stated, in JupyterLab")

@@ -32,6 +32,7 @@ from evolq_lite.experiments.c12_starts import copy_of
 from evolq_lite.experiments.cells import Claim
 from evolq_lite.experiments.results import VERSION, Cell, Result, by
 from evolq_lite.experiments.setup import Setting, prepare_demo, round_setting
+from evolq_lite.experiments.verdicts import Row
 from evolq_lite.folders import list_folder
 from evolq_lite.runs.environment import device_here, tell_device
 from evolq_lite.runs.scales import digest_of, load_scales, save_scales, scales_of
@@ -180,6 +181,21 @@ def measure_gain(was: pd.Series, now: pd.Series, images: int) -> SeedComparison:
 def measure_loss(was: pd.Series, now: pd.Series, loss: str) -> LossChange:
     """A loss of one column of results against another."""
     return LossChange.of(*(stack(c, lambda r: unpack_values(r[loss])) for c in (was, now)))
+
+
+def compare_columns(
+    label: str, was: pd.Series, now: pd.Series, images: int, decides: bool = False
+) -> tuple[Row, Row, Row]:
+    """KL, top-1 and cross-entropy of one column of results against another.
+
+    With `decides`, the row of KL says whether it is significantly lower now.
+    """
+    kl, entropy = measure_loss(was, now, "kl"), measure_loss(was, now, "cross_entropy")
+    return (
+        Row.of_loss(f"{label}, KL", kl, kl.better if decides else None),
+        Row.of(label, measure_gain(was, now, images)),
+        Row.of_loss(f"{label}, cross-entropy", entropy),
+    )
 
 
 def tell_means(column: pd.Series, images: int) -> dict[str, str]:

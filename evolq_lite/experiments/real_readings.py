@@ -10,12 +10,11 @@ from functools import partial
 
 import pandas as pd
 
-from evolq_lite.evaluate import LOSSES
 from evolq_lite.experiments import real_starts
 from evolq_lite.experiments.c8_beyond import AHEAD, GAIN, START_AHEAD
 from evolq_lite.experiments.c12_starts import ADAM, EVOLQ, KL, NONE
 from evolq_lite.experiments.cells import Claim
-from evolq_lite.experiments.real_cells import measure_gain, measure_loss
+from evolq_lite.experiments.real_cells import compare_columns, measure_gain, measure_loss
 from evolq_lite.experiments.real_starts import BEST, POOR, SCRIPT, Networks, group
 from evolq_lite.experiments.results import Cell
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
@@ -42,14 +41,11 @@ def judge_gradients(results: pd.DataFrame) -> Verdict:
             continue
         decides = start == POOR
         label = f"{setting}: {EVOLQ}, over {ADAM}, on {start}"
-        kl, entropy = (measure_loss(found[ADAM], found[EVOLQ], loss) for loss in LOSSES)
-        rows += [
-            Row.of(label, measure_gain(found[ADAM], found[EVOLQ], images)),
-            Row.of_loss(f"{label}, KL", kl, kl.better if decides else None),
-            Row.of_loss(f"{label}, cross-entropy", entropy),
-        ]
-        ahead += [kl.better] * decides
-        behind += [kl.interval[0] > 0] * decides
+        rows += compare_columns(label, found[ADAM], found[EVOLQ], images, decides)
+        if decides:
+            kl = measure_loss(found[ADAM], found[EVOLQ], "kl")
+            ahead.append(kl.better)
+            behind.append(kl.worse)
     return Verdict(
         decide(ahead),
         f"{scope_of(results, POOR)}, {EVOLQ} from MinMax ends below {ADAM} in KL in "

@@ -35,7 +35,7 @@ from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     NETWORKS,
     Place,
-    measure_gain,
+    compare_columns,
     measure_loss,
     search_each,
     source_of,
@@ -129,42 +129,27 @@ def verdict(results: pd.DataFrame) -> Verdict:
     images = int(results["test_images"].iloc[0])
     rows: list[Row] = []
     others: list[Row] = []
-    poor: dict[str, list[bool]] = {EVOLQ: [], RANDOM: []}
-    good: list[bool] = []  # of random search; EvolQ's decide
+    lowered: dict[tuple[str, str], list[bool]] = {}  # KL of each setting, by start and search
     for (setting, start), found in group(results).items():
         for name in ALL:
+            decides = (start, name) == (GOOD, EVOLQ)
+            label = f"{setting}: {name} on {start}"
+            kl, *more = compare_columns(label, found[NONE], found[name], images, decides)
+            (rows if decides else others).append(kl)
+            others += more
             change = measure_loss(found[NONE], found[name], "kl")
-            counts = (start, name) == (GOOD, EVOLQ)
-            row = Row.of_loss(
-                f"{setting}: {name} on {start}, KL", change, change.better if counts else None
-            )
-            (rows if counts else others).append(row)
-            if start == POOR and name in poor:
-                poor[name].append(change.better)
-            good += [change.better] * ((start, name) == (GOOD, RANDOM))
-            gain = measure_gain(found[NONE], found[name], images)
-            others.append(Row.of(f"{setting}: {name} on {start}", gain))
-            others.append(
-                Row.of_loss(
-                    f"{setting}: {name} on {start}, cross-entropy",
-                    measure_loss(found[NONE], found[name], "cross_entropy"),
-                )
-            )
+            lowered.setdefault((start, name), []).append(change.better)
         for rival, known in ((RANDOM, "random search"), (KL, KL)):
             label = f"{setting}: {EVOLQ}, over {known}, on {start}"
-            was, now = found[rival], found[EVOLQ]
-            others += [
-                Row.of_loss(f"{label}, KL", measure_loss(was, now, "kl")),
-                Row.of(label, measure_gain(was, now, images)),
-                Row.of_loss(f"{label}, cross-entropy", measure_loss(was, now, "cross_entropy")),
-            ]
-    holds = [bool(row.holds) for row in rows]
+            others += compare_columns(label, found[rival], found[EVOLQ], images)
+    holds = lowered[GOOD, EVOLQ]
     seeds = count_seeds(results[results["start"] == GOOD])
     return Verdict(
         decide(holds),
         f"On a 1,000-image check ({seeds}, one pass), the paper's search lowers KL in "
-        f"{sum(poor[EVOLQ])} of {len(holds)} settings from MinMax, random search in "
-        f"{sum(poor[RANDOM])}; from GPTQ's integers, {sum(holds)} and {sum(good)}.",
+        f"{sum(lowered[POOR, EVOLQ])} of {len(holds)} settings from MinMax, random search in "
+        f"{sum(lowered[POOR, RANDOM])}; from GPTQ's integers, {sum(holds)} and "
+        f"{sum(lowered[GOOD, RANDOM])}.",
         (*rows, *others),
     )
 

@@ -42,8 +42,8 @@ HOW_TO_OPEN = """\
 (`result`), the seconds it took, and the number of the machine (`environment`), which a line of its
 own describes. `correct` says which test images were right, as hexadecimal bits, so that any two
 cells can be compared image by image (`evolq_lite.evaluate.unpacked`). Each line ends with a
-checksum: what was cut or changed is computed again. `PAPER.jsonl` is not a claim:
-[The paper's grid](../../docs/paper-grid.md) tells what it holds.
+checksum: what was cut or changed is computed again. `PAPER.jsonl`, where there is one, is the
+paper's grid and no claim: `docs/paper-grid.md` shows what it holds.
 
 ```python
 import pandas as pd
@@ -127,20 +127,25 @@ def load_results(name: str, folder: Path = RESULTS, quick: bool = False) -> pd.D
     ValueError says how to compute what is not there.
     """
     claim = KNOWN[name]
-    computed = claim.reads or name
     complete, finished = find_complete(claim, folder, quick)
     if not complete:
         raise ValueError(
             f"{name} has not been measured yet ({finished} of {len(claim.cells(quick))} cells "
-            f"are in {folder}); compute it with: python -m evolq_lite reproduce {computed}"
+            f"are in {folder}); compute it with: "
+            f"python -m evolq_lite reproduce {claim.reads or name}"
         )
-    return ResultFile(folder, computed).read(complete)
+    return file_of(claim, folder).read(complete)
+
+
+def file_of(claim: Claim, folder: Path) -> ResultFile:
+    """The file of a claim's results, which are another claim's where it only reads."""
+    return ResultFile(folder, claim.reads or claim.name)
 
 
 def find_complete(claim: Claim, folder: Path, quick: bool = False) -> tuple[list[Cell], int]:
     """The cells of a claim's complete stages, and how many cells are finished in all."""
     cells = claim.cells(quick)
-    there = ResultFile(folder, claim.reads or claim.name).find(cells)
+    there = file_of(claim, folder).find(cells)
     absent = [claim.stage(cell) for cell, line in zip(cells, there) if line is None]
     complete = [cell for cell in cells if not absent or claim.stage(cell) < min(absent)]
     return complete, len(cells) - len(absent)
@@ -160,7 +165,7 @@ def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
         shown, finished = find_complete(claim, folder, quick)
         if not shown:
             continue
-        results = ResultFile(folder, claim.reads or name).read(shown)
+        results = file_of(claim, folder).read(shown)
         picture, verdict = claim.figure(results), claim.verdict(results)
         save_figure(picture, folder / f"{name}.png")
         told.append(
