@@ -296,6 +296,7 @@ def test_bad_options_are_refused_before_any_work(tmp_path, capsys, more, words):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_test_images")
 def test_the_command_line_with_workers(tmp_path, capsys):
     out = tmp_path / "run"
     options = ["--calibration-images", "60", "--batch", "30", "--passes", "1", "--workers", "2"]
