@@ -26,8 +26,7 @@ help: ## show this list
 demo: $(STAMP) ## evolve the scales of the embedded network and show the gain
 	$(PY) -m evolq_lite demo --replace
 
-# Tests in one process more than there are processors (tests/conftest.py says why), four at most:
-# each takes a gigabyte.
+# Tests in as many processes as there are processors, four at most: each takes a gigabyte.
 test: $(STAMP) ## run ruff, mypy and pytest
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

@@ -230,12 +230,6 @@ def leave_out(marker: str, config: pytest.Config, items: list[pytest.Item]) -> N
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are processors: tests wait, for kernels, pages and workers."""
-    return (os.cpu_count() or 1) + 1
-
-
-@pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     """Learn from a process that tests (pytest-xdist) what was left out."""
     node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left out", {})
