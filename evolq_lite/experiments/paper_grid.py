@@ -363,7 +363,7 @@ def tell_changes(results: pd.DataFrame) -> str:
         f"In {sum(c < 0 for c in sure)} of these {len(results)} cells KL is significantly lower "
         f"after the search, in {sum(c > 0 for c in sure)} higher; top-1 is significantly higher in "
         f"{(gains > 0).sum()}, and lower in {(gains < 0).sum()} (a paired test in each cell, "
-        f"p < 0.05; of {len(results)} such tests chance alone gives {len(results) / 20:.1f})."
+        f"p < 0.05; by chance alone, {len(results) / 20:.1f} of {len(results)} would be)."
     )
 
 
