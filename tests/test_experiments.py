@@ -318,6 +318,29 @@ def test_rows_say_unit_interval_and_what_they_decide():
     ]
 
 
+def test_a_change_on_real_networks_tells_three_measures_and_kl_decides():
+    """Two seeds of four images: KL falls by 0.25 everywhere, cross-entropy rises, one more right."""
+
+    def column(right, kl, entropy):
+        losses = {"kl": pack_values(torch.tensor(kl)), "cross_entropy": pack_values(entropy)}
+        return pd.Series([{"correct": packed(torch.tensor(right)), **losses}] * 2)
+
+    entropy = torch.tensor([0.5, 1.0, 1.5, 2.0])
+    was = column([True, False, False, False], [1.0, 0.75, 0.5, 0.25], entropy)
+    now = column([True, True, False, False], [0.75, 0.5, 0.25, 0.0], entropy + 0.125)
+    change = real_cells.Change.of(was, now, images=4)
+    assert change.kl.better and change.cross_entropy.worse and not change.top1.significant
+    kl, top1, entropy = change.rows("a, over b", holds=change.kl.better)
+    assert [row.name for row in (kl, top1, entropy)] == [
+        "a, over b, KL",
+        "a, over b",
+        "a, over b, cross-entropy",
+    ]
+    assert [row.gain for row in (kl, top1, entropy)] == pytest.approx([-0.25, 25, 0.125])
+    assert [row.holds for row in (kl, top1, entropy)] == [True, None, None]
+    assert all(row.holds is None for row in change.rows("a, over b"))
+
+
 def make_up(claim, chance):
     """Results of a claim: in each cell the easiest images are right, a share of chance(cell)."""
     faces = typefaces()

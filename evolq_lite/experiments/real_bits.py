@@ -28,10 +28,9 @@ from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     NETWORKS,
+    Change,
     Place,
     change_loss,
-    measure_gain,
-    measure_loss,
     search_each,
     source_of,
     start_from,
@@ -106,11 +105,11 @@ def verdict(results: pd.DataFrame) -> Verdict:
     settings = group(results)
     for setting, found in settings.items():
         for rival in ahead:
-            change = measure_loss(found[rival], found[EVOLUTION], "kl")
-            label = f"{setting}: evolution, over {rival}"
-            rows.append(Row.of_loss(f"{label}, KL", change, change.better))
-            others.append(Row.of(label, measure_gain(found[rival], found[EVOLUTION], images)))
-            ahead[rival] += change.better
+            change = Change.of(found[rival], found[EVOLUTION], images)
+            kl, *more = change.rows(f"{setting}: evolution, over {rival}", change.kl.better)
+            rows.append(kl)
+            others += more
+            ahead[rival] += change.kl.better
     told = ", ".join(f"{rival} in {count}" for rival, count in ahead.items())
     return Verdict(
         decide(row.holds for row in rows),

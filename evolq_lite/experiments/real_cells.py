@@ -183,19 +183,29 @@ def measure_loss(was: pd.Series, now: pd.Series, loss: str) -> LossChange:
     return LossChange.of(*(stack(c, lambda r: unpack_values(r[loss])) for c in (was, now)))
 
 
-def compare_columns(
-    label: str, was: pd.Series, now: pd.Series, images: int, decides: bool = False
-) -> tuple[Row, Row, Row]:
-    """KL, top-1 and cross-entropy of one column of results against another.
+@dataclass(frozen=True)
+class Change:
+    """One column of results against another: the same test images, a pair for each seed."""
 
-    With `decides`, the row of KL says whether it is significantly lower now.
-    """
-    kl, entropy = measure_loss(was, now, "kl"), measure_loss(was, now, "cross_entropy")
-    return (
-        Row.of_loss(f"{label}, KL", kl, kl.better if decides else None),
-        Row.of(label, measure_gain(was, now, images)),
-        Row.of_loss(f"{label}, cross-entropy", entropy),
-    )
+    kl: LossChange
+    top1: SeedComparison
+    cross_entropy: LossChange
+
+    @classmethod
+    def of(cls, was: pd.Series, now: pd.Series, images: int) -> "Change":
+        return cls(
+            measure_loss(was, now, "kl"),
+            measure_gain(was, now, images),
+            measure_loss(was, now, "cross_entropy"),
+        )
+
+    def rows(self, label: str, holds: bool | None = None) -> tuple[Row, Row, Row]:
+        """KL, top-1 and cross-entropy; `holds` is for the row of KL, if that decides."""
+        return (
+            Row.of_loss(f"{label}, KL", self.kl, holds),
+            Row.of(label, self.top1),
+            Row.of_loss(f"{label}, cross-entropy", self.cross_entropy),
+        )
 
 
 def tell_means(column: pd.Series, images: int) -> dict[str, str]:

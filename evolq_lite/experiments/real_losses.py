@@ -23,10 +23,10 @@ from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     NETWORKS,
+    Change,
     Place,
     change_loss,
     group_settings,
-    measure_gain,
     measure_loss,
     search_each,
     source_of,
@@ -116,17 +116,16 @@ def verdict(results: pd.DataFrame) -> Verdict:
     for setting, found in settings.items():
         for name in RIVALS:
             label = f"{setting}: {OURS}, over {name}"
-            change = measure_loss(found[name], found[OURS], "cross_entropy")
-            clear = many * change.p_value < 0.05
-            rows.append(
-                Row.of_loss(f"{label}, cross-entropy", change, holds=clear and change.better)
-            )
-            behind += clear and change.worse
-            others.append(Row.of_loss(f"{label}, KL", measure_loss(found[name], found[OURS], "kl")))
-            others.append(Row.of(label, measure_gain(found[name], found[OURS], images)))
+            change = Change.of(found[name], found[OURS], images)
+            entropy = change.cross_entropy
+            clear = many * entropy.p_value < 0.05
+            *more, row = change.rows(label)
+            rows.append(replace(row, holds=clear and entropy.better))
+            behind += clear and entropy.worse
+            others += more
         for name in LOSSES:
-            change = measure_loss(found[START], found[name], "cross_entropy")
-            others.append(Row.of_loss(f"{setting}: {name}, over MinMax, cross-entropy", change))
+            entropy = measure_loss(found[START], found[name], "cross_entropy")
+            others.append(Row.of_loss(f"{setting}: {name}, over MinMax, cross-entropy", entropy))
         if len(found) > 1:
             gaps += compare_gaps(gaps_of(found), RIVALS, f"{setting}: ")
     less = f"; it overfits less in {sum(bool(row.holds) for row in gaps)}" if gaps else ""

@@ -20,11 +20,11 @@ from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     NETWORKS,
+    Change,
     Place,
     change_loss,
     group_settings,
     mean_loss,
-    measure_gain,
     measure_loss,
     search_each,
     source_of,
@@ -103,15 +103,15 @@ def verdict(results: pd.DataFrame) -> Verdict:
     better: list[tuple[str, str]] = []
     for setting, found in settings.items():
         for name in VARIANTS:
-            change = measure_loss(found[START], found[name], "kl")
-            starts.append(Row.of_loss(f"{setting}: {name}, over MinMax, KL", change))
+            kl = measure_loss(found[START], found[name], "kl")
+            starts.append(Row.of_loss(f"{setting}: {name}, over MinMax, KL", kl))
         for name in others:
-            change = measure_loss(found[PAPER], found[name], "kl")
-            ahead = change.better and many * change.p_value < 0.05
+            change = Change.of(found[PAPER], found[name], images)
+            ahead = change.kl.better and many * change.kl.p_value < 0.05
             better += [(name, setting)] * ahead
-            label = f"{setting}: {name}, over the paper's choice"
-            rows.append(Row.of_loss(f"{label}, KL", change, not ahead))
-            starts.append(Row.of(label, measure_gain(found[PAPER], found[name], images)))
+            row, *more = change.rows(f"{setting}: {name}, over the paper's choice", not ahead)
+            rows.append(row)
+            starts += more
     which = f": {better[0][0]} ({better[0][1]})" if len(better) == 1 else ""
     return Verdict(
         WORDS[2 if better else 0],

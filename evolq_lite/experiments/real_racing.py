@@ -26,11 +26,10 @@ from evolq_lite.experiments.c10_racing import (
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
+    Change,
     Place,
     change_loss,
     group_settings,
-    measure_gain,
-    measure_loss,
     search_each,
     source_of,
     start_from,
@@ -100,16 +99,15 @@ def verdict(results: pd.DataFrame) -> Verdict:
     shares: list[float] = []
     for setting, found in group_settings(results).items():
         shares.append(cost_of(found))
-        label = f"{setting}: the paper's search, over MinMax"
-        others.append(Row.of_loss(f"{label}, KL", measure_loss(found[START], found[PAPER], "kl")))
-        others.append(Row.of(label, measure_gain(found[START], found[PAPER], images)))
+        searched = Change.of(found[START], found[PAPER], images)
+        others += searched.rows(f"{setting}: the paper's search, over MinMax")
         for name in (EQUAL, RACE):
-            change = measure_loss(found[PAPER], found[name], "kl")
+            change = Change.of(found[PAPER], found[name], images)
             counts = name == EQUAL
             label = f"{setting}: {name}, over the paper's search"
-            row = Row.of_loss(f"{label}, KL", change, change.better if counts else None)
-            (rows if counts else others).append(row)
-            others.append(Row.of(label, measure_gain(found[PAPER], found[name], images)))
+            kl, *more = change.rows(label, change.kl.better if counts else None)
+            (rows if counts else others).append(kl)
+            others += more
     return Verdict(
         decide(row.holds for row in rows),
         f"On a 1,000-image check of DeiT-Tiny ({count_seeds(results)}, one pass), as many "

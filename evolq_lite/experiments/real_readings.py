@@ -6,6 +6,7 @@ image. KL decides.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -14,7 +15,7 @@ from evolq_lite.experiments import real_starts
 from evolq_lite.experiments.c8_beyond import AHEAD, GAIN, START_AHEAD
 from evolq_lite.experiments.c12_starts import ADAM, EVOLQ, KL, NONE
 from evolq_lite.experiments.cells import Claim
-from evolq_lite.experiments.real_cells import compare_columns, measure_gain, measure_loss
+from evolq_lite.experiments.real_cells import Change
 from evolq_lite.experiments.real_starts import BEST, POOR, SCRIPT, Networks, group
 from evolq_lite.experiments.results import Cell
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
@@ -41,11 +42,11 @@ def judge_gradients(results: pd.DataFrame) -> Verdict:
             continue
         decides = start == POOR
         label = f"{setting}: {EVOLQ}, over {ADAM}, on {start}"
-        rows += compare_columns(label, found[ADAM], found[EVOLQ], images, decides)
+        change = Change.of(found[ADAM], found[EVOLQ], images)
+        rows += change.rows(label, change.kl.better if decides else None)
         if decides:
-            kl = measure_loss(found[ADAM], found[EVOLQ], "kl")
-            ahead.append(kl.better)
-            behind.append(kl.worse)
+            ahead.append(change.kl.better)
+            behind.append(change.kl.worse)
     return Verdict(
         decide(ahead),
         f"{scope_of(results, POOR)}, {EVOLQ} from MinMax ends below {ADAM} in KL in "
@@ -71,15 +72,16 @@ def judge_choice(results: pd.DataFrame) -> Verdict:
             (START_AHEAD, found[EVOLQ], start),
             (GAIN, start, chosen),
         ):
-            gain, kl = measure_gain(was, now, images), measure_loss(was, now, "kl")
-            clear, counts = gain.gain > 0 and gain.significant, name == AHEAD
-            rows.append(Row.of(f"{setting}: {name}", gain, clear if counts else None))
-            label = f"{setting}: {name}, KL"
-            rows.append(Row.of_loss(label, kl, kl.better if counts else None))
+            change, counts = Change.of(was, now, images), name == AHEAD
+            clear = change.top1.gain > 0 and change.top1.significant
+            kl, top1, entropy = change.rows(
+                f"{setting}: {name}", change.kl.better if counts else None
+            )
+            rows += [replace(top1, holds=clear if counts else None), kl, entropy]
             if counts:
-                ahead.append(clear and kl.better)
+                ahead.append(clear and change.kl.better)
             elif name == GAIN:
-                gained.append(kl.better)
+                gained.append(change.kl.better)
     return Verdict(
         decide(ahead),
         f"{scope_of(results, BEST)}, C8's choice beats the paper's search in {sum(ahead)} of "

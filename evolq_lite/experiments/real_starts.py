@@ -17,9 +17,7 @@ from functools import partial
 import pandas as pd
 
 from evolq_lite.config import SearchConfig
-from evolq_lite.evaluate import (
-    LossChange,
-)
+from evolq_lite.evaluate import LossChange
 from evolq_lite.experiments import c12_starts
 from evolq_lite.experiments.c12_starts import (
     ADAM,
@@ -34,8 +32,8 @@ from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
     NETWORKS,
+    Change,
     Place,
-    compare_columns,
     measure_loss,
     search_each,
     source_of,
@@ -134,14 +132,14 @@ def verdict(results: pd.DataFrame) -> Verdict:
         for name in ALL:
             decides = (start, name) == (GOOD, EVOLQ)
             label = f"{setting}: {name} on {start}"
-            kl, *more = compare_columns(label, found[NONE], found[name], images, decides)
+            change = Change.of(found[NONE], found[name], images)
+            kl, *more = change.rows(label, change.kl.better if decides else None)
             (rows if decides else others).append(kl)
             others += more
-            change = measure_loss(found[NONE], found[name], "kl")
-            lowered.setdefault((start, name), []).append(change.better)
+            lowered.setdefault((start, name), []).append(change.kl.better)
         for rival, known in ((RANDOM, "random search"), (KL, KL)):
             label = f"{setting}: {EVOLQ}, over {known}, on {start}"
-            others += compare_columns(label, found[rival], found[EVOLQ], images)
+            others += Change.of(found[rival], found[EVOLQ], images).rows(label)
     holds = lowered[GOOD, EVOLQ]
     seeds = count_seeds(results[results["start"] == GOOD])
     return Verdict(

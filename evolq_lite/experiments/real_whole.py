@@ -27,11 +27,10 @@ from evolq_lite.experiments.plots import plot_gains, plot_starts
 from evolq_lite.experiments.real_cells import (
     FLOAT,
     NETWORKS,
+    Change,
     Place,
     change_loss,
     group_settings,
-    measure_gain,
-    measure_loss,
     read_test,
     source_of,
     stack,
@@ -136,13 +135,12 @@ def verdict(results: pd.DataFrame) -> Verdict:
             (RANDOM, EVOLQ, "EvolQ, over random search at the same cost"),
             (START, RANDOM, "random search, over MinMax"),
         ):
-            change = measure_loss(found[was], found[now], "kl")
+            change = Change.of(found[was], found[now], images)
             counts = (was, now) == (START, EVOLQ)
-            row = Row.of_loss(f"{setting}: {name}, KL", change, change.better if counts else None)
-            (rows if counts else others).append(row)
-            beaten += was == RANDOM and change.better
-            gain = measure_gain(found[was], found[now], images)
-            others.append(Row.of(f"{setting}: {name}", gain))
+            kl, *more = change.rows(f"{setting}: {name}", change.kl.better if counts else None)
+            (rows if counts else others).append(kl)
+            others += more
+            beaten += was == RANDOM and change.kl.better
         name = "EvolQ's ten passes, over the first of them"
         others.append(Row.of(f"{setting}: {name}", measure_passes(found, images)))
     holds = [bool(row.holds) for row in rows]
