@@ -362,8 +362,9 @@ def tell_changes(results: pd.DataFrame) -> str:
     return (
         f"In {sum(c < 0 for c in sure)} of these {len(results)} cells KL is significantly lower "
         f"after the search, in {sum(c > 0 for c in sure)} higher; top-1 is significantly higher in "
-        f"{(gains > 0).sum()}, and lower in {(gains < 0).sum()} (a paired test in each cell, "
-        f"p < 0.05; by chance alone, {len(results) / 20:.1f} of {len(results)} would be)."
+        f"{(gains > 0).sum()}, and lower in {(gains < 0).sum()}. (Paired tests in each cell, "
+        f"p < 0.05: by chance alone, {len(results) / 20:.1f} of {len(results)} would be. For top-1 "
+        "it is McNemar's exact test, which can say no where the interval just leaves out 0.)"
     )
 
 
