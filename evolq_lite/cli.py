@@ -81,6 +81,13 @@ def number(kind: Any, text: str) -> Callable[[str], Any]:
     return read
 
 
+def a_path(value: str) -> Path:
+    """Read a path; an empty one would be the folder that one is in, which nobody means."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("it is empty; give a path")
+    return Path(value)
+
+
 def add_options(parser: argparse.ArgumentParser, defaults: QuantConfig | SearchConfig) -> None:
     """Add a flag for every field of a config; a flag that is not given leaves no trace."""
     group = parser.add_argument_group(type(defaults).__name__)
@@ -317,14 +324,22 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
     def watch(event: Evaluated) -> None:
         bar.set_postfix_str(f"{event.block}, fitness {event.fitness:.5f}")
 
-    if arguments.device and not any(name in ON_FOLDERS for name in names):
+    for option in ("device", "weights", "photographs"):
+        if getattr(arguments, option) is None or any(name in ON_FOLDERS for name in names):
+            continue
+        if arguments.report:
+            raise ValueError(f"--report computes nothing; omit --{option}")
         raise ValueError(
-            "--device is for REAL, R1 to R12 and PAPER; omit it: the others are computed on "
-            "processors, all in the same way"
+            f"--{option} is for REAL, R1 to R12 and PAPER; omit it: the others have networks and "
+            "images of this repository, and are computed on processors, all in the same way"
         )
-    if arguments.device and workers is None:
+    if arguments.device is not None and workers is None:
         device_of(arguments.device)
-    place = real_cells.Place(arguments.weights, arguments.photographs, arguments.device or "auto")
+    place = real_cells.Place(
+        arguments.weights or SHARED / "weights",
+        arguments.photographs or SHARED / "imagenet",
+        arguments.device or "auto",
+    )
     watched: dict[str, dict[str, Any]] = {"REAL": {"watch": watch}}  # its cells are whole runs
     claims = [
         real_cells.compute_at(claim, place, **watched.get(claim.name, {}))
@@ -333,6 +348,12 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
         for claim in claims
     ]
     folder = arguments.out or (Path("runs/quick") if arguments.quick else report.RESULTS)
+    there = [name for name, claim in KNOWN.items() if report.file_of(claim, folder).path.is_file()]
+    if arguments.report and not there:
+        raise ValueError(
+            f"{folder} holds no results to report; give the folder that holds them as --out"
+        )
+    report.check_folder(folder, [claim.name for claim in claims])
     with report.lock(folder):
         tasks = report.missing(claims, folder, arguments.quick)
         if real := [cell for claim, cell in tasks if claim.name in ON_FOLDERS]:
@@ -361,13 +382,15 @@ def reproduce_paper(arguments: argparse.Namespace) -> int:
             "--quick and --report are for the claims; for less of PAPER give --networks, --seeds 1 "
             "or --passes 1"
         )
+    if arguments.photographs is not None:
+        raise ValueError("--photographs is for REAL and R1 to R12; PAPER reads --imagenet")
     if arguments.cost:
         return say_cost(arguments)
     if arguments.imagenet is None:
         raise ValueError("PAPER needs ImageNet: give --imagenet DIR, with train/ and val/ in it")
     alone = arguments.workers is None and arguments.scheduler is None
     if alone:
-        device_of(arguments.device or "auto")
+        device_of("auto" if arguments.device is None else arguments.device)
 
     def watch(event: Evaluated) -> None:
         bar.set_postfix_str(f"{event.block}, fitness {event.fitness:.5f}")
@@ -375,7 +398,7 @@ def reproduce_paper(arguments: argparse.Namespace) -> int:
     folder = arguments.out or Path("runs/paper")
     grid = paper_grid.Grid.at(
         arguments.imagenet,
-        arguments.weights,
+        arguments.weights or SHARED / "weights",
         folder,
         arguments.class_map,
         arguments.networks or (),
@@ -386,6 +409,7 @@ def reproduce_paper(arguments: argparse.Namespace) -> int:
     )
     with progress(grid.test_images, "validation images, opened", "image") as opened:
         grid.check(opened.update)
+    report.check_folder(folder, [grid.name], paper_grid.HEADING)
     with report.lock(folder), workers_of(arguments, grid.lack, GRID_PATIENCE) as workers:
         left, cells = grid.missing(), len(grid.cells())
         with progress(cells, "cells", "cell", initial=cells - len(left)) as bar:
@@ -402,9 +426,15 @@ def say_cost(arguments: argparse.Namespace) -> int:
     """Say what a cell of each network costs, without computing one."""
     from evolq_lite.experiments import paper_cost, paper_grid, report
 
+    useless = ("imagenet", "class_map", "weights", "seeds", "device", "workers", "scheduler", "out")
+    if given := [name for name in useless if getattr(arguments, name) is not None]:
+        flag = "--" + given[0].replace("_", "-")
+        raise ValueError(f"{flag} has no effect with --cost, which computes nothing; omit it")
+    passes = paper_grid.PASSES if arguments.passes is None else arguments.passes
+    paper_grid.check_counts(passes, paper_grid.SEEDS)
     names = arguments.networks or paper_grid.NETWORKS
     networks = list(dict.fromkeys(paper_grid.find_network(name) for name in names))
-    say(report.to_markdown(paper_cost.tabulate(networks, arguments.passes or paper_grid.PASSES)))
+    say(report.to_markdown(paper_cost.tabulate(networks, passes)))
     return 0
 
 
@@ -596,20 +626,20 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--model", required=True, help="timm name, such as deit_tiny_patch16_224")
     own.add_argument(
         "--checkpoint",
-        type=Path,
+        type=a_path,
         help="weights with timm's key names (default: timm's pretrained ones)",
     )
     own.add_argument(
         "--calibration",
-        type=Path,
+        type=a_path,
         required=True,
         help="folder of calibration images, labels unused",
     )
     own.add_argument(
-        "--test", type=Path, required=True, help="folder of test images, one folder a class"
+        "--test", type=a_path, required=True, help="folder of test images, one folder a class"
     )
     own.add_argument(
-        "--class-map", type=Path, help="file of class folders in index order, if some are missing"
+        "--class-map", type=a_path, help="file of class folders in index order, if some are missing"
     )
     own.add_argument(
         "--calibration-images",
@@ -632,7 +662,7 @@ def parser() -> argparse.ArgumentParser:
     )
     for command, default in ((demo, Path("runs/demo")), (own, Path("runs/run"))):
         command.add_argument(
-            "--out", type=Path, default=default, help=f"run folder (default: {default})"
+            "--out", type=a_path, default=default, help=f"run folder (default: {default})"
         )
         command.add_argument(
             "--resume", action="store_true", help="continue the stopped run in --out"
@@ -688,19 +718,17 @@ def parser() -> argparse.ArgumentParser:
         "--report", action="store_true", help="compute nothing: figures and tables of what is there"
     )
     again.add_argument(
-        "--out", type=Path, help="results (default: data/results; PAPER: runs/paper)"
+        "--out", type=a_path, help="results (default: data/results; PAPER: runs/paper)"
     )
     again.add_argument("--threads", type=number(int, "1 to 1024"), help="processor threads")
     again.add_argument(
         "--weights",
-        type=Path,
-        default=SHARED / "weights",
+        type=a_path,
         help="REAL, R1 to R12, PAPER: folder of checkpoints",
     )
     again.add_argument(
         "--photographs",
-        type=Path,
-        default=SHARED / "imagenet",
+        type=a_path,
         help="REAL, R1 to R12: folder with calibration/, validation/ and wnids.txt",
     )
     again.add_argument(
@@ -709,10 +737,10 @@ def parser() -> argparse.ArgumentParser:
     )
     paper = again.add_argument_group("PAPER")
     paper.add_argument(
-        "--imagenet", type=Path, metavar="DIR", help="folder of ImageNet, with train/ and val/"
+        "--imagenet", type=a_path, metavar="DIR", help="folder of ImageNet, with train/ and val/"
     )
     paper.add_argument(
-        "--class-map", type=Path, help="file of class folders in index order, if some are missing"
+        "--class-map", type=a_path, help="file of class folders in index order, if some are missing"
     )
     paper.add_argument(
         "--networks", nargs="+", metavar="NAME", help="of the paper or of timm (default: all 11)"
@@ -732,8 +760,8 @@ def parser() -> argparse.ArgumentParser:
     turn = commands.add_parser(
         "convert", help="a checkpoint of any kind as safetensors, running nothing that is in it"
     )
-    turn.add_argument("source", type=Path, metavar="FILE.pth", help="what torch.save has written")
-    turn.add_argument("target", type=Path, metavar="FILE.safetensors", help="what to write")
+    turn.add_argument("source", type=a_path, metavar="FILE.pth", help="what torch.save has written")
+    turn.add_argument("target", type=a_path, metavar="FILE.safetensors", help="what to write")
     turn.add_argument("--ema", action="store_true", help="take the averaged weights")
     turn.add_argument("--key", help="take the weights under this name in the file")
     turn.add_argument("--replace", action="store_true", help="write over FILE.safetensors")
@@ -743,7 +771,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN_OR_MODEL",
         help="folder of a run, or vit, cnn (embedded), or timm's name with --calibration",
     )
-    away.add_argument("--out", type=Path, required=True, metavar="FILE.onnx", help="what to write")
+    away.add_argument(
+        "--out", type=a_path, required=True, metavar="FILE.onnx", help="what to write"
+    )
     away.add_argument("--replace", action="store_true", help="write over FILE.onnx")
     away.add_argument(
         "--weights",
@@ -751,8 +781,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="{" + ",".join(EXPORTED_WEIGHTS) + "}",
         help="a byte for each weight, or half a byte for those of 2 to 4 bits (default: int8)",
     )
-    away.add_argument("--checkpoint", type=Path, help="of a timm network, as in run")
-    away.add_argument("--calibration", type=Path, help="of a timm network, as in run")
+    away.add_argument("--checkpoint", type=a_path, help="of a timm network, as in run")
+    away.add_argument("--calibration", type=a_path, help="of a timm network, as in run")
     away.add_argument(
         "--calibration-images", type=number(int, "2 or more"), help="without a run, as in run"
     )
@@ -762,11 +792,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add_options(away, QuantConfig())
     look = commands.add_parser("verify", help="top-1 of an exported file, from the file alone")
-    look.add_argument("file", type=Path, metavar="FILE.onnx")
+    look.add_argument("file", type=a_path, metavar="FILE.onnx")
     look.add_argument(
-        "--test", type=Path, help="folder of test images, one folder a class (default: embedded)"
+        "--test", type=a_path, help="folder of test images, one folder a class (default: embedded)"
     )
-    look.add_argument("--class-map", type=Path, help="as in run; default: what the file says")
+    look.add_argument("--class-map", type=a_path, help="as in run; default: what the file says")
     for command in (away, look):
         command.add_argument("--threads", type=number(int, "1 to 1024"), help="processor threads")
     commands.add_parser("check", help="is this machine ready?")
@@ -814,7 +844,10 @@ def dispatch(arguments: argparse.Namespace) -> int:
         return search(arguments)
     if "PAPER" in map(str.upper, arguments.claims):
         return reproduce_paper(arguments)
-    if given := [name for name in PAPER_ONLY if getattr(arguments, name)]:
+    unused = {name: getattr(arguments, name) for name in PAPER_ONLY}
+    if given := [
+        name for name, value in unused.items() if value is not None and value is not False
+    ]:
         flag = "--" + given[0].replace("_", "-")
         raise ValueError(f"{flag} is for PAPER; omit it, or name PAPER in place of the others")
     from evolq_lite.runs.source import Embedded

@@ -61,7 +61,7 @@ def load_network(
     check_name(name)
     if image_size is not None and not 8 <= image_size <= 4096:
         raise ValueError(f"an image size of {image_size} is not possible; give 8 to 4096 pixels")
-    skeleton = _build_skeleton(name)
+    skeleton = build_skeleton(name)
     chain_of(skeleton)  # raises for families that cannot be cut into blocks
     state: State | None = None
     notes: list[str] = []
@@ -135,7 +135,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _build_skeleton(name: str) -> nn.Module:
+def build_skeleton(name: str) -> nn.Module:
     """The network that timm means by a name: shapes only, no memory, no weights."""
     try:
         with _quiet(), torch.device("meta"):

@@ -171,12 +171,111 @@ def test_a_last_line_that_was_cut_anywhere_is_computed_again(tmp_path, left):
     before = file.path.read_bytes()
     file.append(content(second))
     last = file.path.read_bytes()[len(before) :]
-    file.path.write_bytes(before + last[: min(left, len(last) - 1)])
+    file.path.write_bytes(before + last[: min(left, len(last) - 2)])
     assert [line is None for line in file.find([first, second])] == [False, True]
     file.repair()
     assert file.path.read_bytes() == before
     file.append(content(second))
     assert file.path.read_bytes() == before + last
+
+
+@pytest.mark.parametrize("ending", [b"\r\n", b"\r"])
+def test_lines_that_end_in_another_way_are_whole(tmp_path, ending, caplog):
+    """As git may check them out on Windows; and the last one may have lost its end."""
+    file, cells = ResultFile(tmp_path, "C1"), [{"seed": 0}, {"seed": 1}]
+    for cell in cells:
+        file.append(content(cell))
+    before = file.path.read_bytes()
+    for changed in (before.replace(b"\n", ending), before[:-1]):
+        file.path.write_bytes(changed)
+        assert None not in file.find(cells) and not caplog.text
+        file.repair()
+        assert file.path.read_bytes() == before
+    assert not list(tmp_path.glob("*.damaged"))
+
+
+def test_lines_of_somebody_else_are_kept_beside_the_results(tmp_path, caplog):
+    file = ResultFile(tmp_path, "C1")
+    theirs = b'{"my": "data"}\n' * 50
+    file.path.write_bytes(theirs)
+    assert file.find([{"seed": 0}]) == [None]
+    assert "line 1, 2, 3 and 47 more of" in caplog.text and len(caplog.records) == 1
+    file.repair()
+    assert file.path.read_bytes() == b""
+    (kept,) = tmp_path.glob("*.damaged")
+    assert kept.read_bytes() == theirs and str(kept) in caplog.text
+
+
+def put_file(folder, name):
+    folder.mkdir()
+    (folder / name).write_text("mine")
+
+
+def put_folder(folder, name):
+    (folder / name).mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("put", "name", "said"),
+    [
+        (put_file, "README.md", "is not one that this command has written"),
+        (put_folder, "README.md", "cannot be written"),
+        (put_folder, "claims.json", "cannot be written"),
+        (put_folder, "C1.jsonl", "cannot be written"),
+        (put_folder, "C1.png", "cannot be written"),
+        (put_folder, ".lock", "Is a directory"),
+    ],
+)
+def test_what_is_in_the_way_is_found_before_any_cell(
+    tmp_path, capsys, monkeypatch, put, name, said
+):
+    monkeypatch.setattr(report, "compute", lambda *_: pytest.fail("a cell was computed"))
+    out = tmp_path / "out"
+    put(out, name)
+    assert main(["reproduce", "C1", "--quick", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and name in error and "--out" in error and error.count("\n") == 1
+    assert [path.name for path in out.iterdir()] == [name]
+
+
+def test_a_report_of_nothing_is_refused_and_nothing_is_left(tmp_path, capsys):
+    for out in (tmp_path, tmp_path / "new"):
+        assert main(["reproduce", "--report", "--out", str(out)]) == 2
+        assert "holds no results" in capsys.readouterr().err
+    assert main(["reproduce", "--report", "--out", ""]) == 2
+    assert "it is empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_were_made_for_nothing_go_again(tmp_path, capsys):
+    out = tmp_path / "a" / "b" / "c"
+    nowhere = str(tmp_path / "nowhere")
+    assert main(["reproduce", "R1", "--photographs", nowhere, "--out", str(out)]) == 2
+    assert "--photographs FOLDER" in capsys.readouterr().err and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("C1", "--quick", "--passes", "0"), "--passes is for PAPER"),
+        (("C1", "--quick", "--weights", "x"), "--weights is for REAL"),
+        (("C1", "--quick", "--photographs", "x"), "--photographs is for REAL"),
+        (("C1", "--quick", "--device", ""), "--device is for REAL"),
+        (("--report", "--device", "cpu"), "omit --device"),
+        (("R1", "--device", "hpu"), "--device hpu is not possible"),
+        (("C1", "--quick", "--scheduler", "ucx://127.0.0.1:1"), "begins with tcp://"),
+        (("PAPER", "--photographs", "x"), "PAPER reads --imagenet"),
+        (("PAPER", "--cost", "--passes", "0"), "--passes must be at least 1"),
+        (("PAPER", "--cost", "--seeds", "2"), "--seeds has no effect with --cost"),
+        (("PAPER", "--cost", "--networks", "vit_tiny_patch16_224.none"), "could not build"),
+    ],
+)
+def test_options_that_have_no_effect_or_cannot_be_are_refused(tmp_path, capsys, options, said):
+    out = tmp_path / "out"
+    where_to = () if "--cost" in options else ("--out", str(out))
+    assert main(["reproduce", *options, *where_to]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not out.exists()
 
 
 def test_results_of_another_version_are_said_kept_and_not_used(copied, caplog):
@@ -653,7 +752,7 @@ def test_schemes_of_real_networks_without_a_search(photographs):
     assert verdict.word == WORDS[0] and len(verdict.decisive) == 4
     assert (
         "costs ViT-Tiny 0.7 and DeiT-Tiny 0.7" in verdict.sentence
-        and "recovers 0.7" in verdict.sentence
+        and "recover 0.7 (not significant)" in verdict.sentence
     )
     assert len(verdict.sentence.split()) <= 30
     (table,) = claim.tables(results).values()
@@ -707,10 +806,10 @@ def test_losses_of_a_search_of_real_networks(photographs):
     gaps = real_losses.gaps_of(results[:1])
     assert gaps[real_losses.OURS] == [pytest.approx(0.2)] and gaps["mse"][0] > 0.2
     verdict = claim.verdict(results)
-    assert "3 seeds" in verdict.sentence and "overfits less in 10" in verdict.sentence
+    assert "3 seeds" in verdict.sentence and "overfits less in 8" in verdict.sentence
     assert len(verdict.sentence.split()) <= 30
     alone = claim.verdict(results[:2])  # one seed says nothing of overfitting
-    assert "one seed" in alone.sentence and len(alone.decisive) == 10
+    assert "one seed" in alone.sentence and len(alone.decisive) == 8
     (table,) = claim.tables(results).values()
     assert len(table) == 2 * (1 + len(real_losses.LOSSES))
     assert 10 <= len(claim.figure(results).get_label().split()) <= 40
@@ -749,7 +848,7 @@ def test_bits_of_a_real_network(photographs):
     results = pd.DataFrame(
         [row_of({"cell": cell, "result": result, "seconds": 1.0}) for cell in cells[:4]]
     )
-    check_what_is_told(claim, results, "than even bits in", decisive=12)
+    check_what_is_told(claim, results, "end below even bits in", decisive=12)
     (table,) = claim.tables(results).values()
     assert len(table) == 4 * 4
 
@@ -770,8 +869,9 @@ def test_the_whole_search_of_a_real_network(photographs):
     results = pd.DataFrame(
         [row_of({"cell": cell, "result": result, "seconds": 1.0}) for cell in cells[:6]]
     )
-    check_what_is_told(claim, results, "(3 seeds, ten passes)", decisive=2)
-    check_what_is_told(picks, results, "(3 seeds, ten passes)", decisive=2)
+    check_what_is_told(claim, results, "of DeiT-Tiny (3 seeds), ten passes", decisive=2)
+    check_what_is_told(picks, results, "of DeiT-Tiny (3 seeds), snapshots", decisive=2)
+    check_what_is_told(claim, results[:4], "(W4A8: 3 seeds, W3A8: one), ten", decisive=2)
     (table,) = claim.tables(results).values()
     assert len(table) == 2 * 3
 
@@ -878,7 +978,7 @@ def first_seed():
 @pytest.mark.parametrize(
     ("claim", "word", "said"),
     [
-        ("R3", WORDS[0], "below Adam in KL in 4 of 4 settings, above it in 0"),
+        ("R3", UNDECIDED, "below Adam in KL in 4 of 4 settings, above it in 0"),
         ("R8", WORDS[0], "in 4 of 4 settings (top-1 and KL), its own start in 4 (KL)"),
     ],
 )

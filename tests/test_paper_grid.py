@@ -172,6 +172,7 @@ def measured(grid: paper_grid.Grid, right: dict[str, str]) -> pd.DataFrame:
     numbers = {column: share[name] for column, name in top1.items()}
     change = {"before": 0.5, "evolved": 0.25, "change": -0.25, "p_value": 0.03, "significant": True}
     more = {"correct": right, "losses": {"kl": change}, "gain": -0.5, "significant": False}
+    more["p_value"] = 0.2
     return pd.DataFrame([{**cell, **numbers, **more} for cell in cells])
 
 
@@ -186,6 +187,8 @@ def test_the_table_has_published_numbers_ours_and_what_was_not_run(tmp_path):
     assert told["MinMax"] == "50.00 (2 of 3 seeds)"
     assert told["Evol-Q from MinMax"] == "75.00 (2 of 3 seeds)"
     assert told["gain from MinMax"].startswith("+25.00 [")
+    assert told["gain from MinMax"].endswith("] (p = 0.2, p = 0.2)")
+    assert told["float, cropped as by the script"] == paper_grid.MISSING
     assert told["KL from MinMax"] == "0.500 to 0.250 (p = 0.03, p = 0.03)"
     assert told["MSE"] == told["gain from MSE"] == paper_grid.MISSING
     assert table["ResNet-18"]["MinMax, published"] == paper_grid.UNKNOWN
@@ -293,6 +296,7 @@ WRONG = {
     "an unknown network": (do_nothing, ("--networks", "ViT-H"), ["'ViT-H'", "DeiT-T, DeiT-S"]),
     "no pass": (do_nothing, ("--passes", 0), ["--passes must be at least 1"]),
     "no seed": (do_nothing, ("--seeds", 0), ["--seeds must be at least 1"]),
+    "seeds without end": (do_nothing, ("--seeds", 10**9), ["--seeds", "at most 1,000"]),
     "no such device": (do_nothing, ("--device", "abacus"), ["--device abacus is not possible"]),
     "something quick": (do_nothing, ("--quick",), ["--passes 1"]),
 }

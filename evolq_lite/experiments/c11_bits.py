@@ -225,4 +225,6 @@ CLAIM = Claim(
     verdict,
     tables,
     real="R11",
+    note="P-values are not corrected for the number of comparisons. In KL the evolution can lose: "
+    "see the CNN among the other measurements.",
 )

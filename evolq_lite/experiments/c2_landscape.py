@@ -254,8 +254,8 @@ def verdict(results: pd.DataFrame) -> Verdict:
     return Verdict(
         decide((all(jagged), not any(ragged), rugged)),
         f"In one block of each embedded network (one seed), {sum(jagged)} of {len(jagged)} ViT and "
-        f"{sum(ragged)} of {len(ragged)} CNN layers are jagged; attention is "
-        f"{'' if rugged else 'not '}significantly worse than the MLP.",
+        f"{sum(ragged)} of {len(ragged)} CNN layers are jagged; attention has "
+        f"{'' if rugged else 'not '}significantly more minima than the MLP.",
         rows,
     )
 

@@ -296,45 +296,29 @@ def both_of(results: pd.DataFrame) -> list[float]:
     return roughness_of(results, integers=FREE, activations="8")
 
 
-def frozen_and_free(results: pd.DataFrame, bits: str) -> tuple[list[float], list[float]]:
-    """Roughness with frozen and with free integers, the same lines in the same order."""
-    frozen = roughness_of(results, integers=FROZEN, activations=bits)
-    return frozen, roughness_of(results, integers=FREE, activations=bits)
-
-
 def verdict(results: pd.DataFrame) -> Verdict:
     """Do activations make it, do images average it away, is it smooth without both?"""
-    both = both_of(results)
-    kept, kept_interval = ratio(*frozen_and_free(results, "8"))
-    weights, weights_interval = ratio(roughness_of(results, integers=FREE, activations=FLOAT), both)
-    neither, neither_interval = ratio(
-        roughness_of(results, integers=FROZEN, activations=FLOAT), both
-    )
     powers = slopes_of(results)
-    share = "share of the roughness with free integers and 8-bit activations"
+    shares = {
+        NAMES[network]: {
+            name: ratio(roughness_of(mine, integers=integers, activations=bits), both_of(mine))
+            for name, (integers, bits) in SOURCES.items()
+        }
+        for network, mine in by(results, "network").items()
+    }
     rows = [
-        Row(
-            f"Integers frozen, 8-bit activations: {share}",
-            kept,
-            kept_interval,
-            holds=kept > 0.5,
-            unit="",
-            form=".3f",
-        ),
-        Row(
-            f"Integers free, float activations: {share}",
-            weights,
-            weights_interval,
-            unit="",
-            form=".3f",
-        ),
-        Row(
-            f"Integers frozen, float activations: {share}",
-            neither,
-            neither_interval,
-            holds=neither < 0.05,
-            unit="",
-            form=".4f",
+        *(
+            Row(
+                f"{network}, {name}: share of the roughness with both",
+                share,
+                ends,
+                holds={"activations only": share > 0.5, "neither": share < 0.05}.get(name),
+                unit="",
+                form=".4f" if name == "neither" else ".3f",
+            )
+            for network, found in shares.items()
+            for name, (share, ends) in found.items()
+            if name != "both"
         ),
         *(
             Row(
@@ -348,13 +332,14 @@ def verdict(results: pd.DataFrame) -> Verdict:
         ),
         *compare_races(results),
     ]
+    makes, keeps = (
+        " and ".join(f"{100 * found[source][0]:.0f}" for found in shares.values())
+        for source in ("activations only", OTHER)
+    )
     return Verdict(
         decide([row.holds for row in rows]),
-        f"In one block of each embedded network (one seed), activations alone make "
-        f"{100 * kept:.0f} % of the "
-        f"jaggedness (images to the power {powers['activations only'][0]:.2f}), "
-        f"weights' integers {100 * weights:.0f} % ({powers[OTHER][0]:.2f}), neither "
-        f"{100 * neither:.1f} %.",
+        f"In one block of the embedded {' and '.join(shares)} (one seed), activations alone make "
+        f"{makes} % of the jaggedness, weights' integers alone {keeps} %.",
         tuple(rows),
     )
 

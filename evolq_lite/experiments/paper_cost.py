@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,7 +27,7 @@ from evolq_lite.chain import chain_of
 from evolq_lite.config import SearchConfig
 from evolq_lite.evolve import TRACE_LIMIT
 from evolq_lite.experiments.paper_grid import CALIBRATION, PASSES, VALIDATION, name_of
-from evolq_lite.networks import unfused
+from evolq_lite.networks import build_skeleton, unfused
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,21 @@ class Cost:
 
 def count(network: str, passes: int = PASSES, tests: int = VALIDATION) -> Cost:
     """The cost of a cell; the same for all bit-widths, starts and seeds."""
-    with torch.device("meta"):
-        model = unfused(timm.create_model(network)).eval()
-        x = torch.zeros(1, *resolve_model_data_config(model)["input_size"])
+    model = unfused(build_skeleton(network)).eval()
+    x = torch.zeros(1, *resolve_model_data_config(model)["input_size"])
+    x = x.to(next(model.parameters()).device)  # "meta", where timm could build it there
     chain, parts, kept = chain_of(model), [], 0
     with torch.no_grad():
         for _, segment, searchable in chain.segments:
             kept += x.numel() * x.element_size() * searchable
-            with FlopCounterMode(display=False) as counter:
-                x = segment(x)
+            try:
+                with FlopCounterMode(display=False) as counter:
+                    x = segment(x)
+            except (AssertionError, RuntimeError) as error:
+                why = str(error).splitlines()[0]
+                raise ValueError(
+                    f"the operations of {network} cannot be counted ({why}); name other --networks"
+                ) from None
             parts.append(counter.get_total_flops())
     whole, n = sum(parts), CALIBRATION
     cycles, visits = SearchConfig().cycles, passes * len(chain.searchable)

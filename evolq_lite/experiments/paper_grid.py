@@ -45,13 +45,15 @@ NETWORKS = {
     "RegNet-3.2GF": "regnetx_032.pycls_in1k",  # X is our choice
 }
 # How the networks are quantized before the search; bits come from the cell.
+SCRIPT = "official"
 STARTS = {
     "MinMax": PRESETS["paper"],
     "MSE": replace(PRESETS["paper"], weight_observer="mse"),
-    "official": PRESETS["official"],
+    SCRIPT: PRESETS["official"],
 }
 BITS = (8, 4, 3)  # of weights; activations have 8
-PASSES, SEEDS = 10, 3
+PASSES, SEEDS, MOST = 10, 3, 1000
+HEADING = "# The paper's grid"
 CALIBRATION = 1000  # training images
 VALIDATION = 50_000  # images of ImageNet's validation set
 LAYOUTS = (("train", "val"), ("calibration", "validation"))  # ImageNet's, and that of REAL
@@ -86,6 +88,13 @@ one summary of it, over BRECQ, which we could not check. "{UNKNOWN}": we traced 
 CHECK = """\
 **A {:,}-image check, not the ImageNet validation set of 50,000: do not compare it with published
 numbers.** None are shown."""
+
+
+def check_counts(passes: int, seeds: int) -> None:
+    """ValueError for a number of passes or seeds that is no sensible one."""
+    for name, number in (("passes", passes), ("seeds", seeds)):
+        if not 1 <= number <= MOST:
+            raise ValueError(f"--{name} must be at least 1 and at most {MOST:,}, not {number}")
 
 
 @lru_cache(maxsize=2)
@@ -165,9 +174,7 @@ class Grid:
             )
         if class_map is None and (imagenet / "wnids.txt").is_file():
             class_map = imagenet / "wnids.txt"
-        for name, number in (("passes", passes), ("seeds", seeds)):
-            if number < 1:
-                raise ValueError(f"--{name} must be at least 1, not {number}")
+        check_counts(passes, seeds)
         return cls(
             str(training),
             str(validation),
@@ -295,7 +302,7 @@ class Grid:
     def write_page(self) -> Path:
         """The tables of what is there, as a page beside the results."""
         path = Path(self.out) / "README.md"
-        write_whole(path, f"# The paper's grid\n\n{self.tell()}\n".encode())
+        write_whole(path, f"{HEADING}\n\n{self.tell()}\n".encode())
         return path
 
     def lack(self) -> str:
@@ -390,6 +397,8 @@ def tell_column(
         column = {f"{m}, published": tell_published(m, network) for m in methods} | column
     for start in STARTS:
         mine = where(found, weight_bits=bits, start=start) if len(found) else found
+        if start == SCRIPT:
+            column["float, cropped as by the script"] = tell_mean(mine[:1], "float_top1", 1)
         column[start] = tell_mean(mine, "before_top1", seeds)
         column[f"Evol-Q from {start}"] = tell_mean(mine, "after_top1", seeds)
         column[f"gain from {start}"] = tell_gain(mine)
@@ -428,7 +437,7 @@ def tell_kl(found: pd.DataFrame) -> str:
 
 
 def tell_gain(found: pd.DataFrame) -> str:
-    """What the search gains over its start, all seeds together."""
+    """What the search gains over its start, all seeds together, and each seed's p-value."""
     if found.empty:
         return MISSING
     right = [
@@ -437,4 +446,5 @@ def tell_gain(found: pd.DataFrame) -> str:
     ]
     gain = SeedComparison.of(*right)
     low, high = (100 * end for end in gain.interval)
-    return f"{100 * gain.gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+    each = ", ".join(f"p {tell_p(p)}" for p in found["p_value"])
+    return f"{100 * gain.gain:+.2f} [{low:+.2f}, {high:+.2f}] ({each})"

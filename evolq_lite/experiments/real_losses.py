@@ -40,12 +40,12 @@ from evolq_lite.figures import Picture
 from evolq_lite.runs.environment import device_here
 
 START = "start"
+RIVALS = ("mse", "cosine", "kl", "fisher")  # other losses; another temperature is no other loss
 LOSSES: dict[str, dict[str, Any]] = {
     OURS: {},
     "infoNCE T=0.07": {"temperature": 0.07},
-    **{name: {"fitness": name} for name in ("mse", "cosine", "kl", "fisher")},
+    **{name: {"fitness": name} for name in RIVALS},
 }
-RIVALS = tuple(name for name in LOSSES if name != OURS)
 IMAGES = 256  # for calibration, and as many fresh ones
 
 
@@ -114,15 +114,17 @@ def verdict(results: pd.DataFrame) -> Verdict:
     others: list[Row] = []
     behind = 0
     for setting, found in settings.items():
-        for name in RIVALS:
-            label = f"{setting}: {OURS}, over {name}"
+        for name in (name for name in LOSSES if name != OURS):
             change = Change.of(found[name], found[OURS], images)
+            *more, row = change.rows(f"{setting}: {OURS}, over {name}")
+            others += more
+            if name not in RIVALS:
+                others.append(row)
+                continue
             entropy = change.cross_entropy
             clear = many * entropy.p_value < 0.05
-            *more, row = change.rows(label)
             rows.append(replace(row, holds=clear and entropy.better))
             behind += clear and entropy.worse
-            others += more
         for name in LOSSES:
             entropy = measure_loss(found[START], found[name], "cross_entropy")
             others.append(Row.of_loss(f"{setting}: {name}, over MinMax, cross-entropy", entropy))

@@ -21,6 +21,7 @@ from evolq_lite.evaluate import LossChange
 from evolq_lite.experiments import c12_starts
 from evolq_lite.experiments.c12_starts import (
     ADAM,
+    ADAM_NOTE,
     EVOLQ,
     KL,
     NONE,
@@ -179,4 +180,5 @@ CLAIM = Claim(
     verdict,
     tables,
     stage=stage_of,
+    note=ADAM_NOTE,
 )

@@ -107,11 +107,18 @@ def search_and_keep(
 def scope_of(results: pd.DataFrame) -> str:
     """What a sentence begins with."""
     groups = group_settings(results)
-    of = f" of {next(iter(groups))}" if len(groups) == 1 else ""
-    least = min(len(found) for found in groups.values())
-    seeds = count_seeds(results)
+    networks = {setting.split()[0] for setting in groups}
+    of = f" of {next(iter(groups if len(groups) == 1 else networks))}" * (len(networks) == 1)
+    counts, seeds = {setting: len(found) for setting, found in groups.items()}, count_seeds(results)
+    if of and len(set(counts.values())) > 1:
+        each = ", ".join(
+            f"{setting.split()[1]}: {f'{n} seeds' if n > 1 else 'one'}"
+            for setting, n in counts.items()
+        )
+        return f"On a 1,000-image check{of} ({each})"
+    least = min(counts.values())
     several = f"{least} to {seeds}" if least < results["seed"].nunique() else seeds
-    return f"On a 1,000-image check{of} ({several}, ten passes)"
+    return f"On a 1,000-image check{of} ({several})"
 
 
 # R5
@@ -163,11 +170,11 @@ def tell_end(holds: Sequence[bool], beaten: int) -> str:
     """In how many settings KL was lowered, and ended below that of random search."""
     if len(holds) > 1:
         return (
-            f"the paper's search lowers KL in {sum(holds)} of {len(holds)} settings from MinMax, "
-            f"and ends below random search in {beaten}"
+            f"ten passes of the paper's search lower KL in {sum(holds)} of {len(holds)} settings, "
+            f"below random search in {beaten}"
         )
-    lowers, ends = "lowers" if holds[0] else "does not lower", "ends" if beaten else "does not end"
-    return f"the paper's search {lowers} KL from MinMax, and {ends} below random search"
+    lower, end = "lower" if holds[0] else "do not lower", "end" if beaten else "do not end"
+    return f"ten passes of the paper's search {lower} KL from MinMax, and {end} below random search"
 
 
 def tables(results: pd.DataFrame) -> Tables:
@@ -244,7 +251,7 @@ def verdict_on_picks(results: pd.DataFrame) -> Verdict:
         ]
     return Verdict(
         decide(row.holds for row in rows),
-        f"{scope_of(results)}, snapshots picked on half the test images lead the last by "
+        f"{scope_of(results)}, snapshots picked on half the images lead the last by "
         f"{tell_range([s.here for s in picked])} points there, "
         f"{tell_range([s.there for s in picked])} elsewhere.",
         (*rows, *others),

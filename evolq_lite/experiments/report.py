@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,30 @@ from evolq_lite.experiments.results import Cell, ResultFile
 from evolq_lite.experiments.verdicts import Verdict, tabulate, to_markdown
 from evolq_lite.figures import Picture, save_figure
 from evolq_lite.files import DATA, write_whole
-from evolq_lite.runs.folder import Busy
+from evolq_lite.runs.folder import NO_LOCKS, Busy
 from evolq_lite.runs.workers import Workers
 
 RESULTS = DATA / "results"
+HEADING = "# The paper's claims, measured here"
 log = logging.getLogger("evolq_lite")
 
 HOW_TO_READ = """\
 Made by `python -m evolq_lite reproduce` from the files beside it; do not edit. A gain is in points
-of top-1 unless its unit says otherwise, intervals have 95 %, and *holds* says whether a row speaks
-for the claim. C1 to C12 are about the two networks embedded in this repository and their 9,920 test
-images (Typefaces-62). REAL, and the claims that start with R, test trained ViT-Tiny and DeiT-Tiny
-on 1,000 photographs, which are easier than the ImageNet validation set: compare their accuracies
-with each other only. What a verdict rests on is said below it (*Cells*): networks, bits, seeds,
-calibration images, passes. The results of a long claim are shown stage by stage, as they are
-finished."""
+of top-1 unless its unit says otherwise, and *holds* says whether a row speaks for the claim. A
+claim *holds here* if every part of it that is tested does, *partly* if at least one does.
+Intervals (95 %) and p-values are about other test images, for these seeds and this machine: what
+other seeds or another processor would change is not in them.
+
+C1 to C12 are about the two networks embedded in this repository and their 9,920 test images
+(Typefaces-62). REAL, and the claims that start with R, test trained ViT-Tiny and DeiT-Tiny on your
+photographs; their commands need `--weights` and `--photographs` as well. In the results that come
+with the repository these are 1,000 of 430 classes, not from the ImageNet validation set and easier:
+compare their accuracies with each other only. Calibration has one ImageNet image of each class. The
+copy of DeiT-Tiny that was measured has LayerNorm weights rounded to 8-bit fixed point. The paper's
+own table is in `docs/paper-grid.md`.
+
+What a verdict rests on is said below it (*Cells*): networks, bits, seeds, calibration images,
+passes. The results of a long claim are shown stage by stage, as they are finished."""
 
 MOST_VALUES = 8  # of a parameter, in a line
 HOW_TO_OPEN = """\
@@ -66,7 +75,7 @@ def lock(folder: Path) -> Iterator[None]:
             f"{folder / old[0]} holds results of evolq_lite 0.1, one file per cell, which this "
             "version does not read; move it, or give another --out"
         )
-    new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     file = FileLock(folder / ".lock", 0)
     try:
@@ -76,6 +85,8 @@ def lock(folder: Path) -> Iterator[None]:
             f"another reproduction writes to {folder}; wait for it, or give another --out"
         ) from None
     except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
         log.warning(
             "%s cannot be locked (%s); let no other reproduction write there", folder, error
         )
@@ -85,6 +96,30 @@ def lock(folder: Path) -> Iterator[None]:
         file.release()
         if new and {path.name for path in folder.iterdir()} <= {".lock"}:  # nothing was computed
             shutil.rmtree(folder)
+            for parent in new[1:]:
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+def check_folder(folder: Path, claims: Sequence[str], heading: str = HEADING) -> None:
+    """ValueError unless a report and the results of these claims can be written to a folder.
+
+    Before any cell is computed. A README.md that does not begin with `heading` is somebody else's.
+    """
+    page = folder / "README.md"
+    if page.is_file() and not page.read_bytes().startswith(heading.encode()):
+        raise ValueError(
+            f"{page} is not one that this command has written; move it, or give another --out"
+        )
+    names = [f"{claim}.{ending}" for claim in claims for ending in ("jsonl", "png")]
+    for path in (page, *(folder / name for name in ("claims.json", *names))):
+        try:
+            if path.exists():
+                open(path, "ab").close()
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be written ({error.strerror}); move it, or give another --out"
+            ) from None
 
 
 def missing(claims: Sequence[Claim], folder: Path, quick: bool = False) -> list[tuple[Claim, Cell]]:
@@ -190,7 +225,7 @@ def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
         sections.append(write_section(told[-1], claim.note, verdict, claim.tables(results)))
     page = "\n\n".join(
         [
-            "# The paper's claims, measured here",
+            HEADING,
             HOW_TO_READ,
             write_summary(told),
             HOW_TO_OPEN,

@@ -12,7 +12,7 @@ appended by one process only; workers hand their results to it.
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ RESULT = {
     "version": int,
 }
 MACHINE = {"environment": int, "machine": dict}
+DAMAGED = ".jsonl.damaged"
+SHOWN = 3  # damaged lines that are named
 
 Cell = dict[str, Any]
 Result = dict[str, Any]
@@ -53,7 +55,17 @@ class ResultFile:
 
     def find(self, cells: Sequence[Cell]) -> list[dict[str, Any] | None]:
         """The line of each cell, None where its result is not there."""
-        lines = [content for _, content in self.whole_lines() if "cell" in content]
+        whole, damaged = self.read_lines()
+        if damaged:
+            numbers = [number for number, _, _ in damaged]
+            more = len(numbers) - SHOWN
+            log.warning(
+                "line %s of %s is damaged (%s); it is omitted, and its cell is computed again",
+                ", ".join(map(str, numbers[:SHOWN])) + f" and {more} more" * (more > 0),
+                self.path,
+                damaged[0][2],
+            )
+        lines = [content for _, content in whole if "cell" in content]
         if others := [line for line in lines if line["version"] != VERSION]:
             log.warning(
                 "%s holds %d results of version %d, and this is version %d: they stay in the file, "
@@ -79,10 +91,21 @@ class ResultFile:
         return pd.DataFrame([row_of(line) for line in self.find(cells) if line is not None])
 
     def repair(self) -> None:
-        """Remove damaged lines, so that all lines are JSON and the next one begins a new line."""
-        whole = b"".join(line for line, _ in self.whole_lines())
-        if self.path.is_file() and self.path.read_bytes() != whole:
-            write_whole(self.path, whole)
+        """Let all lines be JSON, and the next one begin a new line.
+
+        Damaged lines go to a file beside this one: they may be somebody's work.
+        """
+        whole, damaged = self.read_lines()
+        if damaged:
+            beside = self.path.with_suffix(DAMAGED)
+            with open(beside, "ab") as file:
+                file.write(b"".join(line + b"\n" for _, line, _ in damaged))
+                file.flush()
+                os.fsync(file.fileno())
+            log.warning("what is damaged in %s is now in %s", self.path, beside)
+        content = b"".join(line for line, _ in whole)
+        if self.path.is_file() and self.path.read_bytes() != content:
+            write_whole(self.path, content)
 
     def append(self, content: dict[str, Any]) -> None:
         """Add a result, and its machine if that is new; they are on the disk afterwards.
@@ -106,19 +129,25 @@ class ResultFile:
             file.flush()
             os.fsync(file.fileno())
 
-    def whole_lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """Each line that is as it was written, with what it says; others are logged."""
+    def whole_lines(self) -> list[tuple[bytes, dict[str, Any]]]:
+        """Each line that is as it was written, with what it says."""
+        return self.read_lines()[0]
+
+    def read_lines(
+        self,
+    ) -> tuple[list[tuple[bytes, dict[str, Any]]], list[tuple[int, bytes, str]]]:
+        """The whole lines with what they say; the damaged ones: number, bytes, what is wrong.
+
+        Lines may end as Windows or git make them end, and the last one not at all.
+        """
         data = self.path.read_bytes() if self.path.is_file() else b""
-        for number, line in enumerate(data.splitlines(keepends=True), 1):
+        whole, damaged = [], []
+        for number, line in enumerate(data.splitlines(), 1):
             try:
-                yield line, read_line(line)
+                whole.append((line + b"\n", read_line(line + b"\n")))
             except ValueError as error:
-                log.warning(
-                    "line %d of %s is damaged (%s); it is omitted, and its cell is computed again",
-                    number,
-                    self.path,
-                    error,
-                )
+                damaged.append((number, line, str(error)))
+        return whole, damaged
 
 
 def as_text(content: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ def device_of(name: str) -> torch.device:
         probe = torch.zeros(1, device=name)
         float(probe)  # "meta" has no numbers
         return probe.device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"--device {name} is not possible ({why}); give cpu, or auto") from None
 

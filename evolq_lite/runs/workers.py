@@ -58,6 +58,7 @@ from evolq_lite.runs.source import Source
 KEPT_BATCHES = 64  # whose block inputs a worker keeps
 TRIES = 4  # of a task, before its failures are the run's
 TABLE = "table."  # what names of a table's tensors begin with
+SCHEMES = ("tcp", "tls", "ws", "wss")
 CONNECTING = 10  # seconds for a scheduler to answer
 PATIENCE = 600.0  # seconds for an answer, before a worker counts as hanging
 
@@ -425,6 +426,12 @@ def connect(address: str) -> Any:
     """A client of a Dask scheduler; ValueError if none answers."""
     from distributed import Client
 
+    scheme = address.partition("://")[0] if "://" in address else "tcp"
+    if scheme not in SCHEMES:
+        raise ValueError(
+            f"no Dask scheduler can be reached at {address}; give an address that begins with "
+            f"{', '.join(f'{known}://' for known in SCHEMES)}"
+        )
     check_certificates(address)  # first: a client that fails for them takes 20 s to close
     try:
         return Client(address, timeout=CONNECTING, set_as_default=False)

@@ -375,7 +375,8 @@ for name in ("nearest", "gptq"):
 # %% [markdown]
 # Neither change can be told from zero on these images: this is one short pass, on 100 images. The
 # whole experiment is claim C12: ten passes, five starts, five searches of equal cost, three seeds,
-# two networks. (Shipped results: `python -m evolq_lite reproduce C12` computes them.)
+# two networks. (Shipped results: `python -m evolq_lite reproduce C12` computes them. Adam has a
+# tenth of the step that C3 chooses, so its marks say little about gradients.)
 
 # %% tags=["hide-input"]
 figure, verdict = load_claim("C12")
