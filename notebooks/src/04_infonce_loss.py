@@ -345,8 +345,8 @@ figure
 #
 # On a real network it can be worse. R4 searched trained DeiT-Tiny and ViT-Tiny with 3-bit weights
 # on 256 photographs, for one pass and with three seeds. On 256 fresh photographs DeiT-Tiny loses a
-# quarter of its gain in infoNCE, and ViT-Tiny all of it; other losses lose all of theirs there, too.
-# So **the fitness that a search reaches is not evidence that it helped.**
+# quarter of its gain in infoNCE, and ViT-Tiny all of it; other losses lose all of theirs there,
+# too. So **the fitness that a search reaches is not evidence that it helped.**
 #
 # ## Check yourself
 #
