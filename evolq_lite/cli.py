@@ -11,7 +11,7 @@ import argparse
 import errno
 import signal
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import fields, replace
 from importlib.metadata import version
@@ -86,6 +86,15 @@ def a_path(value: str) -> Path:
     if not value.strip():
         raise argparse.ArgumentTypeError("it is empty; give a path")
     return Path(value)
+
+
+def first_given(arguments: argparse.Namespace, names: Sequence[str]) -> str:
+    """The flag of the first of these options that the command was given; "" for none."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value is not False:  # 0 was given, too
+            return "--" + name.replace("_", "-")
+    return ""
 
 
 def add_options(parser: argparse.ArgumentParser, defaults: QuantConfig | SearchConfig) -> None:
@@ -427,8 +436,7 @@ def say_cost(arguments: argparse.Namespace) -> int:
     from evolq_lite.experiments import paper_cost, paper_grid, report
 
     useless = ("imagenet", "class_map", "weights", "seeds", "device", "workers", "scheduler", "out")
-    if given := [name for name in useless if getattr(arguments, name) is not None]:
-        flag = "--" + given[0].replace("_", "-")
+    if flag := first_given(arguments, useless):
         raise ValueError(f"{flag} has no effect with --cost, which computes nothing; omit it")
     passes = paper_grid.PASSES if arguments.passes is None else arguments.passes
     paper_grid.check_counts(passes, paper_grid.SEEDS)
@@ -844,11 +852,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
         return search(arguments)
     if "PAPER" in map(str.upper, arguments.claims):
         return reproduce_paper(arguments)
-    unused = {name: getattr(arguments, name) for name in PAPER_ONLY}
-    if given := [
-        name for name, value in unused.items() if value is not None and value is not False
-    ]:
-        flag = "--" + given[0].replace("_", "-")
+    if flag := first_given(arguments, PAPER_ONLY):
         raise ValueError(f"{flag} is for PAPER; omit it, or name PAPER in place of the others")
     from evolq_lite.runs.source import Embedded
 

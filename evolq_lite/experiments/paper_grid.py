@@ -221,7 +221,7 @@ class Grid:
             self.calibration_images,
             None,
             seed,
-            crop=official_crop(network) if start == "official" else None,
+            crop=official_crop(network) if start == SCRIPT else None,
         )
 
     @property
