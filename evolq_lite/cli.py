@@ -32,7 +32,7 @@ from evolq_lite.config import (
     QuantConfig,
     SearchConfig,
 )
-from evolq_lite.files import DATA, check_target
+from evolq_lite.files import DATA, check_target, printable
 from evolq_lite.kernels import missing
 from evolq_lite.runs.environment import device_of, environment, fix_kernels
 from evolq_lite.terminal import progress, say
@@ -828,6 +828,15 @@ def how_to_resume(arguments: argparse.Namespace) -> str:
     return " before the run began"
 
 
+def another_out(arguments: argparse.Namespace, error: OSError) -> str:
+    """What to try where a file could not be read or written that may be one below --out."""
+    out = getattr(arguments, "out", None)
+    if out is None:
+        return ""
+    file = Path(error.filename or out).absolute()
+    return ", or give another --out" if file.is_relative_to(Path(out).absolute()) else ""
+
+
 def interrupt(*_: object) -> NoReturn:
     """What SIGTERM does: the same as Ctrl-C."""
     raise KeyboardInterrupt
@@ -876,9 +885,9 @@ def main(argv: list[str] | None = None) -> int:
 
         if not isinstance(error, LostWorkers):
             raise
-        say(f"evolq_lite: {error}{how_to_resume(arguments)}", error=True)
+        say(f"evolq_lite: {printable(error)}{how_to_resume(arguments)}", error=True)
     except OSError as error:
-        hint = "; check the path, or give another --out" if error.errno is not None else ""
+        hint = "" if error.errno is None else f"; check the path{another_out(arguments, error)}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = f"; free some space{how_to_resume(arguments)}"
         named = (
@@ -886,7 +895,7 @@ def main(argv: list[str] | None = None) -> int:
             if error.strerror and error.filename
             else str(error)
         )
-        say(f"evolq_lite: {named}{hint}", error=True)
+        say(f"evolq_lite: {printable(named)}{hint}", error=True)
     except ValueError as error:
-        say(f"evolq_lite: {error}", error=True)
+        say(f"evolq_lite: {printable(error)}", error=True)
     return 2

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from evolq_lite.genome import Vector
+from evolq_lite.objective import Objective
 
 COST_OF_GRADIENT = 3  # forwards
 
@@ -26,13 +27,8 @@ OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = 
 }
 
 
-class Differentiable(Protocol):
-    """What descent needs of an objective: where it starts, and a gradient (d,) with the value."""
-
-    @property
-    def start(self) -> Vector:
-        """The current scales."""
-        ...
+class Differentiable(Objective, Protocol):
+    """What descent needs of an objective: a gradient (d,) with the value, too."""
 
     def gradient(self, vector: Vector) -> tuple[Vector, float]:
         """The straight-through gradient at a vector, and the value there."""
@@ -60,8 +56,7 @@ class Descent:
         """Follow the gradient once; returns where it was computed, and the value there."""
         vector = self.log.detach().exp()
         gradient, value = self.objective.gradient(vector)
-        if value < self.best[1]:
-            self.best = (vector, value)
+        self.keep(vector, value)
         slope = gradient * vector  # the chain rule of exp
         if self.rule is None:
             size = float(slope.square().mean().sqrt())
@@ -73,6 +68,16 @@ class Descent:
             self.rule.step()
         return vector, value
 
+    def look(self) -> None:
+        """Evaluate where the last step went, which costs one forward."""
+        vector = self.log.detach().exp()
+        self.keep(vector, float(self.objective(vector[None])[0]))
+
+    def keep(self, vector: Vector, value: float) -> None:
+        """Remember a vector if it is the best so far."""
+        if value < self.best[1]:
+            self.best = (vector, value)
+
 
 def descend(
     objective: Differentiable,
@@ -83,7 +88,8 @@ def descend(
 ) -> tuple[Vector, float]:
     """Follow the gradient for `budget` forwards; returns the best vector met and its value.
 
-    `step` is that of `Descent`; `on_step` is called with each vector and its value.
+    `step` is that of `Descent`; `on_step` is called with each vector where a gradient was computed,
+    and the value there. What is left of the budget pays for a look at where the last step went.
     ValueError for an unknown optimizer.
     """
     descent = Descent(objective, optimizer, step)
@@ -91,4 +97,6 @@ def descend(
         on_step(*descent.step())
         if descent.ended:
             break
+    if budget % COST_OF_GRADIENT and not descent.ended:
+        descent.look()
     return descent.best

@@ -19,6 +19,11 @@ def in_line(value: object) -> str:
     return text if text.isprintable() else repr(text)
 
 
+def printable(text: object) -> str:
+    """A text in one line: characters that no terminal shows, as in file names, become escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
 def temporary_beside(path: Path) -> Path:
     """Under which name a file is written before it gets its own."""
     return path.with_name(f".{path.name}.new")

@@ -246,7 +246,8 @@ def _label_by_map(listing: Listing, classes: int, class_map: Path) -> Listing:
     if len(lines) != classes:
         raise ValueError(
             f"{class_map} lists {len(lines)} class folders, the network has {classes} classes; "
-            "list all of them in index order, those without images too"
+            "list all of them in index order, those without images too, or give the weights of a "
+            f"network with {len(lines)} classes"
         )
     if flat:
         return _label_by_file_names(listing, class_map)

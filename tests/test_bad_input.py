@@ -175,7 +175,7 @@ def test_numbers(refused, demo_data, flag, value, least):
     refused(("demo", f"{flag}={value}"), flag.strip("-").replace("-", "."), accepted)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "cpu:x", "meta"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "cpu:x", "meta", "mkldnn", "vulkan"])
 def test_devices(refused, demo_data, device):
     """A device that torch does not know, or that is not there, is answered with what works."""
     refused(("demo", "--device", device), "--device", "cpu")

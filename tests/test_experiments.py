@@ -26,12 +26,14 @@ from evolq_lite.evaluate import SeedComparison, pack_values, packed, unpack_valu
 from evolq_lite.experiments import (
     CLAIMS,
     KNOWN,
+    c3_rivals,
     c8_beyond,
     c9_origin,
     c12_starts,
     real,
     real_bits,
     real_cells,
+    real_gradients,
     real_landscape,
     real_losses,
     real_options,
@@ -682,14 +684,14 @@ def test_searches_from_good_and_poor_starts_of_real_networks(photographs):
         cell = {**cells["deit_tiny_patch16_224", start, 0], "images": 4}
         result = claim.run(cell)
         assert result["images"] == 6 and set(result["EvolQ"]) >= {"fitness", "kl", "correct"}
-        for name in real_starts.ALL:
+        for name in c12_starts.SEARCHES:
             assert result[name]["fitness"] <= result[name]["fitness_before"]
         rows.append(row_of({"cell": cell, "result": result, "seconds": 1.0}))
     results = pd.DataFrame(rows)
     verdict = claim.verdict(results)
     assert "1,000-image check" in verdict.sentence and len(verdict.decisive) == 1
     (table,) = claim.tables(results).values()
-    assert len(table) == 2 * (1 + len(real_starts.ALL))
+    assert len(table) == 2 * (1 + len(c12_starts.SEARCHES))
     assert claim.figure(results).get_label()
 
 
@@ -779,6 +781,75 @@ def test_options_of_a_search_of_real_networks(photographs):
     (table,) = claim.tables(results).values()
     assert len(table) == 4 * (1 + len(real_options.VARIANTS))
     assert 10 <= len(claim.figure(results).get_label().split()) <= 40
+
+
+def test_gradients_of_real_networks(photographs):
+    """A small cell; then the verdict, where the step with the best fitness stands for a method."""
+    claim = use(real_gradients, photographs)
+    cells = claim.cells(False)
+    assert len(cells) == 2 + 20 and not claim.cells(True)
+    assert cells == sorted(cells, key=claim.stage)
+    race = next(cell for cell in cells if cell["role"] == "race")
+    result = claim.run({**race, "images": 4})
+    assert result["images"] == 6
+    for name in ("EvolQ", "SGD", "Adam"):
+        assert result[name]["fitness"] <= result[name]["fitness_before"]
+    choice = claim.run({**cells[0], "images": 4})
+    assert len(choice) == 2 * len(real_gradients.SIZES)
+    rows = []
+    for cell in cells:
+        if cell["role"] == "choice":
+            found = {name: float("0.1" not in name) for name in choice}
+            rows.append(row_of({"cell": cell, "result": found, "seconds": 1.0}))
+            continue
+        found = {}
+        for name, kl in (("start", 0.9), ("EvolQ", 0.6), ("SGD", 0.5), ("Adam", 0.7)):
+            found[name] = {
+                "correct": packed(torch.arange(300) >= 300 * kl),
+                "kl": pack_values(torch.full((300,), kl) + torch.rand(300) / 1000),
+                "cross_entropy": pack_values(torch.full((300,), 1 + kl)),
+            }
+        rows.append(row_of({"cell": cell, "result": {"images": 300, **found}, "seconds": 1.0}))
+    results = pd.DataFrame(rows)
+    assert real_gradients.choose_steps(results) == {"SGD": 0.1, "Adam": 0.1}
+    verdict = claim.verdict(results)
+    assert verdict.word == WORDS[1] and len(verdict.decisive) == 4 * 2
+    assert "below SGD or Adam in KL in 4 of 8 comparisons, above in 4" in verdict.sentence
+    assert len(verdict.sentence.split()) <= 30
+    table, steps = claim.tables(results).values()
+    assert len(table) == 4 * 4 and len(steps) == len(real_gradients.SIZES)
+    assert 10 <= len(claim.figure(results).get_label().split()) <= 40
+
+
+def test_gradients_are_compared_with_the_start_that_their_own_cell_measured():
+    """Another processor rounds otherwise, so that the start without a search is another network."""
+    quick = {cell["search"]: cell for cell in c12_starts.cells(True) if cell["start"] == "paper"}
+    rows = []
+    for name in (c12_starts.NONE, "SGD"):
+        step = {"step": 3e-3} if name == "SGD" else {}
+        cell = {**quick[c12_starts.EVOLQ], "search": name, "passes": 2, **step}
+        rows.append(row_of({"cell": cell, "result": c12_starts.run(cell), "seconds": 1.0}))
+    none, sgd = rows
+    assert sgd["fitness"] < sgd["fitness_before"]
+    assert sgd[c12_starts.START]["kl"] == none["kl"]
+    none["kl"] = pack_values(unpack_values(none["kl"]) + 1)  # as if on another machine
+    (found,) = c12_starts.group(pd.DataFrame(rows)).values()
+    change = c12_starts.measure_changes(found)["paper"]["SGD"]
+    assert change.now == pytest.approx(float(unpack_values(sgd["kl"]).mean()))
+    assert 0 < change.was < 1 and change.change != 0
+
+
+def test_steps_of_gradients_are_those_that_c3_chooses():
+    results = ResultFile(report.RESULTS, "C3").read(c3_rivals.cells(False))
+    best = c3_rivals.choose_steps(results)
+    for rule, step in c12_starts.GRADIENTS.values():
+        assert {step} == set(best[rule]["step"])
+
+
+def test_steps_on_real_networks_are_those_that_were_chosen():
+    claim = KNOWN["R3"]
+    results = ResultFile(report.RESULTS, "R3").read(claim.cells(False))
+    assert real_gradients.choose_steps(results) == real_gradients.CHOSEN
 
 
 def test_losses_of_a_search_of_real_networks(photographs):
@@ -954,7 +1025,6 @@ def first_seed():
     losses = {
         ("paper", "none"): 0.9,
         ("paper", "EvolQ"): 0.6,
-        ("paper", "Adam"): 0.7,
         ("paper", "EvolQ by KL"): 0.5,
         ("recommended, learned", "none"): 0.1,
         ("recommended, learned", "EvolQ by KL"): 0.05,
@@ -964,7 +1034,7 @@ def first_seed():
         if cell["seed"]:
             continue
         result = {"images": 300}
-        for name in ("none", *real_starts.ALL):
+        for name in ("none", *c12_starts.SEARCHES):
             kl = losses.get((cell["start"], name), 0.8)
             generator = torch.Generator().manual_seed(0)
             values = kl * (0.9 + 0.2 * torch.rand(300, generator=generator))
@@ -975,18 +1045,13 @@ def first_seed():
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize(
-    ("claim", "word", "said"),
-    [
-        ("R3", UNDECIDED, "below Adam in KL in 4 of 4 settings, above it in 0"),
-        ("R8", WORDS[0], "in 4 of 4 settings (top-1 and KL), its own start in 4 (KL)"),
-    ],
-)
-def test_other_claims_are_told_from_the_same_cells(first_seed, claim, word, said):
-    found = KNOWN[claim].verdict(first_seed)
-    assert found.word == word and said in found.sentence and "one seed" in found.sentence
-    assert KNOWN[claim].reads == "R12" and len(found.sentence.split()) <= 30
-    assert 10 <= len(KNOWN[claim].figure(first_seed).get_label().split()) <= 40
+def test_another_claim_is_told_from_the_same_cells(first_seed):
+    claim = KNOWN["R8"]
+    found = claim.verdict(first_seed)
+    assert found.word == WORDS[0] and "one seed" in found.sentence
+    assert "in 4 of 4 settings (top-1 and KL), its own start in 4 (KL)" in found.sentence
+    assert claim.reads == "R12" and len(found.sentence.split()) <= 30
+    assert 10 <= len(claim.figure(first_seed).get_label().split()) <= 40
 
 
 def test_the_choice_of_c8_is_among_the_searches_of_real_networks():

@@ -497,6 +497,14 @@ def test_damaged_image(refused, folders, tmp_path, flag, name):
     assert "BytesIO" not in said
 
 
+def test_a_damaged_image_whose_name_breaks_the_line(refused, folders, tmp_path):
+    """One sentence in one line, whatever a file system takes for a name."""
+    bad = Path(shutil.copytree("photos", tmp_path / "bad"))
+    (bad / "b" / "two\nlines\x1b[2J.png").write_bytes(b"no image")
+    said = refused(command({**folders, "--test": bad}), r"two\\nlines\\x1b\[2J\.png", "replace")
+    assert said.isprintable()
+
+
 def test_the_first_damaged_image_is_named(photos):
     for name in ("a/1.png", "c/4.png"):
         (photos / name).write_bytes(b"x")
@@ -623,7 +631,7 @@ def test_identity_is_content_order_and_labels(photos):
 def test_wrong_number_of_images(refused, folders, unread, flag, wanted):
     """What can be asked for is said, before any image is read."""
     what = "calibration images" if "calibration" in flag else "test images"
-    refused(command(folders, f"{flag}={wanted}"), f"{wanted} {what}", r"\b6\b")
+    refused(command(folders, f"{flag}={wanted}"), f"{wanted} {what} from .*photos", r"\b6\b")
 
 
 def test_single_calibration_image(refused, folders, tmp_path):

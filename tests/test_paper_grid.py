@@ -41,7 +41,7 @@ def imagenet(tmp_path, monkeypatch):
     real = timm.create_model
 
     def create(name, **options):
-        size, few = SMALL[name.partition(".")[0]]
+        size, few = SMALL.get(name.partition(".")[0], (224, {}))
         overlay = {"input_size": (3, size, size), **options.pop("pretrained_cfg_overlay", {})}
         options = {"num_classes": 3, **few, **options}
         return real(name.partition(".")[0], pretrained_cfg_overlay=overlay, **options)
@@ -274,6 +274,17 @@ def remove_weights(imagenet: Path) -> None:
     (imagenet.parent / "weights" / "resnet18.safetensors").unlink()
 
 
+def leave_notes(imagenet: Path) -> None:
+    folder = imagenet.parent / "out" / "runs" / "resnet18.tv_in1k-3-MinMax-0-1-6"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+
+
+def leave_a_file(imagenet: Path) -> None:
+    (imagenet.parent / "out").mkdir()
+    (imagenet.parent / "out" / "runs").write_text("mine")
+
+
 def do_nothing(imagenet: Path) -> None:
     """The arguments are wrong enough."""
 
@@ -292,6 +303,13 @@ WRONG = {
         remove_weights,
         (),
         ["no weights of resnet18", "--weights FOLDER with resnet18"],
+    ),
+    "somebody's notes among the runs": (leave_notes, (), ["notes.txt, which no run wrote"]),
+    "a file where runs shall be": (leave_a_file, (), ["runs is a file", "give another --out"]),
+    "a network that is not supported": (
+        do_nothing,
+        ("--networks", "mixer_s16_224"),
+        ["no chain for MlpMixer", "supported are"],
     ),
     "an unknown network": (do_nothing, ("--networks", "ViT-H"), ["'ViT-H'", "DeiT-T, DeiT-S"]),
     "no pass": (do_nothing, ("--passes", 0), ["--passes must be at least 1"]),

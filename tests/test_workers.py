@@ -283,6 +283,7 @@ def test_threads_of_one_process_do_not_exchange_their_scales():
     ("more", "words"),
     [
         (["--workers", "0"], "--workers must be at least 1"),
+        (["--workers", "1000000"], "at most 1,024, not 1000000"),
         (["--workers", "two"], "'two' is not a whole number"),
         (["--workers", "1", "--scheduler", "tcp://127.0.0.1:9"], "not both"),
         (["--parallel", "0"], "parallel must be at least 1"),

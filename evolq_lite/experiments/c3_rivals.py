@@ -2,7 +2,7 @@
 
 All search the attention weight scales of the whole ViT at once, except the paper's own search,
 which goes block by block. Cost is counted in forwards of the whole network: a candidate 1, a
-gradient 3, a candidate of block i its share of the chain. Each method runs with three step sizes;
+gradient 3, a candidate of block i its share of the chain. Each method runs with four step sizes;
 the one with the best calibration fitness (mean over seeds) stands for it.
 """
 
@@ -38,8 +38,8 @@ Note = Callable[[float, float], None]  # cost, fitness
 GRADIENT = ("sgd", "adam", "adamw", "fisher adam")
 SEARCHES = ("evolq", "evolq relative", "evolq adaptive", "random", "spsa", "coordinate", "sepcma")
 METHODS = ("start", "paper", *SEARCHES, *GRADIENT)
-STEPS = (1e-3, 3e-3, 1e-2)  # relative
-ABSOLUTE = (3e-4, 1e-3, 3e-3)
+STEPS = (1e-3, 3e-3, 1e-2, 3e-2)  # relative
+ABSOLUTE = (3e-4, 1e-3, 3e-3, 1e-2)
 
 
 def cells(quick: bool) -> list[Cell]:

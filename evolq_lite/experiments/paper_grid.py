@@ -27,6 +27,7 @@ from evolq_lite.files import write_whole
 from evolq_lite.folders import Listing, list_folder
 from evolq_lite.networks import check_name
 from evolq_lite.runs.environment import device_here
+from evolq_lite.runs.folder import RunFolder
 from evolq_lite.runs.run import Run
 from evolq_lite.runs.source import Folders, Progress, official_crop, quiet
 
@@ -111,6 +112,11 @@ def open_once(folder: str, progress: Progress = quiet) -> list[str]:
     if folder not in OPENED:
         OPENED[folder] = check_images(list_once(folder).paths, progress)
     return OPENED[folder]
+
+
+def may_resume(folder: Path) -> bool:
+    """Whether a run began there."""
+    return (folder / "config.json").is_file()
 
 
 @dataclass(frozen=True)
@@ -246,17 +252,21 @@ class Grid:
     def check(self, progress: Progress) -> None:
         """ValueError if the networks of missing cells, or the images, cannot be read so.
 
+        OSError if something is in the way of a run.
+
         Before any cell begins: a run would say it after hours.
         """
         tasks = self.missing()
+        for folder in map(self.folder_of, tasks):
+            RunFolder.claim(folder, may_resume(folder), replace=False)
         for network in dict.fromkeys(cell["network"] for cell in tasks):
             source = self.source(network)
             try:
                 classes = int(source.load_network().model.num_classes)  # type: ignore[arg-type]
             except ValueError as error:
-                if source.checkpoint is not None:
+                why, sep, _ = str(error).partition("; offline")
+                if source.checkpoint is not None or not sep:  # else only its weights are missing
                     raise
-                why = str(error).partition("; offline")[0]
                 raise ValueError(
                     f"no weights of {network} in {self.weights} or in timm's cache ({why}); give "
                     f"--weights FOLDER with {network.partition('.')[0]}.safetensors"
@@ -265,12 +275,16 @@ class Grid:
         if tasks:
             open_once(self.validation, progress)
 
+    def folder_of(self, cell: Cell) -> Path:
+        """Where the run of a cell is kept."""
+        label = "-".join(str(value) for value in cell.values())
+        return Path(self.out) / "runs" / label.replace("/", "_")
+
     def run(self, cell: Cell) -> Result:
         """The whole run of a cell, or the rest of it; returns its summary."""
         quant, search = configs_of(cell)
-        label = "-".join(str(value) for value in cell.values())
-        folder = Path(self.out) / "runs" / label.replace("/", "_")
-        resume = (folder / "config.json").is_file()
+        folder = self.folder_of(cell)
+        resume = may_resume(folder)
         device = device_here(self.device)
         source = self.source(cell["network"], cell["seed"], cell["start"])
         parts = source.load(device=device)

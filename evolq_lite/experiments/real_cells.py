@@ -42,6 +42,7 @@ NETWORKS = {"vit_tiny_patch16_224": "ViT-Tiny", "deit_tiny_patch16_224": "DeiT-T
 FLOAT = "float"
 log = logging.getLogger("evolq_lite")
 PARTS = "calibration", "validation"  # folders of photographs
+CLASS_MAP = "wnids.txt"  # beside them
 CALIBRATION = 1000  # photographs, where a cell does not say how many
 KEPT = Path("runs/real/starts")  # integers that were chosen
 
@@ -65,7 +66,7 @@ def source_of(cell: Cell, place: Place, images: int) -> Folders:
         checkpoint=place.weights / f"{cell['network']}.safetensors",
         calibration=place.photographs / PARTS[0],
         test=place.photographs / PARTS[1],
-        class_map=place.photographs / "wnids.txt",
+        class_map=place.photographs / CLASS_MAP,
         calibration_images=images,
         seed=cell["seed"],
     )
@@ -143,7 +144,9 @@ def check_folders(cells: Sequence[Cell], place: Place, progress: Progress = quie
 
     Every photograph is opened: otherwise a cell would fail after a quarter of an hour.
     """
-    for path in (*(place.weights / f"{name}.safetensors" for name in NETWORKS), place.photographs):
+    checkpoints = (place.weights / f"{name}.safetensors" for name in NETWORKS)
+    images = (place.photographs, *(place.photographs / part for part in (*PARTS, CLASS_MAP)))
+    for path in (*checkpoints, *images):
         if not path.exists():
             raise ValueError(
                 f"{path} is not there; give --weights FOLDER with {' and '.join(NETWORKS)} as "

@@ -1,6 +1,6 @@
 """R12: C12's question on trained ViT-Tiny and DeiT-Tiny: does a search still gain on a good start?
 
-Five searches of the same cost, one pass each, begin at each start; the 1,000 test photographs are
+Four searches of the same cost, one pass each, begin at each start; the 1,000 test photographs are
 read when all of a cell's networks are there. Top-1 on 1,000 images decides little, so the verdict
 looks at KL to the float network, image by image. The starts `paper` and `recommended` have five
 seeds, which draw the calibration images and the mutations; the two others have one. The report
@@ -19,16 +19,7 @@ import pandas as pd
 from evolq_lite.config import SearchConfig
 from evolq_lite.evaluate import LossChange
 from evolq_lite.experiments import c12_starts
-from evolq_lite.experiments.c12_starts import (
-    ADAM,
-    ADAM_NOTE,
-    EVOLQ,
-    KL,
-    NONE,
-    RANDOM,
-    SEARCHES,
-    follow_gradient,
-)
+from evolq_lite.experiments.c12_starts import EVOLQ, KL, NONE, RANDOM, SEARCHES
 from evolq_lite.experiments.cells import Claim, Tables
 from evolq_lite.experiments.plots import plot_starts
 from evolq_lite.experiments.real_cells import (
@@ -42,7 +33,7 @@ from evolq_lite.experiments.real_cells import (
     tell_means,
 )
 from evolq_lite.experiments.results import Cell, Result, by
-from evolq_lite.experiments.setup import Setting, search_scales
+from evolq_lite.experiments.setup import search_scales
 from evolq_lite.experiments.verdicts import Row, Verdict, count_seeds, decide
 from evolq_lite.figures import Picture
 
@@ -50,7 +41,6 @@ POOR, SCRIPT, GOOD, BEST = "paper", "official", "recommended", "recommended, lea
 STARTS = (POOR, SCRIPT, GOOD, BEST)  # as C12 has them
 SEEDS = {POOR: 5, GOOD: 5}  # the others: one
 IMAGES = 256  # for calibration
-ALL = (*SEARCHES, ADAM)
 
 
 def cells(quick: bool) -> list[Cell]:
@@ -78,14 +68,14 @@ def run(cell: Cell, place: Place) -> Result:
     """Every search from the cell's start; then one reading of the test images by all networks."""
     source = source_of(cell, place, cell["images"])
     config = replace(c12_starts.STARTS[cell["start"]], weight_bits=cell["weight_bits"], act_bits=8)
-    searches = {name: partial(search, name=name, cell=cell) for name in ALL}
+    searches = {
+        name: partial(
+            search_scales,
+            config=SearchConfig(passes=cell["passes"], seed=cell["seed"], **options),
+        )
+        for name, options in SEARCHES.items()
+    }
     return search_each(source, start_from(source, config, place.device), NONE, searches)
-
-
-def search(setting: Setting, name: str, cell: Cell) -> Result:
-    """Search in place; what the search says of itself."""
-    config = SearchConfig(passes=cell["passes"], seed=cell["seed"], **SEARCHES.get(name, {}))
-    return follow_gradient(setting, config) if name == ADAM else search_scales(setting, config)
 
 
 Networks = Mapping[str, pd.Series]  # by search: one result for each seed
@@ -96,7 +86,7 @@ def group(results: pd.DataFrame) -> dict[tuple[str, str], Networks]:
     known = by(results, "network", "weight_bits", "start")
     return {
         (f"{NETWORKS[network]} W{bits}A8", start): {
-            name: known[network, bits, start][name] for name in (NONE, *ALL)
+            name: known[network, bits, start][name] for name in (NONE, *SEARCHES)
         }
         for network in NETWORKS
         for bits in (4, 3)
@@ -107,7 +97,7 @@ def group(results: pd.DataFrame) -> dict[tuple[str, str], Networks]:
 
 def figure(results: pd.DataFrame) -> Picture:
     """What each search makes of each start, one panel for each network and bit-width."""
-    return draw(results, STARTS, ALL, "1,000-image check: searches from each start")
+    return draw(results, STARTS, tuple(SEARCHES), "1,000-image check: searches from each start")
 
 
 def draw(
@@ -130,7 +120,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
     others: list[Row] = []
     lowered: dict[tuple[str, str], list[bool]] = {}  # KL of each setting, by start and search
     for (setting, start), found in group(results).items():
-        for name in ALL:
+        for name in SEARCHES:
             decides = (start, name) == (GOOD, EVOLQ)
             label = f"{setting}: {name} on {start}"
             change = Change.of(found[NONE], found[name], images)
@@ -158,7 +148,7 @@ def tables(results: pd.DataFrame) -> Tables:
     images = int(results["test_images"].iloc[0])
     rows = []
     for (setting, start), found in group(results).items():
-        for name in (NONE, *ALL):
+        for name in (NONE, *SEARCHES):
             rows.append(
                 {
                     "setting": setting,
@@ -180,5 +170,4 @@ CLAIM = Claim(
     verdict,
     tables,
     stage=stage_of,
-    note=ADAM_NOTE,
 )

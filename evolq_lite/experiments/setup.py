@@ -11,6 +11,7 @@ from evolq_lite.chain import Chain, chain_of
 from evolq_lite.config import QuantConfig, SearchConfig
 from evolq_lite.convert import calibrate, quantize
 from evolq_lite.data import Demo, load_demo, test_faces
+from evolq_lite.descent import descend
 from evolq_lite.evaluate import LOSSES, pack_values, packed, predict, score_batch
 from evolq_lite.evolve import Committed, Evaluated, evolve
 from evolq_lite.experiments.results import Result
@@ -120,6 +121,18 @@ def search_at_once(
     if fitness < before:
         objective.commit(vector)
     return {"fitness_before": before, "fitness": min(before, fitness)}
+
+
+def follow_gradient(setting: Setting, config: SearchConfig, optimizer: str, step: float) -> Result:
+    """Descend on all scales at once, in place, for as many forwards as the search by blocks.
+
+    `optimizer` and the relative `step` are those of `descend`.
+    """
+    return search_at_once(
+        setting,
+        config,
+        lambda objective, _, budget: descend(objective, optimizer, step, budget)[0],
+    )
 
 
 @torch.no_grad()

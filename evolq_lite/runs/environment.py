@@ -2,6 +2,7 @@
 
 import platform
 import sys
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+LONGEST = 100  # characters of torch's reasons that are told
 PACKAGES = ("evolq-lite", "torch", "torchvision", "timm", "numpy", "scipy", "safetensors")
 
 
@@ -59,11 +61,14 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        probe = torch.zeros(1, device=name)
-        float(probe)  # "meta" has no numbers
+        with warnings.catch_warnings(action="ignore"):  # of names that torch is giving up
+            probe = torch.zeros(1, device=name)
+            float(probe)  # "meta" has no numbers
         return probe.device
     except (RuntimeError, AssertionError, ImportError) as error:
         why = str(error).splitlines()[0]
+        if len(why) > LONGEST:  # advice to developers of torch
+            why = "torch has no such device here"
         raise ValueError(f"--device {name} is not possible ({why}); give cpu, or auto") from None
 
 

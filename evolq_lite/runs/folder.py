@@ -108,9 +108,14 @@ class RunFolder:
             entered = True
             if replace:
                 cls.remove(path)
-            if {p.name for p in path.iterdir()} - LEFT:
+            there = sorted({p.name for p in path.iterdir()} - LEFT)
+            if "config.json" in there:
                 raise FileExistsError(
                     f"{path} exists; give another --out, add --resume to continue, or remove it"
+                )
+            if there:
+                raise FileExistsError(
+                    f"{path} holds {there[0]}, which no run wrote; move it, or give another --out"
                 )
             folder.write("config.json", {"format": FORMAT, **config})
         except BaseException:

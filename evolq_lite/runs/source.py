@@ -193,9 +193,9 @@ class Folders:
                 f"{calibration} holds 1 image; give at least 2: infoNCE compares images"
             )
         wanted = min(1000, len(found)) if calibration_images is None else calibration_images
-        subset(len(found), wanted, seed)
+        subset(len(found), wanted, seed, f"calibration images from {calibration}")
         if test_images is not None:
-            subset(len(tests), test_images, 0, "test images")
+            subset(len(tests), test_images, 0, f"test images from {test}")
         return cls(
             model,
             absolute(checkpoint),

@@ -56,6 +56,7 @@ from evolq_lite.runs.scales import extras_of, put_extras
 from evolq_lite.runs.source import Source
 
 KEPT_BATCHES = 64  # whose block inputs a worker keeps
+MOST = 1024  # workers of one machine
 TRIES = 4  # of a task, before its failures are the run's
 TABLE = "table."  # what names of a table's tensors begin with
 SCHEMES = ("tcp", "tls", "ws", "wss")
@@ -284,9 +285,9 @@ class Workers:
     @classmethod
     @contextmanager
     def local(cls, count: int, patience: float = PATIENCE) -> "Iterator[Workers]":
-        """Processes on this machine, one thread each; ValueError for fewer than one."""
-        if count < 1:
-            raise ValueError(f"--workers must be at least 1, not {count}")
+        """Processes on this machine, one thread each; ValueError for none, or far too many."""
+        if not 1 <= count <= MOST:
+            raise ValueError(f"--workers must be at least 1 and at most {MOST:,}, not {count}")
         import dask
         from distributed import Client, LocalCluster
 

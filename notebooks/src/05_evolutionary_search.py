@@ -316,13 +316,15 @@ figure
 # accuracy: no test image was used here.
 #
 # The claim itself, that gradients fail where evolution keeps improving, is measured on the whole
-# network: all blocks, three step sizes per method, three seeds with their own images, and the test
+# network: all blocks, four step sizes per method, three seeds with their own images, and the test
 # images at the end. *paper* goes block by block, where a candidate in a late block costs less than
 # one forward pass; *evolq* applies the same rule to all blocks at once; *evolq adaptive* adjusts
 # its width to its success; *sepcma* is separable CMA-ES; *fisher adam* is Adam on a loss weighted
-# by Fisher information. Each method shows the best of its three steps. For all but SGD that is the
-# widest step, so a wider grid could change the order. In the right picture the methods are ordered
-# by fitness, best first, not by gain. Where two share a color, the marker tells them apart.
+# by Fisher information. Each method shows the best of its four steps. For SGD, *evolq* and *fisher
+# adam* that lies within the grid; for all others it is the widest step, so a wider grid could
+# change the order. (With three steps, SGD was first and Adam second.) In the right picture the
+# methods are ordered by fitness, best first, not by gain. Where two share a color, the marker tells
+# them apart.
 
 # %%
 figure, verdict = load_claim("C3")

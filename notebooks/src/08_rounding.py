@@ -482,9 +482,9 @@ figure
 # lowers KL significantly, by 4.5 % from MinMax and by 1.5 % from the published script's scheme. So
 # do all other searches there; random search by 2.7 % from MinMax, and it alone gains at 4 bits.
 # From GPTQ's integers and from learned ones, no search does in any setting. Good integers leave
-# little to find: of the candidates that four of the searches tried (all but Adam), 24 % were better
-# than the best so far on MinMax, 10 % on GPTQ's integers and 2 % on learned ones. Ten passes go
-# further than one, but not that far: on DeiT-Tiny at 4 bits they lower KL by 5 % (R5, lesson 7).
+# little to find: of the candidates that the four searches tried, 24 % were better than the best so
+# far on MinMax, 10 % on GPTQ's integers and 2 % on learned ones. Ten passes go further than one,
+# but not that far: on DeiT-Tiny at 4 bits they lower KL by 5 % (R5, lesson 7).
 #
 # Learned rounding has a weakness of its own. On the 256 photographs that it was given, it brings KL
 # down to 0.05 (ViT-Tiny, 4 bits) and 0.01 (DeiT-Tiny); on those of the test it is 0.19 and 0.07.
