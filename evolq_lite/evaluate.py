@@ -12,7 +12,7 @@ right class is, top-1 how often it is first.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf, sqrt
 from typing import ClassVar
@@ -124,6 +124,11 @@ class Comparison(Gain):
         return float(binomtest(self.gained, changed).pvalue) if changed else 1.0
 
 
+def agree_in_sign(changes: Sequence[float]) -> bool:
+    """Whether all are above 0 or all below it; 0 is neither."""
+    return all(c > 0 for c in changes) or all(c < 0 for c in changes)
+
+
 @dataclass(frozen=True)
 class SeedComparison(Gain):
     """Paired difference of two methods, each with several seeds, on the same images.
@@ -168,7 +173,7 @@ class SeedComparison(Gain):
     @property
     def significant(self) -> bool:
         """Whether the difference is more than chance would give, at 5 %, and every seed has it."""
-        return self.p_value < 0.05 and len({gain > 0 for gain in self.gains}) == 1
+        return self.p_value < 0.05 and agree_in_sign(self.gains)
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ class LossChange:
     @property
     def significant(self) -> bool:
         """Whether the change is more than chance would give, at 5 %, and every seed has it."""
-        return self.p_value < 0.05 and len({change > 0 for change in self.changes}) == 1
+        return self.p_value < 0.05 and agree_in_sign(self.changes)
 
     @property
     def better(self) -> bool:

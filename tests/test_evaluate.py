@@ -108,6 +108,7 @@ def test_a_difference_that_depends_on_the_seed_is_not_significant():
     now = was.clone()
     now[0, :200] = True
     assert SeedComparison.of(was, now).significant is False  # the second seed gains nothing
+    assert SeedComparison.of(now, was).significant is False  # nor does it lose
     now[1, :1] = True
     assert SeedComparison.of(was, now).significant
     was[1, 500:503] = True
@@ -168,6 +169,10 @@ def test_seeds_that_differ_in_sign_are_no_significant_change():
     now = was - torch.tensor([[0.2], [-0.001]]) * torch.linspace(0.5, 1.5, 1000)
     assert LossChange.of(was, now).p_value < 1e-9
     assert not LossChange.of(was, now).significant
+    now[1] = was[1]  # a seed that changes nothing
+    for before, after in ((was, now), (now, was)):
+        assert LossChange.of(before, after).p_value < 1e-9
+        assert not LossChange.of(before, after).significant
 
 
 def test_losses_are_kept_to_three_digits():

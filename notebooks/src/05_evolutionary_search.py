@@ -324,7 +324,7 @@ figure
 # adam* that lies within the grid; for all others it is the widest step, so a wider grid could
 # change the order. (With three steps, SGD was first and Adam second.) In the right picture the
 # methods are ordered by fitness, best first, not by gain. Where two share a color, the marker tells
-# them apart. (On trained ViT-Tiny and DeiT-Tiny, R3 in lesson 7, gradients are further ahead.)
+# them apart. (R3 in lesson 7 asks the same of trained networks; gradients are ahead there, too.)
 
 # %%
 figure, verdict = load_claim("C3")

@@ -374,9 +374,11 @@ for name in ("nearest", "gptq"):
 
 # %% [markdown]
 # Neither change can be told from zero on these images: this is one short pass, on 100 images. The
-# whole experiment is claim C12: ten passes, five starts, five searches of equal cost, three seeds,
-# two networks. (Shipped results: `python -m evolq_lite reproduce C12` computes them. Adam has a
-# tenth of the step that C3 chooses, so its marks say little about gradients.)
+# whole experiment is claim C12: ten passes, five starts, four searches of equal cost, three seeds,
+# two networks; and from two of the starts gradients at that cost, with the steps that C3 chooses.
+# (Shipped results: `python -m evolq_lite reproduce C12` computes them. The gradients were measured
+# later, on another processor, where GPTQ finds slightly other integers. So each is compared with
+# the start as it was there.)
 
 # %% tags=["hide-input"]
 figure, verdict = load_claim("C12")
@@ -386,10 +388,13 @@ figure
 # %% [markdown]
 # Read a panel from top to bottom; note that the axes differ. A bar is a start, and a marker is what
 # a search makes of it. Down to GPTQ, each better start is worth more than any search from the one
-# above it. On nearest integers nearly every search lowers KL, whoever chose the scales. On integers
-# by GPTQ (*recommended*) or by learned rounding, no search that minimizes infoNCE lowers it, and on
-# the CNN three of these four raise KL to between 1.4 and 4.1 times what it was. The one that
-# minimizes KL does no such harm, and gains once: on the CNN, GPTQ, 3 bits.
+# above it. On nearest integers nearly every search lowers KL, whoever chose the scales. Gradients
+# lower it most where there is most to lower, from MinMax at 3 bits: to 0.14 on the ViT, where the
+# best search ends at 0.185, and to 0.24 on the CNN, where that ends at 0.49. At 4 bits they are no
+# better than searches, and SGD raises KL on the CNN, by a third. On integers by GPTQ
+# (*recommended*) or by learned rounding, no search that minimizes infoNCE lowers KL, and on the CNN
+# all three raise it to between 1.4 and 4.1 times what it was. There gradients hardly find anything
+# better. The search that minimizes KL does no such harm, and gains once: on the CNN, GPTQ, 3 bits.
 #
 # Is that overfitting, a fitness that falls on the calibration images only? Let us look at one such
 # search on images that it did not see. InfoNCE has two parts (lesson 4): the *pull* of each output
