@@ -395,4 +395,6 @@ CLAIM = Claim(
     verdict,
     tables,
     real="R9",
+    note="In its race, EvolQ and Adam both have steps of 0.001 of each scale, which are short: for "
+    "the whole network C3 chooses steps thirty times as long for Adam.",
 )
