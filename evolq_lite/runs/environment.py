@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-LONGEST = 100  # characters of torch's reasons that are told
 PACKAGES = ("evolq-lite", "torch", "torchvision", "timm", "numpy", "scipy", "safetensors")
 
 
@@ -66,9 +65,9 @@ def device_of(name: str) -> torch.device:
             float(probe)  # "meta" has no numbers
         return probe.device
     except (RuntimeError, AssertionError, ImportError) as error:
-        why = str(error).splitlines()[0]
-        if len(why) > LONGEST:  # advice to developers of torch
-            why = "torch has no such device here"
+        why = str(error).splitlines()[0].partition(". ")[0]  # then comes advice to developers
+        if "INTERNAL ASSERT" in why:
+            why = "torch has no such device"
         raise ValueError(f"--device {name} is not possible ({why}); give cpu, or auto") from None
 
 
