@@ -1,5 +1,6 @@
 """The command line as tests call it, and a small network with photographs to call it on."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 from evolq_lite.cli import main
 
+BAR = re.compile(r"%\||\d\w+ \[\d\d:\d\d")  # of progress, with and without a total
 SHORT = ("--passes", 1, "--cycles", 1)
 
 
@@ -29,7 +31,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 def sentence(error: str) -> str:
     """What stderr holds besides progress bars: exactly one line of ours."""
-    lines = [x for x in error.replace("\r", "\n").splitlines() if x.strip() and "%|" not in x]
+    lines = [x for x in error.replace("\r", "\n").splitlines() if x.strip() and not BAR.search(x)]
     assert len(lines) == 1, error
     assert lines[0].startswith("evolq_lite: "), error
     return lines[0]
