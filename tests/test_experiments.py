@@ -784,7 +784,7 @@ def test_options_of_a_search_of_real_networks(photographs):
 
 
 def test_gradients_of_real_networks(photographs):
-    """A small cell; then the verdict, where the step with the best fitness stands for a method."""
+    """A small cell of each role; then the choice and the verdict, from results made up."""
     claim = use(real_gradients, photographs)
     cells = claim.cells(False)
     assert len(cells) == 2 + 20 and not claim.cells(True)

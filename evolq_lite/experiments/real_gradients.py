@@ -68,6 +68,11 @@ def stage_of(cell: Cell) -> int:
     return int(cell["seed"]) if cell["role"] == "race" else 0
 
 
+def at_step(method: str, step: float) -> str:
+    """What a choice calls a descent."""
+    return f"{method}, step {step:g}"
+
+
 def run(cell: Cell, place: Place) -> Result:
     """In a choice, the fitness after every descent; in a race, one reading of the test images."""
     source = source_of(cell, place, cell["images"])
@@ -76,9 +81,9 @@ def run(cell: Cell, place: Place) -> Result:
     search = SearchConfig(passes=cell["passes"], seed=cell["seed"])
     if cell["role"] == "choice":
         return {
-            f"{method}, step {step:g}": follow_gradient(
-                copy_of(start), search, method.lower(), step
-            )["fitness"]
+            at_step(method, step): follow_gradient(copy_of(start), search, method.lower(), step)[
+                "fitness"
+            ]
             for method in CHOSEN
             for step in SIZES
         }
@@ -96,7 +101,7 @@ def choose_steps(results: pd.DataFrame) -> dict[str, float]:
     """The step of each method with the best calibration fitness, mean over settings."""
     choice = where(results, role="choice")
     return {
-        method: min(SIZES, key=lambda step: choice[f"{method}, step {step:g}"].mean())
+        method: min(SIZES, key=lambda step: choice[at_step(method, step)].mean())
         for method in CHOSEN
     }
 
@@ -148,7 +153,7 @@ def tables(results: pd.DataFrame) -> Tables:
         | {
             method: f"**{fitness:.5f}** (chosen)" if step == CHOSEN[method] else f"{fitness:.5f}"
             for method in CHOSEN
-            for fitness in [choice[f"{method}, step {step:g}"].mean()]
+            for fitness in [choice[at_step(method, step)].mean()]
         }
         for step in SIZES
     ]

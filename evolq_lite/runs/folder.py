@@ -114,9 +114,7 @@ class RunFolder:
                     f"{path} exists; give another --out, add --resume to continue, or remove it"
                 )
             if there:
-                raise FileExistsError(
-                    f"{path} holds {there[0]}, which no run wrote; move it, or give another --out"
-                )
+                raise in_the_way(path, there[0])
             folder.write("config.json", {"format": FORMAT, **config})
         except BaseException:
             if entered:
@@ -156,9 +154,7 @@ class RunFolder:
         if run and not replace:
             raise FileExistsError(f"{path} holds a run; give another --out, --resume or --replace")
         if foreign := names - {*(OWN + OLD if run else ())}:
-            raise FileExistsError(
-                f"{path} holds {min(foreign)}, which no run wrote; move it, or give another --out"
-            )
+            raise in_the_way(path, min(foreign))
 
     @classmethod
     def remove(cls, path: Path) -> None:
@@ -344,6 +340,13 @@ def read_object(path: Path, advice: str = ANEW) -> dict[str, Any]:
 def nothing_to_resume(path: Path | str) -> ValueError:
     """The error of --resume where no run is."""
     return ValueError(f"{path} holds no run to resume; omit --resume to start one")
+
+
+def in_the_way(path: Path, name: str) -> FileExistsError:
+    """The error of a folder for a run where somebody else's file is."""
+    return FileExistsError(
+        f"{path} holds {name}, which no run wrote; move it, or give another --out"
+    )
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
