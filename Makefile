@@ -1,4 +1,4 @@
-# Needs only make and Python 3.11 or later. Every target first creates .venv, once.
+# Needs only make and Python 3.11.5 or later. Every target first creates .venv, once.
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -82,10 +82,10 @@ $(STAMP): requirements.lock pyproject.toml
 	@found=; \
 	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	  for python in $(PYTHON); do \
-	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' 2>/dev/null; then found=$$python; break; fi; \
 	  done; \
 	  if [ -z "$$found" ]; then \
-	    echo 'Python 3.11 or later was not found: install it, or name it with make PYTHON=/path/to/python3.' >&2; exit 1; \
+	    echo 'Python 3.11.5 or later was not found: install it, or name it with make PYTHON=/path/to/python3.' >&2; exit 1; \
 	  fi; \
 	  echo "$$found -m venv $(VENV)"; \
 	  $$found -m venv --clear $(VENV) || { \

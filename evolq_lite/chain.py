@@ -1,5 +1,7 @@
 """A timm model as a chain of segments: a forward pass can stop at a block and go on from there.
 
+Read with lesson 6.
+
     chain(x) == model(x)                                     bit for bit
     chain(chain(x, stop=i), start=i) == chain(x)             for every i
 

@@ -363,11 +363,16 @@ def reproduce(arguments: argparse.Namespace, workers: Workers | None) -> int:
             f"{folder} holds no results to report; give the folder that holds them as --out"
         )
     report.check_folder(folder, [claim.name for claim in claims])
+    report.check_kind(folder, arguments.quick)
     with report.lock(folder):
         tasks = report.missing(claims, folder, arguments.quick)
-        if real := [cell for claim, cell in tasks if claim.name in ON_FOLDERS]:
+        wanted_cells = tasks
+        if arguments.weights or arguments.photographs:  # looked at, if all results are there, too
+            wanted_cells = [(claim, cell) for claim in claims for cell in claim.cells(False)]
+        if real := [cell for claim, cell in wanted_cells if claim.name in ON_FOLDERS]:
             with progress(None, "photographs, opened", "image") as opened:
-                real_cells.check_folders(real, place, opened.update)
+                inputs = real_cells.check_folders(real, place, opened.update)
+            report.keep_inputs(folder, inputs)
         cells = report.count(claims, arguments.quick)
         with progress(cells, "cells", "cell", initial=cells - len(tasks)) as bar:
             for cell in report.reproduce(tasks, folder, workers):
@@ -421,6 +426,8 @@ def reproduce_paper(arguments: argparse.Namespace) -> int:
     report.check_folder(folder, [grid.name], paper_grid.HEADING)
     with report.lock(folder), workers_of(arguments, grid.lack, GRID_PATIENCE) as workers:
         left, cells = grid.missing(), len(grid.cells())
+        if left:
+            report.keep_inputs(folder, grid.inputs())
         with progress(cells, "cells", "cell", initial=cells - len(left)) as bar:
             for cell in report.reproduce([(grid, cell) for cell in left], folder, workers):
                 bar.set_description(cell[:60], refresh=False)

@@ -189,7 +189,7 @@ class QuantConfig(_Checked):
 
 
 PRESETS: dict[str, QuantConfig] = {
-    # What the paper's text says: MinMax everywhere, power-of-two factors on residual sums.
+    # What we know of the paper: MinMax everywhere, power-of-two factors on residual sums.
     "paper": QuantConfig(),
     # Ours, chosen on calibration images: the first and last layer at 8 bits, scales that minimize
     # the squared error of weights, zero points where the weights want them, a scale per channel or

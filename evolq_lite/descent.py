@@ -1,4 +1,6 @@
-"""The gradient's turn: descent on the scales through the straight-through estimator. Lesson 5.
+"""The gradient's turn: descent on the scales through the straight-through estimator.
+
+Read with lesson 5.
 
 `round` has derivative zero; `round_ste` (numerics) pretends that it is one, which gives the loss a
 gradient in every scale. SGD, Adam and AdamW follow it; the paper says that the landscape is too

@@ -1,5 +1,7 @@
 """What test images say of networks, with intervals and paired tests: only here are they read.
 
+Read with lesson 7.
+
 Two networks are compared on the same images. By top-1, only the images on which one is right and
 the other wrong tell them apart; under the hypothesis of no difference, each such image is a fair
 coin: McNemar's exact test is a binomial test on them.

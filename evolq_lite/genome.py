@@ -1,4 +1,4 @@
-"""The searched scales of a block as one flat vector, and back.
+"""The searched scales of a block as one flat vector, and back. Read with lesson 6.
 
 A genome is a list of buffer names and shapes. It holds no model, so it can be sent to another
 process, and a vector can be applied without writing to the model: `unpack` gives what

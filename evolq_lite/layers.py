@@ -1,5 +1,7 @@
 """The layers of a vision transformer on quantized numbers: every point of a block, on two screens.
 
+Read with lesson 2.
+
 In a transformer block, with [ ] for a quantization point:
 
     x --+--> norm1 --> [] qkv --> [q] [k] --> q k^T --> [scores] --> softmax --+

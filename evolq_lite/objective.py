@@ -1,5 +1,7 @@
 """What a search minimizes: the fitness of a vector of scales, seen at the network's output.
 
+Read with lesson 6.
+
 `Objective` is the one interface of the package: optimizers, landscapes and remote workers all
 speak it. `BlockObjective` is its main form. The loss is global (the logits), but only the
 scales of one block differ, so the inputs of that block are kept and every candidate runs just the

@@ -1,5 +1,7 @@
 """Search by ask and tell: an optimizer proposes candidates and is told their values.
 
+Read with lesson 5.
+
 `EvolQ` is the paper's search of one block (method: population 15, tournament 10, cycles of one
 mutation):
 

@@ -1,6 +1,7 @@
 """The rooms of the package: no import circle, no way into the wings from below, no print."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -84,3 +85,15 @@ def test_the_library_prints_nothing(name):
     tree = ast.parse(MODULES[name].read_text())
     calls = [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and hasattr(n.func, "id")]
     assert "print" not in calls
+
+
+def test_a_module_names_the_lesson_that_it_is_read_with():
+    """docs/modules.md has it from there; the lesson names the module, too."""
+    lessons = sorted((PACKAGE.parent / "notebooks" / "src").glob("0[1-9]_*.py"))
+    assert len(lessons) == 9
+    for lesson in lessons:
+        line = re.search(r"\*\*Read alongside:\*\* .*", lesson.read_text())
+        for file in re.findall(r"(\w+)\.py", line[0]):
+            lecture = ast.get_docstring(ast.parse(MODULES[file].read_text()))
+            named = re.search(r"lesson (\d)", lecture)
+            assert named and named[1] == lesson.name[1], (lesson.name, file)

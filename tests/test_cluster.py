@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import test_workers
 import torch
+from commands import sentence
 from test_workers import QUANT, SEARCH, SOURCE, dies_once, hangs_once, run
 
 from evolq_lite.cli import main
@@ -155,8 +156,7 @@ def test_a_lost_scheduler_ends_the_run_resumable(alone, tmp_path):
 def refused(capsys, out, *more):
     """The sentence of a command that has begun nothing."""
     assert main(["demo", "--model", "cnn", "--out", str(out), *more]) == 2
-    said = capsys.readouterr().err.strip()
-    assert said.startswith("evolq_lite: ") and "\n" not in said
+    said = sentence(capsys.readouterr().err)
     assert not out.exists()
     return said
 

@@ -19,6 +19,7 @@ from evolq_lite import cli
 from evolq_lite.config import preset_of
 from evolq_lite.convert import kind_of, points
 from evolq_lite.data import transform_of
+from evolq_lite.deployed import Deployed
 from evolq_lite.export import export_onnx
 from evolq_lite.files import checksum_of, seal
 from evolq_lite.kernels import missing
@@ -466,6 +467,13 @@ def test_a_run_names_its_preset_and_its_crop(folders, tmp_path):
     )
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["preset"] == "recommended, with weight_bits 3" and config["crop"] == 0.8
+
+
+def test_a_run_is_exported_with_its_crop(folders, tmp_path):
+    """It was calibrated on these crops, and whoever has the file must cut images likewise."""
+    assert call(*command(folders, "--crop", 0.8)) == 0
+    assert call("export", tmp_path / "out", "--out", tmp_path / "net.onnx") == 0
+    assert Deployed(tmp_path / "net.onnx").facts["crop_pct"] == 0.8
 
 
 def test_a_run_that_an_earlier_version_began_resumes(folders, tmp_path, monkeypatch):

@@ -193,6 +193,10 @@ def test_the_table_has_published_numbers_ours_and_what_was_not_run(tmp_path):
     assert told["MSE"] == told["gain from MSE"] == paper_grid.MISSING
     assert table["ResNet-18"]["MinMax, published"] == paper_grid.UNKNOWN
     assert table["ResNet-18"]["MinMax"] == paper_grid.MISSING
+    script = results.assign(start=paper_grid.SCRIPT)  # whose images are cropped otherwise
+    told = paper_grid.tabulate(script, grid, 8, published=True).set_index("top-1")["DeiT-T"]
+    assert told["float"] == paper_grid.MISSING
+    assert told["float, cropped as by the script"] == "100.00"
     four = paper_grid.tabulate(results, grid, 4, published=True).set_index("top-1")
     assert four["ResNet-18"]["gain of Evol-Q, published"] == "+0.5 (summary)"
     assert four["DeiT-T"]["MinMax"] == paper_grid.MISSING and "OMSE, published" not in four.index

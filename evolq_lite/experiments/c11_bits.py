@@ -225,6 +225,7 @@ CLAIM = Claim(
     verdict,
     tables,
     real="R11",
+    stage=stage_of,
     note="P-values are not corrected for the number of comparisons. In KL the evolution can lose: "
     "see the CNN among the other measurements.",
 )

@@ -189,14 +189,18 @@ def slope(
     Each line is compared with itself: its mean over numbers of images is taken out first.
     """
     found = where(results, look="line", integers=integers, activations=activations)
-    xs, ys = [], []
+    xs, ys, lines = [], [], 0
     for _, mine in by(found, "network", "layer").items():
         logs = np.log(np.stack(mine["roughness"].to_list()))  # (numbers of images, lines)
         counts = np.log(mine["images"].to_numpy(float))[:, None]
         xs.append(np.broadcast_to(counts - counts.mean(), logs.shape).ravel())
         ys.append((logs - logs.mean(0)).ravel())
-    fit = linregress(np.concatenate(xs), np.concatenate(ys))
-    power, half = float(fit.slope), 1.96 * float(fit.stderr)
+        lines += logs.shape[1]
+    x, y = np.concatenate(xs), np.concatenate(ys)
+    fit = linregress(x, y)
+    free = len(x) - lines - 1  # each mean that was taken out costs a degree of freedom
+    half = 1.96 * float(fit.stderr) * ((len(x) - 2) / free) ** 0.5
+    power = float(fit.slope)
     return power, (power - half, power + half)
 
 

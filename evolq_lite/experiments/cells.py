@@ -85,10 +85,16 @@ def compute(claim: Work, cell: Cell) -> dict[str, Any]:
 
 
 def compute_with_one_thread(task: tuple[Work, Cell]) -> dict[str, Any]:
-    """The same on a worker."""
+    """The same on a worker; ValueError where a file or the disk is in the way.
+
+    Where workers compute, an OSError would mean that one was lost, and the cell be tried again.
+    """
     torch.set_num_threads(1)
     fix_kernels()
-    return compute(*task)
+    try:
+        return compute(*task)
+    except OSError as error:
+        raise ValueError(f"{type(error).__name__} in a cell of {task[0].name}: {error}") from None
 
 
 def unpack_correct(results: pd.DataFrame, column: str = "correct") -> Tensor:

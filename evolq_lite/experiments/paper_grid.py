@@ -18,12 +18,12 @@ import pandas as pd
 import torch
 
 from evolq_lite.config import PRESETS, QuantConfig, SearchConfig
-from evolq_lite.data import check_images
+from evolq_lite.data import check_images, hash_images
 from evolq_lite.evaluate import SeedComparison, tell_p, unpacked
 from evolq_lite.evolve import Evaluated
 from evolq_lite.experiments.results import VERSION, Cell, Result, ResultFile, where
 from evolq_lite.experiments.verdicts import to_markdown
-from evolq_lite.files import write_whole
+from evolq_lite.files import sha256, write_whole
 from evolq_lite.folders import Listing, list_folder
 from evolq_lite.networks import check_name
 from evolq_lite.runs.environment import device_here
@@ -275,6 +275,14 @@ class Grid:
         if tasks:
             open_once(self.validation, progress)
 
+    def inputs(self) -> dict[str, str]:
+        """What identifies the files of the missing cells, as `check` has found them."""
+        found = {"validation images": hash_images(open_once(self.validation))}
+        for network in dict.fromkeys(cell["network"] for cell in self.missing()):
+            file = self.source(network).checkpoint
+            found[f"weights of {network}"] = "timm's" if file is None else sha256(Path(file))
+        return found
+
     def folder_of(self, cell: Cell) -> Path:
         """Where the run of a cell is kept."""
         label = "-".join(str(value) for value in cell.values())
@@ -405,7 +413,8 @@ def tell_column(
 ) -> dict[str, str]:
     """What is known of a network at some weight bits, by row."""
     found = where(results, network=network) if len(results) else results
-    column = {"float": tell_mean(found[:1], "float_top1", 1)}
+    timms = found[found["start"] != SCRIPT] if len(found) else found  # cropped as timm does
+    column = {"float": tell_mean(timms[:1], "float_top1", 1)}
     if published:
         methods = PUBLISHED if bits == 8 else ("float",)
         column = {f"{m}, published": tell_published(m, network) for m in methods} | column

@@ -31,6 +31,7 @@ from evolq_lite.experiments.real_cells import (
     Change,
     Place,
     change_loss,
+    check_of,
     search_each,
     source_of,
     start_from,
@@ -93,7 +94,7 @@ def group(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def figure(results: pd.DataFrame) -> Picture:
     """KL of even bits and after each choice, a panel for each network and budget."""
     changes = change_loss(group(results), EVEN, METHODS, "instead of even bits")
-    return plot_starts(changes, "1,000-image check: bits of each layer, equal budget")
+    return plot_starts(changes, f"{check_of(results)}: bits of each layer, equal budget")
 
 
 def verdict(results: pd.DataFrame) -> Verdict:
@@ -102,7 +103,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
     rows: list[Row] = []
     others: list[Row] = []
     ahead = {rival: 0 for rival in (EVEN, RANKING, RANDOM)}
-    behind = 0
+    behind: set[str] = set()
     settings = group(results)
     for setting, found in settings.items():
         for rival in ahead:
@@ -111,12 +112,12 @@ def verdict(results: pd.DataFrame) -> Verdict:
             rows.append(kl)
             others += more
             ahead[rival] += change.kl.better
-            behind += change.kl.worse
+            behind |= {setting} if change.kl.worse else set()
     told = ", ".join(f"{rival} in {count}" for rival, count in ahead.items())
     return Verdict(
         decide(row.holds for row in rows),
-        f"On a 1,000-image check ({count_seeds(results)}), evolved bits end below {told} of "
-        f"{len(settings)} settings (KL), above a rival in {behind}.",
+        f"On a {check_of(results)} ({count_seeds(results)}), evolved bits end below {told} of "
+        f"{len(settings)} settings (KL), above a rival in {len(behind)}.",
         (*rows, *others),
     )
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from evolq_lite.config import QuantConfig
-from evolq_lite.data import Demo, check_images
+from evolq_lite.data import Demo, check_images, hash_images
 from evolq_lite.evaluate import (
     LOSSES,
     LossChange,
@@ -33,6 +33,7 @@ from evolq_lite.experiments.cells import Claim
 from evolq_lite.experiments.results import VERSION, Cell, Result, by
 from evolq_lite.experiments.setup import Setting, prepare_demo, round_setting
 from evolq_lite.experiments.verdicts import Row
+from evolq_lite.files import sha256
 from evolq_lite.folders import list_folder
 from evolq_lite.runs.environment import device_here, tell_device
 from evolq_lite.runs.scales import digest_of, load_scales, save_scales, scales_of
@@ -88,8 +89,8 @@ def start_from(
         made = digest_of(scales_of(setting.qmodel), {"version": VERSION, **asdict(config)})
         name = f"{source.model}-W{config.weight_bits}-{config.rounding}-{made[:16]}.safetensors"
         if not restore_start(KEPT / name, setting.qmodel):
+            KEPT.mkdir(parents=True, exist_ok=True)  # before a quarter of an hour, not after it
             round_setting(setting, config)
-            KEPT.mkdir(parents=True, exist_ok=True)
             save_scales(KEPT / name, setting.qmodel)
     return setting
 
@@ -139,14 +140,17 @@ def compute_at(claim: Claim, place: Place, **options: Any) -> Claim:
     return replace(claim, run=partial(claim.run, place=place, **options))
 
 
-def check_folders(cells: Sequence[Cell], place: Place, progress: Progress = quiet) -> None:
+def check_folders(
+    cells: Sequence[Cell], place: Place, progress: Progress = quiet
+) -> dict[str, str]:
     """ValueError unless the networks and photographs of some cells are there, and can be read.
 
-    Every photograph is opened: otherwise a cell would fail after a quarter of an hour.
+    Every photograph is opened: otherwise a cell would fail after a quarter of an hour. Returns what
+    identifies the files, by what they are: results of others must not be averaged with theirs.
     """
-    checkpoints = (place.weights / f"{name}.safetensors" for name in NETWORKS)
+    checkpoints = {name: place.weights / f"{name}.safetensors" for name in NETWORKS}
     images = (place.photographs, *(place.photographs / part for part in (*PARTS, CLASS_MAP)))
-    for path in (*checkpoints, *images):
+    for path in (*checkpoints.values(), *images):
         if not path.exists():
             raise ValueError(
                 f"{path} is not there; give --weights FOLDER with {' and '.join(NETWORKS)} as "
@@ -155,13 +159,22 @@ def check_folders(cells: Sequence[Cell], place: Place, progress: Progress = quie
     for name in NETWORKS:
         source = source_of({"network": name, "seed": 0}, place, wanted_by(cells))
         source.list_tests(int(source.load_network().model.num_classes))  # type: ignore[arg-type]
+    found = {f"weights of {name}": sha256(path) for name, path in checkpoints.items()}
+    found["class map"] = sha256(place.photographs / CLASS_MAP)
     for part in PARTS:
-        check_images(list_folder(place.photographs / part).paths, progress)
+        digests = check_images(list_folder(place.photographs / part).paths, progress)
+        found[f"photographs in {part}"] = hash_images(digests)
+    return found
 
 
 def wanted_by(cells: Sequence[Cell]) -> int:
     """How many photographs calibrate, and serve as fresh ones beside those, at most."""
     return max(cell.get("images", CALIBRATION) + cell.get("fresh", 0) for cell in cells)
+
+
+def check_of(results: pd.DataFrame) -> str:
+    """What a selection of test images is called: never the whole test."""
+    return f"{int(results['test_images'].max()):,}-image check"
 
 
 def group_settings(results: pd.DataFrame) -> dict[str, pd.DataFrame]:

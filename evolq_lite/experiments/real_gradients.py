@@ -24,6 +24,7 @@ from evolq_lite.experiments.real_cells import (
     Change,
     Place,
     change_loss,
+    check_of,
     group_settings,
     search_each,
     source_of,
@@ -110,7 +111,9 @@ def figure(results: pd.DataFrame) -> Picture:
     """KL before and after the search and each descent, a panel for each network and bit-width."""
     settings = group_settings(where(results, role="race"))
     changes = change_loss(settings, START, (EVOLQ, *CHOSEN), "after it")
-    return plot_starts(changes, "1,000-image check: the paper's search and gradients, from MinMax")
+    return plot_starts(
+        changes, f"{check_of(results)}: the paper's search and gradients, from MinMax"
+    )
 
 
 def verdict(results: pd.DataFrame) -> Verdict:
@@ -133,7 +136,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
             others += change.rows(f"{setting}: {name}, over MinMax")
     return Verdict(
         decide(ahead),
-        f"On a 1,000-image check ({count_seeds(race)}, one pass), {EVOLQ} from MinMax ends below "
+        f"On a {check_of(race)} ({count_seeds(race)}, one pass), {EVOLQ} from MinMax ends below "
         f"SGD or Adam in KL in {sum(ahead)} of {len(ahead)} comparisons, above in {sum(behind)}.",
         (*rows, *others),
     )

@@ -26,6 +26,7 @@ from evolq_lite.experiments.real_cells import (
     Change,
     Place,
     change_loss,
+    check_of,
     group_settings,
     measure_loss,
     search_each,
@@ -95,7 +96,7 @@ def figure(results: pd.DataFrame) -> Picture:
     """Cross-entropy before and after a search with each loss, a panel for each network."""
     loss = "cross_entropy"
     changes = change_loss(group_settings(results), START, LOSSES, "after the search", loss)
-    return plot_starts(changes, "1,000-image check: one pass with each loss, from MinMax", loss)
+    return plot_starts(changes, f"{check_of(results)}: one pass with each loss, from MinMax", loss)
 
 
 def gaps_of(found: pd.DataFrame) -> dict[str, list[float]]:
@@ -130,10 +131,14 @@ def verdict(results: pd.DataFrame) -> Verdict:
             others.append(Row.of_loss(f"{setting}: {name}, over MinMax, cross-entropy", entropy))
         if len(found) > 1:
             gaps += compare_gaps(gaps_of(found), RIVALS, f"{setting}: ")
-    less = f"; it overfits less in {sum(bool(row.holds) for row in gaps)}" if gaps else ""
+    less = ""
+    if any(row.holds is not None for row in gaps):
+        less = f"; it overfits less in {sum(bool(row.holds) for row in gaps)}"
+    elif gaps:
+        less = "; overfitting is undecided"
     return Verdict(
         decide(row.holds for row in (*rows, *gaps)),
-        f"On a 1,000-image check ({count_seeds(results)}, one pass, W3A8), infoNCE ends below "
+        f"On a {check_of(results)} ({count_seeds(results)}, one pass, W3A8), infoNCE ends below "
         f"another loss in cross-entropy in {sum(bool(row.holds) for row in rows)} of {many} "
         f"comparisons, above it in {behind}{less}.",
         (*rows, *gaps, *others),

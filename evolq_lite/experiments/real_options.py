@@ -23,6 +23,7 @@ from evolq_lite.experiments.real_cells import (
     Change,
     Place,
     change_loss,
+    check_of,
     group_settings,
     mean_loss,
     measure_loss,
@@ -90,7 +91,9 @@ def median_scale(setting: Setting) -> float:
 def figure(results: pd.DataFrame) -> Picture:
     """KL before and after each variant of the search, a panel for each network and bit-width."""
     changes = change_loss(group_settings(results), START, VARIANTS, "after the search")
-    return plot_starts(changes, "1,000-image check: one option of the search changed, from MinMax")
+    return plot_starts(
+        changes, f"{check_of(results)}: one option of the search changed, from MinMax"
+    )
 
 
 def verdict(results: pd.DataFrame) -> Verdict:
@@ -115,7 +118,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
     which = f": {better[0][0]} ({better[0][1]})" if len(better) == 1 else ""
     return Verdict(
         WORDS[2 if better else 0],
-        f"On a 1,000-image check ({count_seeds(results)}, one pass), variants beat the paper's "
+        f"On a {check_of(results)} ({count_seeds(results)}, one pass), variants beat the paper's "
         f"choice significantly in KL (Bonferroni) in {len(better)} of {many} comparisons{which}.",
         (*rows, *starts),
     )

@@ -29,6 +29,7 @@ from evolq_lite.experiments.real_cells import (
     Change,
     Place,
     change_loss,
+    check_of,
     group_settings,
     search_each,
     source_of,
@@ -88,7 +89,7 @@ def cost_of(found: pd.DataFrame) -> float:
 def figure(results: pd.DataFrame) -> Picture:
     """KL before and after each search, a panel for each bit-width."""
     changes = change_loss(group_settings(results), START, SEARCHES, "after the search")
-    return plot_starts(changes, "1,000-image check: with and without racing, from MinMax")
+    return plot_starts(changes, f"{check_of(results)}: with and without racing, from MinMax")
 
 
 def verdict(results: pd.DataFrame) -> Verdict:
@@ -110,7 +111,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
             others += more
     return Verdict(
         decide(row.holds for row in rows),
-        f"On a 1,000-image check of DeiT-Tiny ({count_seeds(results)}, one pass), as many "
+        f"On a {check_of(results)} of DeiT-Tiny ({count_seeds(results)}, one pass), as many "
         f"candidates cost {100 * sum(shares) / len(shares):.0f} % when they race; at equal cost KL "
         f"ends lower in {sum(bool(row.holds) for row in rows)} of {len(rows)} settings.",
         (*rows, *others),

@@ -23,6 +23,7 @@ from evolq_lite.experiments.real_cells import (
     FLOAT,
     NETWORKS,
     Place,
+    check_of,
     mean_loss,
     measure_gain,
     measure_loss,
@@ -98,7 +99,7 @@ def figure(results: pd.DataFrame) -> Picture:
         f"{network} W{bits}A8": {s: compare(r, r, FLOAT) for s, r in found.items()}
         for (network, bits), found in group(results).items()
     }
-    return plot_gains(gains, "1,000-image check: top-1 against the float network, no search")
+    return plot_gains(gains, f"{check_of(results)}: top-1 against the float network, no search")
 
 
 def verdict(results: pd.DataFrame) -> Verdict:
@@ -128,7 +129,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
     cost = " and ".join(f"{name} {points:.1f}" for name, points in zip(names, lost, strict=True))
     return Verdict(
         decide(row.holds for row in rows),
-        f"On a 1,000-image check (one seed), the paper's W8A8 scheme costs {cost} points; "
+        f"On a {check_of(results)} (one seed), the paper's W8A8 scheme costs {cost} points; "
         f"residual sums scaled by channel recover {' and '.join(back)}.",
         tuple(rows),
     )

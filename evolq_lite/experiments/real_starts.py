@@ -26,6 +26,7 @@ from evolq_lite.experiments.real_cells import (
     NETWORKS,
     Change,
     Place,
+    check_of,
     measure_loss,
     search_each,
     source_of,
@@ -97,7 +98,7 @@ def group(results: pd.DataFrame) -> dict[tuple[str, str], Networks]:
 
 def figure(results: pd.DataFrame) -> Picture:
     """What each search makes of each start, one panel for each network and bit-width."""
-    return draw(results, STARTS, tuple(SEARCHES), "1,000-image check: searches from each start")
+    return draw(results, STARTS, tuple(SEARCHES), f"{check_of(results)}: searches from each start")
 
 
 def draw(
@@ -135,7 +136,7 @@ def verdict(results: pd.DataFrame) -> Verdict:
     seeds = count_seeds(results[results["start"] == GOOD])
     return Verdict(
         decide(holds),
-        f"On a 1,000-image check ({seeds}, one pass), the paper's search lowers KL in "
+        f"On a {check_of(results)} ({seeds}, one pass), the paper's search lowers KL in "
         f"{sum(lowered[POOR, EVOLQ])} of {len(holds)} settings from MinMax, random search in "
         f"{sum(lowered[POOR, RANDOM])}; from GPTQ's integers, {sum(holds)} and "
         f"{sum(lowered[GOOD, RANDOM])}.",

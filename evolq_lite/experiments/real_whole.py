@@ -30,6 +30,7 @@ from evolq_lite.experiments.real_cells import (
     Change,
     Place,
     change_loss,
+    check_of,
     group_settings,
     read_test,
     source_of,
@@ -115,10 +116,10 @@ def scope_of(results: pd.DataFrame) -> str:
             f"{setting.split()[1]}: {f'{n} seeds' if n > 1 else 'one'}"
             for setting, n in counts.items()
         )
-        return f"On a 1,000-image check{of} ({each})"
+        return f"On a {check_of(results)}{of} ({each})"
     least = min(counts.values())
     several = f"{least} to {seeds}" if least < results["seed"].nunique() else seeds
-    return f"On a 1,000-image check{of} ({several})"
+    return f"On a {check_of(results)}{of} ({several})"
 
 
 # R5
@@ -127,7 +128,7 @@ def scope_of(results: pd.DataFrame) -> str:
 def figure(results: pd.DataFrame) -> Picture:
     """KL before and after both searches, a panel for each network and bit-width."""
     changes = change_loss(group_settings(results), START, (EVOLQ, RANDOM), "after ten passes")
-    return plot_starts(changes, "1,000-image check: the paper's whole search, and random search")
+    return plot_starts(changes, f"{check_of(results)}: the paper's whole search, and random search")
 
 
 def verdict(results: pd.DataFrame) -> Verdict:
@@ -224,7 +225,7 @@ def figure_of_picks(results: pd.DataFrame) -> Picture:
     """Gain over MinMax of the three snapshots, a panel for each network and bit-width."""
     images = int(results["test_images"].iloc[0])
     gains = {setting: gains_of(found, images) for setting, found in group_settings(results).items()}
-    return plot_gains(gains, "1,000-image check: snapshots picked in three ways")
+    return plot_gains(gains, f"{check_of(results)}: snapshots picked in three ways")
 
 
 def verdict_on_picks(results: pd.DataFrame) -> Verdict:

@@ -17,8 +17,8 @@ from evolq_lite.experiments.cells import Claim, Work, compute, compute_with_one_
 from evolq_lite.experiments.results import Cell, ResultFile
 from evolq_lite.experiments.verdicts import Verdict, tabulate, to_markdown
 from evolq_lite.figures import Picture, save_figure
-from evolq_lite.files import DATA, write_whole
-from evolq_lite.runs.folder import NO_LOCKS, Busy
+from evolq_lite.files import DATA, parse_json, write_whole
+from evolq_lite.runs.folder import NO_LOCKS, Busy, read_object
 from evolq_lite.runs.workers import Workers
 
 RESULTS = DATA / "results"
@@ -36,13 +36,15 @@ C1 to C12 are about the two networks embedded in this repository and their 9,920
 (Typefaces-62). REAL, and the claims that start with R, test trained ViT-Tiny and DeiT-Tiny on your
 photographs; their commands need `--weights` and `--photographs` as well. In the results that come
 with the repository these are 1,000 of 430 classes, not from the ImageNet validation set and easier:
-compare their accuracies with each other only. Calibration has one ImageNet image of each class. The
-copy of DeiT-Tiny that was measured has LayerNorm weights rounded to 8-bit fixed point. The paper's
-own table is in `docs/paper-grid.md`.
+compare their accuracies with each other only. Calibration images are drawn from 1,000 ImageNet
+images, one of each class. The copy of DeiT-Tiny that was measured has LayerNorm weights rounded to
+8-bit fixed point. The paper's own table is in `docs/paper-grid.md`.
 
 What a verdict rests on is said below it (*Cells*): networks, bits, seeds, calibration images,
-passes. The results of a long claim are shown stage by stage, as they are finished."""
+passes. The results of a long claim are shown stage by stage, as they are finished. Claims with the
+same command share their cells, and *seconds* is the sum over these, on whatever computed them."""
 
+INPUTS = "inputs.json"
 MOST_VALUES = 8  # of a parameter, in a line
 HOW_TO_OPEN = """\
 ## The files
@@ -51,7 +53,9 @@ HOW_TO_OPEN = """\
 (`result`), the seconds it took, and the number of the machine (`environment`), which a line of its
 own describes. `correct` says which test images were right, as hexadecimal bits, so that any two
 cells can be compared image by image (`evolq_lite.evaluate.unpacked`). Each line ends with a
-checksum: what was cut or changed is computed again. `PAPER.jsonl`, where there is one, is the
+checksum: what was cut or changed is computed again. `inputs.json` has the SHA-256 of the networks
+and photographs that the results on real ones are about: results of others need a folder of their
+own. `PAPER.jsonl`, where there is one, is the
 paper's grid and no claim: `docs/paper-grid.md` shows what it holds.
 
 ```python
@@ -94,11 +98,43 @@ def lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         file.release()
-        if new and {path.name for path in folder.iterdir()} <= {".lock"}:  # nothing was computed
+        # nothing was computed
+        if new and not {path.name for path in folder.iterdir()} - {".lock", INPUTS}:
             shutil.rmtree(folder)
             for parent in new[1:]:
                 with suppress(OSError):
                     parent.rmdir()
+
+
+def check_kind(folder: Path, quick: bool) -> None:
+    """ValueError for a folder with a report of whole claims, if that would become a quick one."""
+    path = folder / "claims.json"
+    try:
+        told = parse_json(path.read_bytes()) if path.is_file() else []
+        whole = [row["claim"] for row in told if "--quick" not in row["command"]]
+    except (ValueError, KeyError, TypeError):
+        return  # it is no report
+    if quick and whole:
+        raise ValueError(
+            f"{folder} holds a report of whole claims, which a quick one would replace; omit "
+            "--quick, or give another --out"
+        )
+
+
+def keep_inputs(folder: Path, inputs: dict[str, str]) -> None:
+    """Write down what the results of a locked folder are about: digests of files, by what they are.
+
+    ValueError if the folder holds results of other files.
+    """
+    path = folder / INPUTS
+    known = read_object(path, "give another --out") if path.exists() else {}
+    if others := [name for name, digest in inputs.items() if known.get(name, digest) != digest]:
+        raise ValueError(
+            f"{folder} holds results of other files than these (by {path}, other "
+            f"{', other '.join(others)}); give another --out"
+        )
+    if not inputs.keys() <= known.keys():
+        write_whole(path, (json.dumps(known | inputs, indent=1) + "\n").encode())
 
 
 def check_folder(folder: Path, claims: Sequence[str], heading: str = HEADING) -> None:
@@ -193,12 +229,22 @@ def load_claim(name: str) -> tuple[Picture, Verdict]:
 
 
 def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
-    """Figures and verdicts of every claim with a complete stage, from the files alone."""
+    """Figures and verdicts of every claim with a complete stage, from the files alone.
+
+    ValueError, and nothing is written, if there is none.
+    """
     told: list[dict[str, Any]] = []
     sections = []
     for name, claim in KNOWN.items():
         shown, finished = find_complete(claim, folder, quick)
         if not shown:
+            if finished:
+                log.warning(
+                    "%s is left out of the report: %d of its %d cells are there; compute the "
+                    "others with: python -m evolq_lite reproduce %s%s",
+                    *(name, finished, len(claim.cells(quick)), claim.reads or name),
+                    " --quick" * quick,
+                )
             continue
         results = file_of(claim, folder).read(shown)
         picture, verdict = claim.figure(results), claim.verdict(results)
@@ -223,6 +269,11 @@ def write_report(folder: Path, quick: bool = False) -> list[dict[str, Any]]:
             }
         )
         sections.append(write_section(told[-1], claim.note, verdict, claim.tables(results)))
+    if not told:
+        more = "" if quick else ", or add --quick if they are those of --quick"
+        raise ValueError(
+            f"the results in {folder} are of no complete claim; compute the others{more}"
+        )
     page = "\n\n".join(
         [
             HEADING,

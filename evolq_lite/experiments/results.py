@@ -60,7 +60,7 @@ class ResultFile:
             numbers = [number for number, _, _ in damaged]
             more = len(numbers) - SHOWN
             log.warning(
-                "line %s of %s is damaged (%s); it is omitted, and its cell is computed again",
+                "line %s of %s is damaged (%s); it is omitted until its cell is computed again",
                 ", ".join(map(str, numbers[:SHOWN])) + f" and {more} more" * (more > 0),
                 self.path,
                 damaged[0][2],
@@ -69,7 +69,7 @@ class ResultFile:
         if others := [line for line in lines if line["version"] != VERSION]:
             log.warning(
                 "%s holds %d results of version %d, and this is version %d: they stay in the file, "
-                "and their cells are computed again",
+                "and are not used; their cells are to be computed again",
                 self.path,
                 len(others),
                 others[0]["version"],

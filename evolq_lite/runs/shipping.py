@@ -64,6 +64,7 @@ def source_in(config: dict[str, Any]) -> Source:
         config["test_images"],
         seed,
         config["image_size"],
+        config.get("crop"),  # a run older than the option has none
     )
 
 
@@ -91,6 +92,8 @@ def facts_of(source: Source) -> dict[str, Any]:
     if isinstance(source, Embedded):
         return {**facts, "classes": list(CHARACTERS), "embedded": source.network}
     assert isinstance(source, Folders)
+    if source.crop is not None:
+        facts["crop_pct"] = source.crop
     if Path(source.test_folder).is_dir():
         classes = int(source.load_network().model.num_classes)  # type: ignore[arg-type]
         facts["classes"] = list(source.list_tests(classes).classes) or None

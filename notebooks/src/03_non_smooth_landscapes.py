@@ -236,10 +236,11 @@ figure.legend(loc="outside lower center", ncols=3)
 figure
 
 # %% [markdown]
-# Neither follows the slope. But at small radii the two diverge: at 0.001 % the ViT's loss still
-# moves about six times as much as the CNN's, where hardly an integer of the layer flips. The flips
-# are in the activations. At a radius of 10 %, the CNN changed more. So how rough a landscape is
-# depends on the radius at which you look, and any comparison must state it.
+# Neither follows the slope. But at small radii the two diverge: at 0.001 %, where hardly an integer
+# of the layer flips, the ViT's loss still moves by about twice its noise floor, and the CNN's
+# change has sunk below its own. The ViT's flips are in the activations. At a radius of 10 %, the
+# CNN changed more. So how rough a landscape is depends on the radius at which you look, and any
+# comparison must state it.
 #
 # ## Why not follow the gradient?
 #
@@ -386,18 +387,20 @@ figure
 
 # %% [markdown]
 # *Roughness* is the mean absolute second difference along a line: 0 for a straight line, large
-# where neighbors know nothing of each other. With 50 images, activations make most of it. But the
-# loss is a mean over images. An activation flips on one image and not on another, so these jumps
-# average out as independent errors do: with one over the square root of the number of images, the
-# power -0.5. The integer of a weight flips *for all images at once*, and its jumps hardly average
-# out. At 1,000 images they are the larger part in the CNN and in the ViT's qkv, not yet in its
-# other layers. Where neither can flip, next to nothing is left.
+# where neighbors know nothing of each other. In the ViT, activations make most of it with 50
+# images; in the CNN the integers of the weights do, whatever the number of images. But the loss is
+# a mean over images. An activation flips on one image and not on another, so these jumps average
+# out as independent errors do: with one over the square root of the number of images, the power
+# -0.5. The integer of a weight flips *for all images at once*, and its jumps hardly average out. At
+# 1,000 images they are the larger part in the ViT's qkv, too, not yet in its other layers. Where
+# neither can flip, next to nothing is left.
 #
 # What does that mean for the paper's explanation? The landscape over scales is jagged, as it says.
 # But its jumps are of two kinds. More calibration images remove the one, and the other goes away if
-# the integers are held (lesson 8); then a gradient gains far more than evolution at the same cost.
-# (These are 3-bit weights, lines within 1 %, one block of each network; the other numbers are in
-# the [results](../data/results/README.md).)
+# the integers are held (lesson 8); then, with equal and short steps, Adam gains far more than
+# evolution at the same cost. (C3 compares them with steps that were chosen. These are 3-bit
+# weights, lines within 1 %, one block of each network; the other numbers are in the
+# [results](../data/results/README.md).)
 #
 # ## And on real networks?
 #
