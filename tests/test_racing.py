@@ -136,7 +136,9 @@ def test_racing_is_refused_where_it_means_nothing(options, says, tmp_path, capsy
     assert not out.exists()
 
 
-def test_a_race_on_the_command_line_resumes_and_tells_its_share(tmp_path, monkeypatch, capsys):
+def test_a_race_on_the_command_line_resumes_and_tells_its_share(
+    few_test_images, tmp_path, monkeypatch, capsys
+):
     whole, part = tmp_path / "whole", tmp_path / "part"
     options = ("--model", "cnn", "--calibration-images", "80", "--batch", "10", "--passes", "1")
     assert main(["demo", "--racing", *options, "--out", str(whole)]) == 0
