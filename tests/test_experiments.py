@@ -289,6 +289,16 @@ def test_results_of_other_photographs_are_not_pooled(photographs, monkeypatch, c
     said = sentence(capsys.readouterr().err)
     assert "other photographs in validation" in said and "another --out" in said
     assert (out / "inputs.json").read_bytes() == kept
+    for wrong, why in (
+        (b'{"weights"', "is damaged"),
+        (b"[]", "not a JSON object"),
+        (b'{"x": 1}', "is not one that this command has written"),
+    ):
+        (out / "inputs.json").write_bytes(wrong)
+        assert main(["reproduce", "R3", "--out", str(out), *folders]) == 2
+        said = sentence(capsys.readouterr().err)
+        assert why in said and "another --out" in said and str(out / "inputs.json") in said
+        assert (out / "inputs.json").read_bytes() == wrong
 
 
 def test_folders_are_looked_at_where_all_results_are_there(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """PAPER: the whole grid, on small random networks of every family and a handful of images."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from commands import call, make_photos
+from commands import call, make_photos, sentence
 from conftest import SMALL_LEVIT, SMALL_REGNET, enliven
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
@@ -95,6 +96,20 @@ def test_every_family_goes_through_the_whole_grid(imagenet, monkeypatch):
     header = next(line for line in page.splitlines() if line.startswith("| top-1"))
     for name in ("DeiT-T", "ViT-B", "Swin-T", "LeViT", "ResNet-18", "RegNet-3.2GF", "regnety_032"):
         assert f" {name} |" in header
+
+
+def test_cells_of_other_images_are_no_part_of_a_table(imagenet, monkeypatch, capsys):
+    monkeypatch.setattr(paper_grid, "STARTS", {"MinMax": paper_grid.STARTS["MinMax"]})
+    assert call(*command(imagenet, "--networks", "resnet18")) == 0
+    others = shutil.copytree(imagenet, imagenet.parent / "others")
+    photo = min(others.glob("val/*/*.png"))
+    photo.write_bytes(photo.read_bytes() + b"\0")
+    capsys.readouterr()
+    assert call(*command(others, "--networks", "resnet18", "resnet50")) == 2
+    said = sentence(capsys.readouterr().err)
+    assert "other validation images" in said and "another --out" in said
+    assert len(results_in(imagenet.parent / "out")) == 1
+    assert call(*command(imagenet, "--networks", "resnet18", "resnet50")) == 0
 
 
 def blocks_of(network: str) -> int:

@@ -127,7 +127,12 @@ def keep_inputs(folder: Path, inputs: dict[str, str]) -> None:
     ValueError if the folder holds results of other files.
     """
     path = folder / INPUTS
-    known = read_object(path, "give another --out") if path.exists() else {}
+    advice = "give another --out, or delete it if the results beside it are about the same files"
+    known = read_object(path, advice) if path.exists() else {}
+    if known and not inputs.keys() & known.keys():
+        raise ValueError(
+            f"{path} is not one that this command has written; move it, or give another --out"
+        )
     if others := [name for name, digest in inputs.items() if known.get(name, digest) != digest]:
         raise ValueError(
             f"{folder} holds results of other files than these (by {path}, other "
