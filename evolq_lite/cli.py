@@ -427,7 +427,7 @@ def reproduce_paper(arguments: argparse.Namespace) -> int:
     with report.lock(folder), workers_of(arguments, grid.lack, GRID_PATIENCE) as workers:
         left, cells = grid.missing(), len(grid.cells())
         if left:
-            report.keep_inputs(folder, grid.inputs())
+            report.keep_inputs(folder, grid.inputs(left))
         with progress(cells, "cells", "cell", initial=cells - len(left)) as bar:
             for cell in report.reproduce([(grid, cell) for cell in left], folder, workers):
                 bar.set_description(cell[:60], refresh=False)

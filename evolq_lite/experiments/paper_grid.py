@@ -275,10 +275,10 @@ class Grid:
         if tasks:
             open_once(self.validation, progress)
 
-    def inputs(self) -> dict[str, str]:
-        """What identifies the files of the missing cells, as `check` has found them."""
+    def inputs(self, cells: Sequence[Cell]) -> dict[str, str]:
+        """What identifies the files of some cells, as `check` has found them."""
         found = {"validation images": hash_images(open_once(self.validation))}
-        for network in dict.fromkeys(cell["network"] for cell in self.missing()):
+        for network in dict.fromkeys(cell["network"] for cell in cells):
             file = self.source(network).checkpoint
             found[f"weights of {network}"] = "timm's" if file is None else sha256(Path(file))
         return found

@@ -112,7 +112,8 @@ def verdict(results: pd.DataFrame) -> Verdict:
             rows.append(kl)
             others += more
             ahead[rival] += change.kl.better
-            behind |= {setting} if change.kl.worse else set()
+            if change.kl.worse:
+                behind.add(setting)
     told = ", ".join(f"{rival} in {count}" for rival, count in ahead.items())
     return Verdict(
         decide(row.holds for row in rows),
